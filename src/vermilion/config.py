@@ -1,0 +1,220 @@
+"""Configuration: frozen dataclasses, filled from a TOML file and dotted overrides.
+
+`load` works for any frozen dataclass, nested to any depth:
+
+    load(ServeConfig, Path("serve.toml"), ["engine.max_rows=256", "port=8080"])
+
+An override wins over the file, the file over the defaults. Whatever is unknown or of the wrong type raises
+`ConfigError`, naming the setting, where it was written and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from vermilion.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How a model is run. Every field may stand in a file's `[engine]` table."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """`auto`: bfloat16 on a GPU, float32 on a CPU."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ... `auto` takes the first GPU there is."""
+    threads: int = 0
+    """CPU threads of a forward pass; 0 for all cores."""
+    kv_tokens: int = 10240
+    """Positions the key-value cache holds, over all requests."""
+    page_size: int = 16
+    """Positions of one page, the unit in which the cache is lent out."""
+    max_rows: int = 256
+    """Most token rows of one forward pass."""
+    prefill_chunk: int = 256
+    """Most prompt tokens of one request in one forward pass."""
+    max_running: int = 32
+    """Most requests decoded at once."""
+    max_waiting: int = 64
+    """Most requests queued; past it a request is refused as overloaded."""
+    draft_rows: int = 0
+    """Rows of a pass up to which drafting pays; 0 for the device's own figure."""
+    prefix_cache: bool = True
+    """Whether the pages of a finished request serve later ones with the same beginning."""
+    default_preset: str = "lossless"
+    """The decoding of a request that names none."""
+
+    def __post_init__(self) -> None:
+        least = {
+            "threads": 0,
+            "kv_tokens": 1,
+            "page_size": 1,
+            "max_rows": 1,
+            "prefill_chunk": 1,
+            "max_running": 1,
+            "max_waiting": 0,
+            "draft_rows": 0,
+        }
+        for name, limit in least.items():
+            if getattr(self, name) < limit:
+                raise ConfigError(f"engine.{name}: {getattr(self, name)} is too small; the least is {limit}.")
+        if self.kv_tokens < self.page_size:
+            raise ConfigError(
+                f"engine.kv_tokens: {self.kv_tokens} holds no page of engine.page_size={self.page_size}."
+            )
+
+
+class _Written(str):
+    """A value as typed after `key=`; its meaning depends on the field it is for."""
+
+
+def load(kind: type[Config], file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """A `kind` from defaults, then the TOML `file`, then `overrides` ("engine.max_rows=256").
+
+    Raises ConfigError.
+    """
+    return build(kind, merge(read(file) if file else {}, overrides))
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises ConfigError when it is missing, unreadable or not TOML."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such configuration file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}.") from None
+
+
+def merge(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of nested `settings` in which each override "a.b=value" is set."""
+    merged = dict(settings)
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        keys = [key.strip() for key in path.split(".")]
+        if not equals or not all(keys):
+            raise ConfigError(f"{override!r}: not an override; write section.key=value.")
+        table = merged
+        for key in keys[:-1]:
+            inner = table.get(key, {})
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"{path}: {key} is a value, not a section.")
+            table[key] = dict(inner)
+            table = table[key]
+        table[keys[-1]] = _Written(value.strip())
+    return merged
+
+
+def build(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+    """A `kind` with the given fields; `where` is the dotted path of its section, for messages."""
+    if not dataclasses.is_dataclass(kind):
+        raise TypeError(f"{kind!r} is not a dataclass")
+    hints = get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind) if field.init]
+    given = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else key
+        if key not in known:
+            raise _unknown(path, key, known)
+        given[key] = _convert(value, hints[key], path)
+    missing = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.init
+        and field.name not in given
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{where or 'configuration'}: {', '.join(missing)} must be set.")
+    return kind(**given)
+
+
+def _unknown(path: str, key: str, known: Sequence[str]) -> ConfigError:
+    section = path.removesuffix(key)
+    close = get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"Did you mean {section}{close[0]}?" if close else f"Known: {', '.join(known)}."
+    return ConfigError(f"{path}: no such setting. {hint}")
+
+
+def _convert(value: Any, hint: Any, path: str) -> Any:
+    """`value`, from TOML or an override, as the type `hint`; raises ConfigError where it is not one."""
+    if isinstance(value, _Written):
+        value = _parse(value, hint)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, arguments, path)
+    if origin is Literal:
+        if value in arguments:
+            return value
+    elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, Mapping):
+            return build(hint, value, path)
+    elif origin in (tuple, list, Sequence):
+        if isinstance(value, (list, tuple)):
+            return tuple(_convert(item, arguments[0], f"{path}[{i}]") for i, item in enumerate(value))
+    elif origin in (dict, Mapping):
+        if isinstance(value, Mapping):
+            return {key: _convert(item, arguments[1], f"{path}.{key}") for key, item in value.items()}
+    elif hint is Path and isinstance(value, str):
+        return Path(value).expanduser()
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif hint is Any or (isinstance(hint, type) and type(value) is hint):
+        return value
+    raise ConfigError(f"{path}: {value!r} is not allowed; allowed: {_describe(hint)}.")
+
+
+def _convert_union(value: Any, arguments: tuple[Any, ...], path: str) -> Any:
+    """The first member of the union that takes `value`; the error of the last that is not None."""
+    refusal: ConfigError | None = None
+    for member in arguments:
+        if member is type(None):
+            if value is None:
+                return None
+            continue
+        try:
+            return _convert(value, member, path)
+        except ConfigError as error:
+            refusal = error
+    raise refusal or ConfigError(f"{path}: {value!r} is not allowed.")
+
+
+def _parse(written: str, hint: Any) -> Any:
+    """What was typed after `key=`: `none` for an optional setting, text for a text setting, else TOML."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if written == "none" and type(None) in members:
+        return None
+    if str in members or Path in members:
+        return str(written)
+    if any(get_origin(member) is Literal and written in get_args(member) for member in members):
+        return str(written)
+    try:
+        return tomllib.loads(f"value = {written}")["value"]
+    except tomllib.TOMLDecodeError:
+        return str(written)
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return ", ".join(str(argument) for argument in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(argument) for argument in arguments if argument is not type(None))
+    if origin in (tuple, list, Sequence):
+        return f"a list, each {_describe(arguments[0])}"
+    if dataclasses.is_dataclass(hint) or origin in (dict, Mapping):
+        return "a section"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+    return names.get(hint, str(hint))

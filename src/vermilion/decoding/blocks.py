@@ -1,0 +1,266 @@
+"""Block diffusion: one state machine for causal-context, block-causal and fully bidirectional models.
+
+A canvas of masked positions is denoised over several passes; each settles what the decoder's rule accepts.
+When it is full, its tokens ride as clean rows (the commit, which stores their keys and values) in the same
+forward as the first denoise of the next canvas, so a block costs no pass of its own. With `revise_below` a
+full canvas first waits as a proposal: the commit rows give the base model's probability of each token, and
+the unlikely ones are masked again and denoised with the block's later tokens in sight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from vermilion.decoding.commit import reopen, settle
+from vermilion.decoding.passes import Pass, Read, Reading, Segment
+from vermilion.decoding.program import Open, Program, Task
+from vermilion.models.families import Traits
+
+_FIXED = Reading(token=-1, logprob=0.0)
+
+
+@dataclass(slots=True)
+class _Canvas:
+    """Positions [start, start + len(ids)); those from `end` on are behind an EOS or the limit."""
+
+    start: int
+    ids: list[int | None]
+    end: int
+    readings: list[Reading]
+    steps: int = 0
+    revisions: int = 0
+    before: dict[int, int] = field(default_factory=dict)
+    """Tokens that revision took back, by position."""
+    edited: set[int] = field(default_factory=set)
+
+    def masked(self) -> list[int]:
+        return [i for i in range(self.end) if self.ids[i] is None]
+
+
+class Blocks(Program):
+    """Decoders `threshold`, `schedule`, `entropy` and `cumulative`."""
+
+    def __init__(self, task: Task, traits: Traits) -> None:
+        super().__init__(task, traits)
+        self._canvas: _Canvas | None = None
+        self._proposal: _Canvas | None = None
+
+    @property
+    def cacheable(self) -> int:
+        if self.traits.context == "full":
+            return 0
+        start = min(self._canvas.start, len(self.tokens)) if self._canvas else len(self.tokens)
+        grid = self.traits.block_grid
+        if not grid:
+            return start - 1
+        # Only whole blocks: a block's keys and values depend on all of it. With a shift the last one must run
+        # in the program's own pass, whose last clean row gives the next block's first token.
+        whole = start // grid * grid
+        return max(0, whole - grid) if self.traits.shift and whole == len(self.tokens) else whole
+
+    # -- what to compute ---------------------------------------------------------------------------
+
+    def plan(self, draft: bool = True) -> Pass:
+        proposed = self._proposed()
+        known = [*self.tokens, *proposed]
+        if self._canvas is None and not self._ends(proposed):
+            self._canvas = self._opened(len(known))
+        canvas = self._canvas
+        stop = min(canvas.start, len(known)) if canvas else len(known)
+        segments: list[Segment] = []
+        reads: list[Read] = []
+        if self.traits.context != "full" and stop > self.cached:
+            segments.append(self._clean(known, stop))
+            reads += self._checks(known, len(proposed))
+            if canvas and self._from_base(canvas):
+                history = tuple(proposed)
+                reads.append(Read(stop - 1 - self.cached, canvas.start, "next", history=history))
+        if canvas:
+            reads += self._denoise(canvas, known, segments)
+        return Pass(tuple(segments), tuple(reads))
+
+    def _proposed(self) -> list[int]:
+        if self._proposal is None:
+            return []
+        return [token for token in self._proposal.ids[: self._proposal.end] if token is not None]
+
+    def _ends(self, proposed: Sequence[int]) -> bool:
+        """Whether the answer is over if the proposal is kept."""
+        return bool(proposed) and (
+            proposed[-1] in self.task.eos or len(self.tokens) + len(proposed) >= self.limit
+        )
+
+    def _opened(self, known: int) -> _Canvas:
+        """A new canvas behind `known` tokens; on a grid its first positions may already be fixed."""
+        length = self.task.decoding.block_length
+        grid = self.traits.block_grid
+        start = known
+        if grid:
+            start, length = known // grid * grid, grid
+        else:
+            length = min(length, self.limit - known)
+        tokens = self.tokens[start:known]
+        ids: list[int | None] = [*tokens, *([None] * (length - len(tokens)))]
+        return _Canvas(start, ids, min(length, self.limit - start), [_FIXED] * length)
+
+    def _from_base(self, canvas: _Canvas) -> bool:
+        """Whether the canvas's first token comes from the clean row before it: on opening, with a shift."""
+        return (
+            self.traits.shift
+            and self.traits.context != "full"
+            and canvas.steps == 0
+            and canvas.ids[0] is None
+        )
+
+    def _checks(self, known: list[int], num_proposed: int) -> list[Read]:
+        """Reads of the base's probability of each proposed token but the first: that one is the base's own
+        choice, or a revision's, which stands."""
+        first = len(known) - num_proposed
+        return [
+            Read(position - 1 - self.cached, position, "check", (known[position],), tuple(known[first:position]))
+            for position in range(first + 1, len(known))
+        ]
+
+    def _denoise(self, canvas: _Canvas, known: list[int], segments: list[Segment]) -> list[Read]:
+        """Append the noisy rows of `canvas` to `segments`; returns the reads of its masked positions."""
+        noisy = self._noisy_rows(canvas, known)
+        first_row = sum(len(segment.ids) for segment in segments) - noisy.start
+        segments.append(noisy)
+        filled = [token for token in canvas.ids if token is not None]
+        history = (*known[len(self.tokens) :], *filled) if canvas.start >= len(self.tokens) else tuple(
+            token for token in canvas.ids[len(self.tokens) - canvas.start :] if token is not None
+        )
+        shift = 1 if self.traits.shift else 0
+        return [
+            Read(first_row + canvas.start + i - shift, canvas.start + i, "mask", history=history)
+            for i in canvas.masked()
+            if not (i == 0 and self._from_base(canvas))
+        ]
+
+    def _noisy_rows(self, canvas: _Canvas, known: list[int]) -> Segment:
+        mask = self.traits.mask_token_id
+        ids = [mask if token is None else token for token in canvas.ids]
+        masked = [token is None for token in canvas.ids]
+        start = sees = slot = canvas.start
+        if self.traits.context == "full":
+            # Everything sees everything, the masks up to the end of the answer included.
+            future = max(0, self.limit - canvas.start - len(ids))
+            ids = [*known[: canvas.start], *ids, *([mask] * future)]
+            masked = [*([False] * canvas.start), *masked, *([True] * future)]
+            start = sees = slot = 0
+        elif self.traits.context == "causal" and canvas.ids[0] is None:
+            # The token before a masked first position anchors the block, as in training.
+            ids, masked = [known[start - 1], *ids], [False, *masked]
+            start, sees = start - 1, start - 1
+        return Segment(tuple(ids), start, slot, sees, span=0, noisy=True, masked=tuple(masked))
+
+    # -- what to make of it ------------------------------------------------------------------------
+
+    def apply(self, readings: Sequence[Reading]) -> None:
+        self._count_pass()
+        planned = list(readings)
+        if self._proposal is not None:
+            kept = self._judge(planned)
+            if not kept or self.finish is not None:
+                return
+        canvas = self._canvas
+        assert canvas is not None
+        if self.traits.context != "full":
+            self.cached = max(self.cached, canvas.start)
+        forced = planned.pop(0) if self._from_base(canvas) else None
+        masked = canvas.masked()
+        if forced is not None:
+            canvas.ids[0], canvas.readings[0] = forced.token, forced
+            masked = masked[1:]
+        decoding = self.task.decoding
+        cap = decoding.max_steps or len(canvas.ids)
+        accepted = settle(decoding, planned, forced, cap - canvas.steps)
+        for i, reading in zip(masked, planned, strict=True):
+            canvas.readings[i] = reading
+        for index in accepted:
+            canvas.ids[masked[index]] = planned[index].token
+        canvas.steps += 1
+        self._truncate(canvas)
+        self._advance(canvas)
+
+    def _truncate(self, canvas: _Canvas) -> None:
+        """Nothing behind an EOS of the answer is wanted any more."""
+        answer_start = max(0, len(self.task.prompt) - canvas.start)
+        for i in range(answer_start, canvas.end):
+            if canvas.ids[i] in self.task.eos:
+                canvas.end = i + 1
+                break
+
+    def _advance(self, canvas: _Canvas) -> None:
+        """Settle what is final; a full canvas becomes a proposal or is done with."""
+        for position, old in list(canvas.before.items()):
+            new = canvas.ids[position - canvas.start]
+            if new is not None:
+                del canvas.before[position]
+                if new != old:
+                    self.edits += 1
+                    canvas.edited.add(position)
+        decoding = self.task.decoding
+        may_revise = (
+            decoding.revise_below > 0
+            and self.traits.has_next_token
+            and canvas.revisions < decoding.max_revisions
+        )
+        if may_revise:
+            if not canvas.masked():
+                self._proposal, self._canvas = canvas, None
+            return
+        for i in range(len(self.tokens) - canvas.start, canvas.end):
+            token = canvas.ids[i]
+            if token is None:
+                return
+            self._settle(canvas.readings[i], token)
+            if self.finish is not None:
+                return
+        self._canvas = None
+
+    def _judge(self, planned: list[Reading]) -> bool:
+        """Take the check readings off `planned`; keep the proposal, or reopen part of it and say False."""
+        proposal = self._proposal
+        assert proposal is not None
+        self._proposal = None
+        checks = [planned.pop(0) for _ in range(1, proposal.end)]
+        base = [math.inf, *(check.target_logprobs[0] for check in checks)]
+        unlikely = reopen(base, self.task.decoding.revise_below)
+        final = unlikely[0] if unlikely else proposal.end
+        for i in range(final):
+            token = proposal.ids[i]
+            self._settle(proposal.readings[i], token)
+            if self.finish is not None:
+                return True
+        if not unlikely:
+            return True
+        # The clean rows before the first reopened token are good.
+        self.cached = proposal.start + final
+        for i in unlikely:
+            proposal.before[proposal.start + i] = int(proposal.ids[i] or 0)
+            proposal.ids[i] = None
+        self._canvas = _Canvas(
+            start=proposal.start + final,
+            ids=proposal.ids[final : proposal.end],
+            end=proposal.end - final,
+            readings=proposal.readings[final : proposal.end],
+            steps=1,
+            revisions=proposal.revisions + 1,
+            before=proposal.before,
+            edited=proposal.edited,
+        )
+        return False
+
+    def canvas(self) -> list[Open]:
+        view: list[Open] = []
+        for part in (self._proposal, self._canvas):
+            if part is None:
+                continue
+            for i in range(max(0, len(self.tokens) - part.start), part.end):
+                token = part.ids[i]
+                guess = part.readings[i].token if token is None else token
+                view.append(Open(guess, masked=token is None, edited=part.start + i in part.edited))
+        return view

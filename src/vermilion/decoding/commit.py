@@ -1,0 +1,175 @@
+"""The decision of one denoise step: which masked positions settle now. Pure functions on plain numbers.
+
+Positions are indexes into the argument lists. Ties go to the leftmost, so that a decision never depends on
+a sort's internals.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from vermilion.decoding.passes import Reading
+from vermilion.types import Decoding
+
+
+def settle(
+    decoding: Decoding, readings: Sequence[Reading], forced: Reading | None, steps_left: int
+) -> tuple[int, ...]:
+    """Which of `readings` (one per masked position) to accept.
+
+    `forced` is the reading of a position that settles in this step anyway (a block's first token, from the
+    base); with it, the rules may accept nothing more. Without it at least one position settles. When
+    `steps_left` is 1 everything does: no block outlives its cap.
+    """
+    if not readings:
+        return ()
+    if steps_left <= 1:
+        return tuple(range(len(readings)))
+    if decoding.decoder == "schedule":
+        chosen = _scheduled(readings, forced, steps_left)
+    elif decoding.decoder == "entropy":
+        chosen = _entropy_bounded(readings, forced, decoding.threshold)
+    elif decoding.decoder == "cumulative":
+        chosen = _cumulative(readings, forced, decoding.threshold)
+    else:
+        bound = math.log(decoding.threshold) if decoding.threshold > 0 else -math.inf
+        chosen = [i for i, reading in enumerate(readings) if reading.logprob >= bound]
+    if not chosen and forced is None:
+        chosen = _surest(readings)[:1]
+    return tuple(sorted(chosen))
+
+
+def _surest(readings: Sequence[Reading]) -> list[int]:
+    return sorted(range(len(readings)), key=lambda i: (-readings[i].logprob, i))
+
+
+def _scheduled(readings: Sequence[Reading], forced: Reading | None, steps_left: int) -> list[int]:
+    """Equal shares of what is left over the steps that are left (LLaDA, arXiv 2502.09992)."""
+    already = 0 if forced is None else 1
+    quota = math.ceil((len(readings) + already) / steps_left) - already
+    return _surest(readings)[:quota]
+
+
+def _entropy_bounded(readings: Sequence[Reading], forced: Reading | None, bound: float) -> list[int]:
+    """Largest set by rising entropy whose entropies sum, the largest left out, to at most `bound`.
+
+    That sum bounds the dependence ignored by settling them independently (EB-sampler, arXiv 2505.24857).
+    """
+    order = sorted(range(len(readings)), key=lambda i: (readings[i].entropy, i))
+    total = 0.0 if forced is None else forced.entropy
+    largest = total
+    chosen: list[int] = []
+    for i in order:
+        total += readings[i].entropy
+        largest = max(largest, readings[i].entropy)
+        if total - largest > bound:
+            break
+        chosen.append(i)
+    return chosen
+
+
+def _cumulative(readings: Sequence[Reading], forced: Reading | None, joint: float) -> list[int]:
+    """Longest prefix by falling confidence whose joint log-probability stays at or above log(joint)."""
+    bound = math.log(joint) if joint > 0 else -math.inf
+    total = 0.0 if forced is None else forced.logprob
+    chosen: list[int] = []
+    for i in _surest(readings):
+        total += readings[i].logprob
+        if total < bound:
+            break
+        chosen.append(i)
+    return chosen
+
+
+def reopen(base_logprobs: Sequence[float], below: float) -> tuple[int, ...]:
+    """Positions whose base probability is lower than `below`."""
+    if below <= 0:
+        return ()
+    bound = math.log(below)
+    return tuple(i for i, logprob in enumerate(base_logprobs) if logprob < bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One drafted token in a tree; `parent` -1 stands right behind the settled text."""
+
+    token: int
+    parent: int
+    depth: int
+    logprob: float
+    """Joint, of the path that ends here, positions taken as independent."""
+
+
+def draft_tree(levels: Sequence[Sequence[tuple[int, float]]], size: int) -> tuple[Node, ...]:
+    """The `size` likeliest paths through `levels`, parents before children.
+
+    `levels[d]` lists (token, log-probability) at depth d, likeliest first. The distributions of one denoise
+    pass do not depend on each other's tokens, so every path's probability is a product and best-first search
+    finds the set that maximises the expected number of accepted drafts (as in Medusa, arXiv 2401.10774).
+    """
+    nodes: list[Node] = []
+    # (-joint, order of discovery, parent, depth, rank); the order makes ties deterministic.
+    heap: list[tuple[float, int, int, int, int]] = []
+    found = 0
+
+    def offer(parent: int, depth: int, rank: int) -> None:
+        nonlocal found
+        if depth < len(levels) and rank < len(levels[depth]):
+            before = nodes[parent].logprob if parent >= 0 else 0.0
+            heapq.heappush(heap, (-(before + levels[depth][rank][1]), found, parent, depth, rank))
+            found += 1
+
+    offer(-1, 0, 0)
+    while heap and len(nodes) < size:
+        cost, _, parent, depth, rank = heapq.heappop(heap)
+        nodes.append(Node(levels[depth][rank][0], parent, depth, -cost))
+        offer(parent, depth, rank + 1)
+        offer(len(nodes) - 1, depth + 1, 0)
+    return tuple(nodes)
+
+
+def likeliest_ends(nodes: Sequence[Node], count: int) -> tuple[int, ...]:
+    """The `count` likeliest places for verification to stop: node indexes, -1 for none accepted.
+
+    A path's draft probability stands for its chance to be accepted.
+    """
+    chances = [1.0, *(math.exp(node.logprob) for node in nodes)]
+    ends = list(chances)
+    for node, chance in zip(nodes, chances[1:], strict=True):
+        ends[node.parent + 1] -= chance
+    order = sorted(range(len(ends)), key=lambda i: (-ends[i], i))
+    return tuple(sorted(i - 1 for i in order[:count]))
+
+
+def ancestors(nodes: Sequence[Node], index: int) -> tuple[int, ...]:
+    """Node indexes from the first draft down to `index`; empty for -1."""
+    path: list[int] = []
+    while index >= 0:
+        path.append(index)
+        index = nodes[index].parent
+    return tuple(reversed(path))
+
+
+def accepted_child(
+    nodes: Sequence[Node], parent: int, reading: Reading, share: float
+) -> tuple[int, Reading] | None:
+    """Which child of `parent` the base accepts, and its reading; None where it goes on alone.
+
+    `reading` is the base's, with the children as targets. The base's own choice always passes; with `share`
+    below 1 so does the child it likes best, if at least `share` times as likely as that choice.
+    """
+    children = [i for i, node in enumerate(nodes) if node.parent == parent]
+    for child in children:
+        if nodes[child].token == reading.token:
+            return child, reading
+    if share >= 1.0 or not children:
+        return None
+    best = max(range(len(children)), key=lambda i: (reading.target_logprobs[i], -i))
+    logprob = reading.target_logprobs[best]
+    if logprob < reading.logprob + (math.log(share) if share > 0 else -math.inf):
+        return None
+    child = children[best]
+    return child, replace(reading, token=nodes[child].token, logprob=logprob)

@@ -1,0 +1,33 @@
+"""What goes down to the worker for one request: rows to run, and what is wanted of which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vermilion.decoding.passes import Pass
+from vermilion.decoding.penalties import Adjustment
+from vermilion.types import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of one row of logits."""
+
+    sampling: Sampling
+    position: int
+    targets: Sequence[int] = ()
+    adjustments: Sequence[Adjustment] = ()
+    entropy: bool = False
+    top: int = 0
+    """How many of the likeliest tokens to list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request's part of a forward. `pages` hold its logical slots in order; `wanted` goes with
+    `rows.reads`, one each."""
+
+    pages: Sequence[int]
+    rows: Pass
+    wanted: Sequence[Wanted]

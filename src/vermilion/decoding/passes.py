@@ -1,0 +1,98 @@
+"""What one request asks of one forward pass, in plain integers, and what it gets back.
+
+Every attention kind is the same sentence with other numbers. A row of a segment sees
+
+    the logical slots [0, sees)   and   the slots [slot, slot + reach) of its own segment,
+
+and the slots listed in `also`, where `reach` ends at the row itself (causal: span 1), at the end of its block (block-causal: span = block
+length, counted on absolute positions) or at the end of the segment (bidirectional: span 0). Logical slot p
+holds the key and value of the clean token at position p; noisy rows borrow the slots behind the last clean
+one and leave nothing there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows at consecutive positions that see by the same rule."""
+
+    ids: tuple[int, ...]
+    start: int
+    """Position of the first row."""
+    slot: int
+    """Logical slot of the first row's key and value."""
+    sees: int
+    span: int
+    noisy: bool = False
+    """Runs through the adapter of a gated model."""
+    masked: tuple[bool, ...] = ()
+    """Noisy rows that carry the mask embedding instead of a token."""
+    also: tuple[int, ...] = ()
+    """Further slots that every row sees: the ancestors in a tree of drafts."""
+
+    def reach(self, row: int) -> int:
+        """How many of the segment's own rows `row` sees, counted from the first."""
+        if self.span == 0:
+            return len(self.ids)
+        block_end = ((self.start + row) // self.span + 1) * self.span
+        return min(len(self.ids), block_end - self.start)
+
+
+Purpose = Literal["next", "mask", "check", "draft"]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One row whose logits are wanted, and what for.
+
+    next   the base model's own next token     mask   the denoiser's opinion of a masked position
+    check  the base's probability of a target   draft  a guess that a later pass verifies
+    """
+
+    row: int
+    """Counted over the pass's segments in order."""
+    position: int
+    """The position it predicts: with the seed, the key of the sampling noise."""
+    purpose: Purpose
+    targets: tuple[int, ...] = ()
+    """Tokens whose log-probability is wanted too."""
+    history: tuple[int, ...] = ()
+    """Tokens between the settled answer and `position`, for the penalties."""
+    top: int = 0
+    """How many of the likeliest tokens are wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the model says of one position. Log-probabilities are natural, at temperature 1, after
+    penalties and bias, before top-k, top-p and min-p."""
+
+    token: int
+    logprob: float
+    entropy: float = 0.0
+    """Nats; computed only for the decoders that use it."""
+    target_logprobs: tuple[float, ...] = ()
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Everything one request wants computed in one forward."""
+
+    segments: tuple[Segment, ...]
+    reads: tuple[Read, ...] = ()
+    moves: tuple[tuple[int, int], ...] = ()
+    """(from, to): logical slots whose keys and values are copied before the forward, all at once."""
+
+    @property
+    def num_rows(self) -> int:
+        return sum(len(segment.ids) for segment in self.segments)
+
+    @property
+    def num_slots(self) -> int:
+        """Logical slots that must exist: all that is seen or written."""
+        return max(segment.slot + len(segment.ids) for segment in self.segments)

@@ -1,0 +1,112 @@
+"""The state of one answer between two forward passes, apart from any engine.
+
+A program says what the next pass must compute (`plan`) and takes in what it read (`apply`). It knows token
+ids and positions, nothing of tensors, pages or other requests, so what it decides cannot depend on them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vermilion.decoding.passes import Pass, Reading, Segment
+from vermilion.models.families import Traits
+from vermilion.types import Decoding, FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a program has to produce: ids and limits, already checked."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    decoding: Decoding
+    eos: frozenset[int]
+    suffix: tuple[int, ...] = ()
+    sampled: bool = False
+    """Whether the temperature is above 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """One final token of the answer."""
+
+    token: int
+    reading: Reading
+    pass_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """One position of the canvas that is not final: its token (a guess where masked)."""
+
+    token: int
+    masked: bool
+    edited: bool = False
+
+
+class Program(ABC):
+    """One answer in the making. Its owner raises `cached` after a prefix hit or a prefill."""
+
+    def __init__(self, task: Task, traits: Traits) -> None:
+        self.task = task
+        self.traits = traits
+        self.tokens: list[int] = list(task.prompt)
+        """Prompt and settled answer."""
+        self.settled: list[Settled] = []
+        self.cached = 0
+        """Leading tokens whose keys and values are stored."""
+        self.passes = 0
+        self.edits = 0
+        self.finish: FinishReason | None = None
+        self.limit = len(task.prompt) + task.max_tokens
+        self._begun = False
+
+    @abstractmethod
+    def plan(self, draft: bool = True) -> Pass:
+        """The next pass. `draft` False asks a speculative decoder to spend no rows on guesses."""
+
+    @abstractmethod
+    def apply(self, readings: Sequence[Reading]) -> None:
+        """Take in the readings of the last planned pass, in the order of its reads."""
+
+    @abstractmethod
+    def canvas(self) -> list[Open]:
+        """The positions right of the settled text, as far as they are known, for a preview."""
+
+    @property
+    def cacheable(self) -> int:
+        """Leading tokens that prefill may store before the program's own next pass."""
+        return len(self.tokens) - 1
+
+    def forget(self) -> None:
+        """The stored keys are gone; the next passes store them again."""
+        self.cached = 0
+
+    def _count_pass(self) -> None:
+        # The first pass carries the prompt's last rows: it is the prefill, except for models that never
+        # store the prompt.
+        if self._begun or self.traits.context == "full":
+            self.passes += 1
+        self._begun = True
+
+    def _settle(self, reading: Reading, token: int | None = None) -> None:
+        """Make one more token of the answer final; ends the answer at EOS or at the limit."""
+        chosen = reading.token if token is None else token
+        self.tokens.append(chosen)
+        self.settled.append(Settled(chosen, reading, self.passes))
+        if chosen in self.task.eos:
+            self.finish = "stop"
+        elif len(self.tokens) >= self.limit:
+            self.finish = "length"
+
+    def _clean(self, tokens: Sequence[int], stop: int) -> Segment:
+        """Clean rows for the positions from `cached` up to `stop` of `tokens`."""
+        grid = self.traits.block_grid if self.traits.context == "block" else 1
+        start = self.cached
+        return Segment(tuple(tokens[start:stop]), start=start, slot=start, sees=start, span=grid)
+
+    def prefill(self, count: int) -> Pass:
+        """A pass that only stores the next `count` tokens."""
+        return Pass((self._clean(self.tokens, self.cached + count),))

@@ -1,0 +1,293 @@
+"""Every decoder again, as plainly as it can be said: no cache, no batch, no state between passes.
+
+Each opinion of the model comes from a forward over the whole text with its visibility written out as a
+matrix. What the engine computes in one forward (commit and first denoise, verification and drafts) is asked
+for here in separate ones and still counted as one pass. Tests hold the engine equal to this, token for token.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vermilion.decoding.commit import confident_prefix, likeliest_lengths, reopen, settle
+from vermilion.decoding.jobs import Wanted
+from vermilion.decoding.passes import Reading
+from vermilion.decoding.penalties import adjustments, needed
+from vermilion.decoding.sampling import read
+from vermilion.models.attention import Group
+from vermilion.models.families import Traits
+from vermilion.models.transformer import Rows, Transformer
+from vermilion.types import Decoding, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A whole answer: its tokens, EOS included, and what it took."""
+
+    tokens: tuple[int, ...]
+    passes: int
+    edits: int
+
+
+class Reference:
+    """One model, one prompt, one answer at a time."""
+
+    def __init__(self, model: Transformer, traits: Traits) -> None:
+        self._model = model
+        self._traits = traits
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling, decoding: Decoding) -> Result:
+        """The answer to `prompt` by `decoding`; the counterpart of the engine's programs."""
+        answer = _Answer(self._model, self._traits, list(prompt), sampling, decoding)
+        if decoding.decoder == "ar":
+            answer.autoregress()
+        elif decoding.decoder == "lossless":
+            answer.speculate()
+        else:
+            answer.denoise_blocks()
+        prefills = 0 if self._traits.context == "full" else 1
+        return Result(tuple(answer.tokens[len(prompt) :]), answer.passes - prefills, answer.edits)
+
+
+class _Answer:
+    """The text so far and the two questions one can ask of the model: what a clean row and what a canvas says."""
+
+    def __init__(
+        self, model: Transformer, traits: Traits, tokens: list[int], sampling: Sampling, decoding: Decoding
+    ) -> None:
+        self.model, self.traits, self.sampling, self.decoding = model, traits, sampling, decoding
+        self.tokens = tokens
+        self.prompt = tuple(tokens)
+        self.limit = len(tokens) + sampling.max_tokens
+        self.eos = () if sampling.ignore_eos else traits.eos_token_ids
+        self.passes = 0
+        self.edits = 0
+        self.ended = False
+
+    # -- decoders ----------------------------------------------------------------------------------
+
+    def autoregress(self) -> None:
+        """One token per pass, from the last clean row."""
+        while not self.ended:
+            self.passes += 1
+            self.settle(self.base(self.tokens, [len(self.tokens)])[0].token)
+
+    def speculate(self) -> None:
+        """Keep the base's own choices; drafts only decide how many of them one pass yields."""
+        drafts: list[Reading] = []
+        while not self.ended:
+            self.passes += 1
+            start = len(self.tokens)
+            known = [*self.tokens, *(draft.token for draft in drafts)]
+            room = self.limit - start - 2
+            length = min(self.decoding.block_length - 2, room)
+            branches: tuple[int, ...] = ()
+            if length >= 1 and not drafts:
+                branches = (0,)
+            elif length >= 1:
+                chosen = likeliest_lengths([draft.logprob for draft in drafts], self.decoding.branches)
+                branches = tuple(count for count in chosen if count + length <= room)
+            base = self.base(known, list(range(start, len(known) + 1)))
+            accepted = 0
+            for j, reading in enumerate(base):
+                self.settle(reading.token)
+                if self.ended or j == len(drafts) or drafts[j].token != reading.token:
+                    break
+                accepted += 1
+            drafts = []
+            if not self.ended and accepted in branches:
+                # Drafted in the same pass, when the token at `unknown` was still a mask.
+                unknown = start + accepted
+                context = known[:unknown]
+                canvas: list[int | None] = [None] * (length + 1)
+                wanted = [unknown + i for i in range(1, length + 1)]
+                guesses = self.canvas(context, canvas, wanted, history=context[start:])
+                keep = confident_prefix([guess.logprob for guess in guesses], self.decoding.threshold)
+                drafts = guesses[:keep]
+
+    def denoise_blocks(self) -> None:
+        """Fill block after block; with revision, let the base reopen what it finds unlikely."""
+        proposal: list[int] = []
+        revisions = 0
+        while not self.ended:
+            known = [*self.tokens, *proposal]
+            over = bool(proposal) and (proposal[-1] in self.eos or len(known) >= self.limit)
+            if proposal:
+                unlikely = self._unlikely(proposal)
+                if unlikely:
+                    # The commit pass was spent; what it denoised of the next block is void.
+                    self.passes += 1
+                    proposal = self._revise(proposal, unlikely)
+                    revisions += 1
+                    if revisions < self.decoding.max_revisions:
+                        continue
+                    self.settle_all(proposal)
+                    proposal, revisions = [], 0
+                    continue
+                if over:
+                    self.passes += 1
+                self.settle_all(proposal)
+                proposal, revisions = [], 0
+                continue
+            start = len(self.tokens)
+            if self.traits.block_grid:
+                start -= start % self.traits.block_grid
+            block = self._fill(self._new_block(start), start, forced=self._first(start))
+            fresh = block[len(self.tokens) - start :]
+            if self.decoding.revise_below > 0 and self.decoding.max_revisions and self.traits.has_next_token:
+                proposal = fresh
+            else:
+                self.settle_all(fresh)
+
+    def _new_block(self, start: int) -> list[int | None]:
+        length = self.traits.block_grid or min(self.decoding.block_length, self.limit - start)
+        fixed = self.tokens[start:]
+        return [*fixed, *([None] * (length - len(fixed)))]
+
+    def _first(self, start: int) -> Reading | None:
+        """A block's first token, where the clean row before it gives it."""
+        if not self.traits.shift or self.traits.context == "full" or start < len(self.tokens):
+            return None
+        return self.base(self.tokens, [start])[0]
+
+    def _fill(self, block: list[int | None], start: int, forced: Reading | None, step: int = 0) -> list[int]:
+        """Denoise until the wanted part of `block` is filled; returns that part."""
+        cap = self.decoding.max_steps or len(block)
+        end = min(len(block), self.limit - start)
+        while True:
+            self.passes += 1
+            masked = [i for i in range(end) if block[i] is None and not (i == 0 and forced)]
+            history = [
+                *self.tokens[len(self.prompt) : start],
+                *(t for i, t in enumerate(block) if t is not None and start + i >= len(self.prompt)),
+            ]
+            readings = self.canvas(self.tokens[:start], block, [start + i for i in masked], history[self._old() :])
+            if forced is not None:
+                block[0] = forced.token
+            for index in settle(self.decoding, readings, forced, cap - step):
+                block[masked[index]] = readings[index].token
+            forced = None
+            step += 1
+            answer = max(0, len(self.prompt) - start)
+            ends = [i for i in range(answer, end) if block[i] in self.eos]
+            end = ends[0] + 1 if ends else end
+            if all(token is not None for token in block[:end]):
+                return [token for token in block[:end] if token is not None]
+
+    def _old(self) -> int:
+        """Settled answer tokens: what the penalties count apart from the history."""
+        return len(self.tokens) - len(self.prompt)
+
+    def _unlikely(self, proposal: list[int]) -> tuple[int, ...]:
+        start = len(self.tokens)
+        known = [*self.tokens, *proposal]
+        targets = list(range(start + 1, len(known)))
+        checks = self.base(known, targets, check=True) if targets else []
+        return reopen([0.0, *(check.target_logprob for check in checks)], self.decoding.revise_below)
+
+    def _revise(self, proposal: list[int], unlikely: tuple[int, ...]) -> list[int]:
+        """Settle what stands before the first unlikely token, fill the unlikely ones anew."""
+        first = unlikely[0]
+        self.settle_all(proposal[:first])
+        block: list[int | None] = list(proposal[first:])
+        for i in unlikely:
+            block[i - first] = None
+        filled = self._fill(block, len(self.tokens), forced=None, step=1)
+        for i in unlikely:
+            if i - first < len(filled) and filled[i - first] != proposal[i]:
+                self.edits += 1
+        return filled
+
+    # -- text --------------------------------------------------------------------------------------
+
+    def settle(self, token: int) -> None:
+        self.tokens.append(token)
+        self.ended = token in self.eos or len(self.tokens) >= self.limit
+
+    def settle_all(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            if not self.ended:
+                self.settle(token)
+
+    # -- the model ---------------------------------------------------------------------------------
+
+    def base(self, tokens: Sequence[int], positions: Sequence[int], check: bool = False) -> list[Reading]:
+        """What clean rows over `tokens` say of each position from the row before it."""
+        count = len(tokens)
+        span = self.traits.block_grid if self.traits.context == "block" else 1
+        at = torch.arange(count)
+        visible = at[None, :] // span <= at[:, None] // span
+        logits = self._forward(list(tokens), [False] * count, list(range(count)), count, visible)
+        settled = len(self.tokens)
+        wanted = [
+            self._wanted(p, tokens[settled:p], tokens[p] if check else -1) for p in positions
+        ]
+        return self._read(logits, [p - 1 for p in positions], wanted)
+
+    def canvas(
+        self,
+        context: Sequence[int],
+        block: Sequence[int | None],
+        positions: Sequence[int],
+        history: Sequence[int],
+    ) -> list[Reading]:
+        """What the denoiser says of masked `positions`, with `block` standing right behind `context`."""
+        mask, shift = self.traits.mask_token_id, int(self.traits.shift)
+        start = len(context)
+        noisy = [mask if token is None else token for token in block]
+        masked = [token is None for token in block]
+        num_clean = start
+        if self.traits.context == "causal" and block[0] is None:
+            noisy, masked = [context[-1], *noisy], [False, *masked]
+            num_clean = start - 1
+        if self.traits.context == "full":
+            rest = self.limit - start - len(block)
+            noisy = [*context, *noisy, *([mask] * rest)]
+            masked = [*([False] * start), *masked, *([True] * rest)]
+            num_clean = 0
+        ids = [*context[:num_clean], *noisy]
+        where = [*range(num_clean), *range(num_clean, num_clean + len(noisy))]
+        span = self.traits.block_grid if self.traits.context == "block" else 1
+        at = torch.arange(len(ids))
+        clean = at < num_clean
+        # Clean rows see clean rows as always; noisy rows see everything.
+        visible = torch.where(clean[:, None], clean & (at[None, :] // span <= at[:, None] // span), True)
+        logits = self._forward(ids, [*([False] * num_clean), *masked], where, num_clean, visible)
+        wanted = [self._wanted(p, history, -1) for p in positions]
+        return self._read(logits, [p - shift for p in positions], wanted)
+
+    def _wanted(self, position: int, history: Sequence[int], target: int) -> Wanted:
+        changes = []
+        if needed(self.sampling):
+            banned = self.eos if position < len(self.prompt) + self.sampling.min_tokens else ()
+            answer = Counter(self.tokens[len(self.prompt) :])
+            changes = adjustments(self.sampling, self.prompt, answer, history, banned)
+        return Wanted(self.sampling, position, target, changes, entropy=True)
+
+    @torch.inference_mode()
+    def _forward(
+        self, ids: list[int], masked: list[bool], positions: list[int], num_clean: int, visible: Tensor
+    ) -> Tensor:
+        """Logits of all rows; visible [N, N] says which row sees which."""
+        count = len(ids)
+        pool = self.model.new_pool(count)
+        architecture = self.model.architecture
+        bias = torch.zeros(visible.shape, dtype=pool.dtype).masked_fill(~visible, float("-inf"))
+        bias = bias.repeat(architecture.num_heads // architecture.num_kv_heads, 1)[None].to(pool.device)
+        rows = Rows(
+            ids_N=torch.tensor(ids, device=pool.device),
+            positions_N=torch.tensor(positions, device=pool.device),
+            masked_N=torch.tensor(masked, device=pool.device),
+            num_clean=num_clean,
+            slots_N=torch.arange(count, device=pool.device),
+            groups=[Group(None, None, (0, count), bias)],
+        )
+        return self.model.logits(self.model(rows, pool))
+
+    def _read(self, logits: Tensor, rows: Sequence[int], wanted: Sequence[Wanted]) -> list[Reading]:
+        return read(logits[list(rows)], wanted, self.traits.mask_token_id) if rows else []

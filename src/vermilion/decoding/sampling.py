@@ -1,0 +1,127 @@
+"""From logits to readings: one set of tensor operations for all wanted rows, one transfer to the host.
+
+Shapes: R wanted rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vermilion.decoding.jobs import Wanted
+from vermilion.decoding.passes import Reading
+from vermilion.types import Sampling
+
+
+def read(logits_RV: Tensor, wanted: Sequence[Wanted], mask_token_id: int) -> list[Reading]:
+    """Choose a token per row and measure it. Overwrites `logits_RV`.
+
+    The mask token is never chosen. At temperature 0 the choice is the likeliest token, else the maximum of
+    logits / temperature + Gumbel noise within top-k, top-p and min-p: an exact sample, whose noise depends on
+    (seed, position) alone.
+    """
+    logits_RV = logits_RV.float() if logits_RV.dtype in (torch.bfloat16, torch.float16) else logits_RV
+    logits_RV[:, mask_token_id] = float("-inf")
+    _adjust(logits_RV, wanted)
+    total_R = torch.logsumexp(logits_RV, -1)
+    best_R, token_R = logits_RV.max(-1)
+    sampled = [row for row, want in enumerate(wanted) if want.sampling.temperature > 0]
+    if sampled:
+        token_R = token_R.clone()
+        for row in sampled:
+            token_R[row] = _sample(logits_RV[row], wanted[row])
+        best_R = logits_RV.gather(-1, token_R[:, None])[:, 0]
+    columns = [token_R.double(), (best_R - total_R).double(), _entropy(logits_RV, total_R, wanted)]
+    numbers = torch.stack(columns, 1).tolist()
+    targets = _targets(logits_RV, total_R, wanted)
+    tops = _tops(logits_RV, total_R, wanted)
+    return [
+        Reading(int(token), logprob, entropy, target, top)
+        for (token, logprob, entropy), target, top in zip(numbers, targets, tops, strict=True)
+    ]
+
+
+def _adjust(logits_RV: Tensor, wanted: Sequence[Wanted]) -> None:
+    flat = [(row, change) for row, want in enumerate(wanted) for change in want.adjustments]
+    if not flat:
+        return
+    device, dtype = logits_RV.device, logits_RV.dtype
+    rows = torch.tensor([row for row, _ in flat], device=device)
+    tokens = torch.tensor([change.token for _, change in flat], device=device)
+    repetition = torch.tensor([change.repetition for _, change in flat], device=device, dtype=dtype)
+    add = torch.tensor([change.add for _, change in flat], device=device, dtype=dtype)
+    old = logits_RV[rows, tokens]
+    logits_RV[rows, tokens] = torch.where(old > 0, old / repetition, old * repetition) + add
+
+
+def _entropy(logits_RV: Tensor, total_R: Tensor, wanted: Sequence[Wanted]) -> Tensor:
+    if not any(want.entropy for want in wanted):
+        return torch.zeros(len(wanted), dtype=torch.float64, device=logits_RV.device)
+    logprob_RV = logits_RV - total_R[:, None]
+    return torch.special.entr(logprob_RV.exp()).sum(-1).double()
+
+
+def _targets(logits_RV: Tensor, total_R: Tensor, wanted: Sequence[Wanted]) -> list[tuple[float, ...]]:
+    if not any(want.targets for want in wanted):
+        return [()] * len(wanted)
+    rows = torch.tensor([row for row, want in enumerate(wanted) for _ in want.targets], device=logits_RV.device)
+    tokens = torch.tensor([token for want in wanted for token in want.targets], device=logits_RV.device)
+    values = iter((logits_RV[rows, tokens] - total_R[rows]).double().tolist())
+    return [tuple(next(values) for _ in want.targets) for want in wanted]
+
+
+def _tops(
+    logits_RV: Tensor, total_R: Tensor, wanted: Sequence[Wanted]
+) -> list[tuple[tuple[int, float], ...]]:
+    listed = [row for row, want in enumerate(wanted) if want.top]
+    tops: list[tuple[tuple[int, float], ...]] = [()] * len(wanted)
+    if not listed:
+        return tops
+    rows = torch.tensor(listed, device=logits_RV.device)
+    values, tokens = torch.topk(logits_RV[rows], max(wanted[row].top for row in listed), dim=-1)
+    values = (values - total_R[rows, None]).double()
+    for row, token_row, value_row in zip(listed, tokens.tolist(), values.tolist(), strict=True):
+        tops[row] = tuple(zip(token_row[: wanted[row].top], value_row, strict=False))
+    return tops
+
+
+def _sample(logits_V: Tensor, want: Wanted) -> Tensor:
+    sampling = want.sampling
+    scaled = _filtered(logits_V.double() / sampling.temperature, sampling)
+    noise = gumbel(sampling.seed, want.position, scaled.shape[-1]).to(scaled.device)
+    return torch.argmax(scaled + noise)
+
+
+def _filtered(scaled_V: Tensor, sampling: Sampling) -> Tensor:
+    """-inf outside top-k, top-p (the smallest set that holds that mass) and min-p, in this order."""
+    if sampling.top_k and sampling.top_k < scaled_V.shape[-1]:
+        scaled_V = scaled_V.masked_fill(scaled_V < torch.topk(scaled_V, sampling.top_k).values[-1], float("-inf"))
+    if sampling.top_p < 1.0:
+        ordered, order = torch.sort(scaled_V, descending=True, stable=True)
+        probability = torch.softmax(ordered, -1)
+        outside = probability.cumsum(-1) - probability >= sampling.top_p
+        outside[0] = False
+        scaled_V = scaled_V.masked_fill(torch.zeros_like(outside).scatter(0, order, outside), float("-inf"))
+    if sampling.min_p > 0.0:
+        probability = torch.softmax(scaled_V, -1)
+        scaled_V = scaled_V.masked_fill(probability < sampling.min_p * probability.max(), float("-inf"))
+    return scaled_V
+
+
+def gumbel(seed: int, position: int, size: int) -> Tensor:
+    """Standard Gumbel noise, float64 [size] on the CPU, a function of its arguments alone.
+
+    float64 because float32 noise truncates the tail that rare tokens need (arXiv 2409.02908).
+    """
+    generator = torch.Generator().manual_seed(_mixed(seed, position))
+    return -torch.empty(size, dtype=torch.float64).exponential_(generator=generator).log()
+
+
+def _mixed(seed: int, position: int) -> int:
+    """One 63-bit key per (seed, position), by splitmix64's finaliser: neighbours get unrelated streams."""
+    word = (seed * 0x9E3779B97F4A7C15 + position + 1) & (2**64 - 1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = ((word ^ (word >> shift)) * factor) & (2**64 - 1)
+    return (word ^ (word >> 31)) >> 1

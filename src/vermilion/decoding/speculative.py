@@ -1,0 +1,179 @@
+"""Autoregression and self-speculation: one program, with and without drafts.
+
+Every pass runs the clean row of the last settled token and of each drafted one, so it settles the longest
+path of drafts that the base model accepts plus one token of the base's own, whatever the drafts were worth:
+never less than one token per pass. Noisy rows ride in the same pass and draft for the next: in a pass that
+verifies nothing, behind the settled text; in a pass that verifies, behind each of the `branches` likeliest
+outcomes (the idea of TiDAR, arXiv 2511.08923). Such rows stand on tokens that may be refused and on a base
+token not yet known, which costs them quality, never correctness.
+
+`lossless` keeps exactly what the base would have chosen. Since the sampling noise is keyed by (seed,
+position), that holds for sampled text too, token for token, and needs no rejection step: noise shared by
+draft and base makes the two agree about as often as rejection sampling would accept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vermilion.decoding.commit import Node, accepted_child, ancestors, draft_tree, likeliest_ends
+from vermilion.decoding.passes import Pass, Read, Reading, Segment
+from vermilion.decoding.program import Open, Program, Task
+from vermilion.models.families import Traits
+
+SPECULATIVE = ("ar", "lossless", "relaxed")
+_CHOICES = 8
+"""Tokens per position that a tree of drafts may choose from."""
+
+
+class Speculative(Program):
+    """Decoders `ar` (never drafts), `lossless` and `relaxed`."""
+
+    def __init__(self, task: Task, traits: Traits) -> None:
+        super().__init__(task, traits)
+        self._tree: tuple[Node, ...] = ()
+        self._branches: dict[int, list[Read]] = {}
+        self._moves: tuple[tuple[int, int], ...] = ()
+        """Keys of accepted drafts that lie in another slot than their position's."""
+
+    @property
+    def lossless(self) -> bool:
+        return self.task.decoding.decoder != "relaxed"
+
+    @property
+    def draft_rows(self) -> int:
+        """Rows that drafting adds to two passes, at the most."""
+        decoding = self.task.decoding
+        return 0 if decoding.decoder == "ar" else decoding.block_length + decoding.draft_nodes
+
+    @property
+    def cacheable(self) -> int:
+        return self.cached if self._moves else len(self.tokens) - 1
+
+    def forget(self) -> None:
+        super().forget()
+        self._moves = ()
+
+    def plan(self, draft: bool = True) -> Pass:
+        settled, tree = len(self.tokens), self._tree
+        stored = self.cached + len(self._moves)
+        clean = Segment(tuple(self.tokens[stored:]), stored, stored, sees=stored, span=1)
+        segments = [clean]
+        reads = [Read(len(clean.ids) - 1, settled, "next", self._children(-1))]
+        for index, node in enumerate(tree):
+            path = ancestors(tree, index)
+            segments.append(
+                Segment(
+                    (node.token,),
+                    start=settled + node.depth,
+                    slot=settled + index,
+                    sees=settled,
+                    span=1,
+                    also=tuple(settled + i for i in path[:-1]),
+                )
+            )
+            history = tuple(tree[i].token for i in path)
+            position = settled + node.depth + 1
+            reads.append(Read(len(clean.ids) + index, position, "next", self._children(index), history))
+        self._branches = {}
+        for end in self._ends() if draft or not self.lossless else ():
+            segment, wanted = self._branch(end, segments)
+            if wanted:
+                segments.append(segment)
+                self._branches[end] = wanted
+                reads += wanted
+        return Pass(tuple(segments), tuple(reads), self._moves)
+
+    def _children(self, parent: int) -> tuple[int, ...]:
+        """Targets of a base read: only a relaxed verdict looks at more than the base's own choice."""
+        if self.lossless:
+            return ()
+        return tuple(node.token for node in self._tree if node.parent == parent)
+
+    def _ends(self) -> tuple[int, ...]:
+        """Outcomes of this pass to draft behind."""
+        if self.task.decoding.decoder == "ar":
+            return ()
+        return likeliest_ends(self._tree, self.task.decoding.branches) if self._tree else (-1,)
+
+    def _branch(self, end: int, segments: list[Segment]) -> tuple[Segment, list[Read]]:
+        """Noisy rows behind the drafts up to node `end`: a visible anchor, then masks, as in training.
+
+        The first mask stands for the base token that this pass will add there; each mask's row reads the
+        position behind it. No reads where the answer has no room for what they would draft.
+        """
+        settled, mask = len(self.tokens), self.traits.mask_token_id
+        path = ancestors(self._tree, end)
+        unknown = settled + len(path)
+        # A draft for the answer's last position saves no pass: the base gives that token anyway.
+        count = min(self.task.decoding.block_length - 1, self.limit - 2 - unknown)
+        segment = Segment(
+            ids=(self._tree[end].token if path else self.tokens[-1], *([mask] * count)),
+            start=unknown - 1,
+            slot=segments[-1].slot + len(segments[-1].ids),
+            sees=settled if path else settled - 1,
+            span=0,
+            noisy=True,
+            masked=(False, *([True] * count)),
+            also=tuple(settled + i for i in path[:-1]),
+        )
+        row = sum(len(earlier.ids) for earlier in segments)
+        history = tuple(self._tree[i].token for i in path)
+        return segment, [
+            Read(row + i, unknown + i, "draft", history=history, top=_CHOICES) for i in range(1, count + 1)
+        ]
+
+    def apply(self, readings: Sequence[Reading]) -> None:
+        self._count_pass()
+        settled, tree = len(self.tokens), self._tree
+        path = self._verified(readings)
+        preview = [position.token for position in self.canvas()]
+        self.edits += sum(a != b for a, b in zip(preview, self.tokens[settled:], strict=False))
+        # The base's K/V of accepted drafts is good; off the first path it lies in a later slot.
+        in_place = sum(index == depth for depth, index in enumerate(path))
+        self.cached = settled + in_place
+        self._moves = tuple(
+            (settled + index, settled + depth) for depth, index in enumerate(path) if index != depth
+        )
+        end = path[-1] if path else -1
+        self._tree = ()
+        if self.finish is None and end in self._branches:
+            at = 1 + len(tree)
+            for branch, wanted in self._branches.items():
+                if branch == end:
+                    self._tree = self._drafted(readings[at : at + len(wanted)])
+                at += len(wanted)
+
+    def _verified(self, readings: Sequence[Reading]) -> list[int]:
+        """Settle what the base accepts and its next token; the accepted nodes."""
+        share = 1.0 if self.lossless else self.task.decoding.accept_above
+        path: list[int] = []
+        end = -1
+        while self.finish is None:
+            verdict = accepted_child(self._tree, end, readings[end + 1], share)
+            if verdict is None:
+                self._settle(readings[end + 1])
+                break
+            end, reading = verdict
+            self._settle(reading)
+            path.append(end)
+        return path
+
+    def _drafted(self, guesses: Sequence[Reading]) -> tuple[Node, ...]:
+        if self.task.sampled:
+            # The token that shares the base's noise is by far the likeliest to be its choice.
+            levels = [[(guess.token, guess.logprob)] for guess in guesses]
+        else:
+            levels = [list(guess.top[:_CHOICES]) for guess in guesses]
+        return draft_tree(levels, self.task.decoding.draft_nodes)
+
+    def canvas(self) -> list[Open]:
+        """The likeliest path of the tree."""
+        view: list[Open] = []
+        parent = -1
+        for index, node in enumerate(self._tree):
+            # Children are found likeliest first.
+            if node.parent == parent and node.depth == len(view):
+                view.append(Open(node.token, masked=False))
+                parent = index
+        return view

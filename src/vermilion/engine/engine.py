@@ -1,0 +1,161 @@
+"""Requests in, events out, one forward per step. No torch here: the worker is handed in.
+
+`submit` and `abort` take effect between two steps. Not thread-safe: `engine/service.py` gives it a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence as Listing
+from typing import Protocol
+
+from vermilion.decoding.blocks import Blocks
+from vermilion.decoding.jobs import Job, Wanted
+from vermilion.decoding.passes import Reading
+from vermilion.decoding.penalties import adjustments, needed
+from vermilion.decoding.program import Program, Task
+from vermilion.decoding.speculative import SPECULATIVE, Speculative
+from vermilion.engine.output import Output
+from vermilion.engine.scheduler import Scheduler, Sequence, Work
+from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded
+from vermilion.models.families import Traits
+from vermilion.text import Tokenizer
+from vermilion.types import EngineStats, Event, Finish, ModelInfo, Request
+
+log = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """What the engine needs of a worker."""
+
+    def run(self, jobs: Listing[Job]) -> list[list[Reading]]: ...
+
+
+class Engine:
+    """Continuous batching over one model."""
+
+    def __init__(
+        self, worker: Runner, scheduler: Scheduler, tokenizer: Tokenizer, model: ModelInfo, traits: Traits
+    ) -> None:
+        self.worker = worker
+        self.scheduler = scheduler
+        self.tokenizer = tokenizer
+        self.model = model
+        self.traits = traits
+        self.steps = 0
+        self._sequences: dict[str, Sequence] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    def check(self, request: Request) -> None:
+        """Raise the error that `submit` would; reads nothing that a step changes."""
+        if not request.prompt:
+            raise BadRequest("The prompt is empty; give at least one token.", param="prompt")
+        highest = max(request.prompt)
+        if highest >= self.model.vocab_size or min(request.prompt) < 0:
+            raise BadParameter("prompt", highest, f"token ids from 0 to {self.model.vocab_size - 1}")
+        if request.decoding.decoder not in self.model.decoders:
+            raise BadParameter(
+                "decoding.decoder", request.decoding.decoder, ", ".join(self.model.decoders),
+                f"{self.model.id} has no other.",
+            )  # fmt: skip
+        total = len(request.prompt) + len(request.suffix)
+        if total >= self.model.context_length:
+            raise ContextLengthExceeded(self.model.context_length, total)
+        room = self.model.context_length - total
+        if not 1 <= request.sampling.max_tokens <= room:
+            raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its events come out of `step`. Raises `BadRequest` and its kinds."""
+        self.check(request)
+        if request.id in self._sequences:
+            raise BadRequest(f"A request with id {request.id!r} is already running.", param="id")
+        output = Output(request, self.tokenizer)
+        sequence = Sequence(request, self._program(request), output)
+        self._sequences[request.id] = sequence
+        self.scheduler.add(sequence)
+
+    def _program(self, request: Request) -> Program:
+        eos = frozenset() if request.sampling.ignore_eos else frozenset(self.model.eos_token_ids)
+        sampling = request.sampling
+        sampled = sampling.temperature > 0
+        task = Task(request.prompt, sampling.max_tokens, request.decoding, eos, request.suffix, sampled)
+        kind = Speculative if request.decoding.decoder in SPECULATIVE else Blocks
+        return kind(task, self.traits)
+
+    def abort(self, request_id: str) -> Finish | None:
+        """End a request now; None if it has ended already."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is None:
+            return None
+        self.scheduler.remove(sequence)
+        return sequence.output.finish(sequence.program, "abort")
+
+    def fail_all(self, message: str) -> list[tuple[str, Event]]:
+        """End every request with an error, after a step has failed."""
+        events: list[tuple[str, Event]] = []
+        for name, sequence in list(self._sequences.items()):
+            self.scheduler.remove(sequence)
+            events.append((name, sequence.output.finish(sequence.program, "error", message)))
+        self._sequences.clear()
+        return events
+
+    def step(self) -> list[tuple[str, Event]]:
+        """Run one forward; the events it caused, by request id."""
+        planned = self.scheduler.plan()
+        if not planned:
+            return []
+        answers = self.worker.run([self._job(work) for work in planned])
+        self.steps += 1
+        events: list[tuple[str, Event]] = []
+        for work, readings in zip(planned, answers, strict=True):
+            sequence = work.sequence
+            if not work.prefill:
+                sequence.program.apply(readings)
+            self.scheduler.applied(work)
+            if work.prefill:
+                continue
+            name = sequence.request.id
+            events += [(name, event) for event in sequence.output.take(sequence.program)]
+            if sequence.program.finish is not None:
+                del self._sequences[name]
+                self.scheduler.remove(sequence)
+        return events
+
+    def _job(self, work: Work) -> Job:
+        return Job(work.sequence.pages, work.rows, self._wanted(work))
+
+    def _wanted(self, work: Work) -> list[Wanted]:
+        sequence = work.sequence
+        sampling, task = sequence.request.sampling, sequence.program.task
+        entropy = task.decoding.decoder == "entropy"
+        top = sampling.logprobs or 0
+        if not needed(sampling):
+            return [
+                Wanted(sampling, r.position, r.targets, (), entropy, max(top, r.top)) for r in work.rows.reads
+            ]
+        start = len(task.prompt)
+        answer = Counter(sequence.program.tokens[start:])
+        wanted = []
+        for r in work.rows.reads:
+            banned = task.eos if r.position < start + sampling.min_tokens else ()
+            changes = adjustments(sampling, task.prompt, answer, r.history, banned)
+            wanted.append(Wanted(sampling, r.position, r.targets, changes, entropy, max(top, r.top)))
+        return wanted
+
+    def stats(self) -> EngineStats:
+        scheduler = self.scheduler
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            pages_used=scheduler.cache.num_held,
+            pages_total=scheduler.cache.num_pages,
+            pages_cached=scheduler.cache.num_idle,
+            passes=self.steps,
+            preemptions=scheduler.preemptions,
+            prefix_hit_tokens=scheduler.prefix_hit_tokens,
+        )

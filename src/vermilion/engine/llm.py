@@ -1,0 +1,150 @@
+"""The Python API: a model in this process, called without a server."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vermilion.config import EngineConfig
+from vermilion.decoding.presets import resolve
+from vermilion.engine.loading import Loaded, load_model
+from vermilion.errors import BadRequest, EngineFailure
+from vermilion.types import Decoding, Event, Finish, FinishReason, ModelInfo, Request, Sampling, Text, Usage
+
+DEFAULT_MODEL = "smollm2-135m-diffusion"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+
+
+class LLM:
+    """A loaded model.
+
+        llm = LLM()
+        answers = llm.generate(["def fibonacci(n):"], Sampling(max_tokens=64), "fast")
+        for event in llm.stream(llm.chat_prompt([{"role": "user", "content": "Hello"}])): ...
+
+    Several streams may be open at once; they share forwards. One thread at a time.
+    """
+
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        config: EngineConfig | None = None,
+        loaded: Loaded | None = None,
+    ) -> None:
+        """`model` is a pulled model's name or a folder. Raises ModelFileError, ModelNotFound, ConfigError."""
+        parts = loaded or load_model(model, config or EngineConfig())
+        self.tokenizer = parts.tokenizer
+        self.template = parts.template
+        self.engine = parts.engine
+        self._numbers = itertools.count()
+        self._events: dict[str, deque[Event]] = defaultdict(deque)
+
+    @property
+    def model(self) -> ModelInfo:
+        return self.engine.model
+
+    def generate(
+        self,
+        prompts: str | Sequence[int] | Sequence[str | Sequence[int]],
+        sampling: Sampling | None = None,
+        decoding: Decoding | str = "lossless",
+    ) -> list[Answer]:
+        """Answers to one prompt or many, batched, in the prompts' order. Text is taken as it is: for a chat
+        pass `chat_prompt`'s ids."""
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        listed: Any = [prompts] if single else prompts
+        streams = [self._open(prompt, sampling, decoding, "", False) for prompt in listed]
+        return [_folded(self._drain(name)) for name in streams]
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling | None = None,
+        decoding: Decoding | str = "lossless",
+        *,
+        suffix: str | Sequence[int] = "",
+        canvas: bool = False,
+    ) -> Iterator[Event]:
+        """The events of one answer as they come; closing the iterator cancels it.
+
+        With `suffix` the answer fills the gap between the two. Errors are raised here, not at the first event.
+        """
+        return self._drain(self._open(prompt, sampling, decoding, suffix, canvas))
+
+    def chat_prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
+        """A conversation as token ids, through the model's chat template."""
+        if self.template is None:
+            raise BadRequest(f"{self.model.id} has no chat template; pass plain text instead.", param="messages")
+        return self.template.encode(messages, self.tokenizer, tools=tools)
+
+    def close(self) -> None:
+        """Drop every open answer."""
+        for name in list(self._events):
+            self.engine.abort(name)
+        self._events.clear()
+
+    def _open(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling | None,
+        decoding: Decoding | str,
+        suffix: str | Sequence[int],
+        canvas: bool,
+    ) -> str:
+        chosen = resolve(decoding, None) if isinstance(decoding, str) else decoding
+        ids = self._ids(prompt)
+        after = self._ids(suffix)
+        wanted = sampling or Sampling()
+        room = self.model.context_length - len(ids) - len(after)
+        if room > 0:
+            wanted = replace(wanted, max_tokens=min(wanted.max_tokens, room))
+        name = f"llm-{next(self._numbers)}"
+        self.engine.submit(Request(name, ids, wanted, chosen, after, canvas))
+        self._events[name] = deque()
+        return name
+
+    def _ids(self, text: str | Sequence[int]) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text)) if isinstance(text, str) else tuple(text)
+
+    def _drain(self, name: str) -> Iterator[Event]:
+        events = self._events[name]
+        try:
+            while True:
+                while not events:
+                    self._step()
+                event = events.popleft()
+                yield event
+                if isinstance(event, Finish):
+                    return
+        finally:
+            self.engine.abort(name)
+            self._events.pop(name, None)
+
+    def _step(self) -> None:
+        for name, event in self.engine.step():
+            if name in self._events:
+                self._events[name].append(event)
+
+
+def _folded(events: Iterator[Event]) -> Answer:
+    parts: list[str] = []
+    for event in events:
+        if isinstance(event, Text):
+            parts.append(event.text)
+        elif isinstance(event, Finish):
+            if event.reason == "error":
+                raise EngineFailure(event.message)
+            return Answer("".join(parts), event.reason, event.usage)
+    raise EngineFailure("The answer ended without a finish.")

@@ -1,0 +1,124 @@
+"""From a model's name to an engine that can run it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from vermilion.config import EngineConfig
+from vermilion.engine.cache import PageCache
+from vermilion.engine.engine import Engine
+from vermilion.engine.scheduler import Limits, Scheduler
+from vermilion.engine.worker import Worker
+from vermilion.errors import ConfigError, ModelFileError
+from vermilion.models import catalog, weights
+from vermilion.models.families import Family
+from vermilion.models.layers import Rotary
+from vermilion.models.transformer import Transformer, load_adapter, load_tensors
+from vermilion.text import ChatTemplate, Tokenizer
+from vermilion.types import DecoderName, ModelInfo
+
+_CANVAS_RESERVE = 128
+"""Slots kept from a request's context for the noisy rows behind it."""
+_CHEAP_ROWS = {"cpu": 64, "cuda": 2048}
+"""Rows of a forward up to which more rows cost little beside the weights' own traffic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to serve."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+
+def load_model(name: str, config: EngineConfig) -> Loaded:
+    """Read a pulled model or a folder; raises ModelFileError, ModelNotFound or ConfigError."""
+    device = _device(config.device)
+    if device.type == "cpu":
+        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    files = catalog.find(name)
+    checkpoint = weights.load(files, _dtype(config.dtype, device), device)
+    if checkpoint.family.traits.mask_token_id < 0:
+        raise ModelFileError(f"{name} is an autoregressive model; convert it to a diffusion model first.")
+    model = build(checkpoint.family, device)
+    load_tensors(model, checkpoint.tensors)
+    if checkpoint.adapter is not None:
+        load_adapter(model, checkpoint.adapter, checkpoint.adapter_scale, checkpoint.mask_embedding_H)
+    tokenizer = catalog.tokenizer_of(files)
+    try:
+        template = catalog.chat_template_of(files)
+    except ModelFileError:
+        template = None
+    return Loaded(assemble(model, checkpoint.family, tokenizer, config), tokenizer, template)
+
+
+def build(family: Family, device: torch.device | str = "cpu") -> Transformer:
+    """The backbone without weights; `load_tensors` brings them."""
+    with torch.device("meta"):
+        model = Transformer(family.architecture)
+    a = family.architecture
+    model.rotary = Rotary(a.head_dim, a.rope_theta, a.context_length, a.rope_fraction).to(device)
+    return model
+
+
+def assemble(model: Transformer, family: Family, tokenizer: Tokenizer, config: EngineConfig) -> Engine:
+    """An engine over a model that has its weights."""
+    traits = family.traits
+    model.eval().requires_grad_(False)
+    size = config.page_size
+    if traits.block_grid and size % traits.block_grid:
+        raise ConfigError(
+            f"engine.page_size: {size} is not a multiple of {family.name}'s block length, {traits.block_grid}."
+        )
+    num_pages = config.kv_tokens // size
+    context = min(family.architecture.context_length, num_pages * size - _CANVAS_RESERVE)
+    if context < size:
+        raise ConfigError(f"engine.kv_tokens: {config.kv_tokens} leaves no room for a prompt; give at least 512.")
+    device = model.norm.weight.device
+    # A fully bidirectional model stores nothing that a later pass could use.
+    share = config.prefix_cache and traits.context != "full"
+    cache = PageCache(num_pages, size, share=share, salt=family.name.encode())
+    limits = Limits(
+        max_rows=config.max_rows,
+        prefill_chunk=config.prefill_chunk,
+        max_running=config.max_running,
+        draft_rows=config.draft_rows or _CHEAP_ROWS.get(device.type, 64),
+    )
+    worker = Worker(model, num_pages, size, traits.mask_token_id)
+    return Engine(worker, Scheduler(limits, cache), tokenizer, _info(family, context), traits)
+
+
+def _info(family: Family, context_length: int) -> ModelInfo:
+    decoders: tuple[DecoderName, ...] = ("threshold", "schedule", "entropy", "cumulative")
+    if family.traits.has_next_token:
+        decoders = ("ar", "lossless", "relaxed", *decoders)
+    return ModelInfo(
+        id=family.name,
+        context_length=context_length,
+        vocab_size=family.architecture.vocab_size,
+        eos_token_ids=family.traits.eos_token_ids,
+        mask_token_id=family.traits.mask_token_id,
+        decoders=decoders,
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"engine.device: {name!r} is not a device; try auto, cpu, cuda or cuda:0.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"engine.device: {name!r} was asked for, but PyTorch finds no GPU here.")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]

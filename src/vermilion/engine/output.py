@@ -1,0 +1,106 @@
+"""From settled tokens to events: detokenising, stop strings, per-token details, the canvas preview."""
+
+from __future__ import annotations
+
+from vermilion.decoding.program import Open, Program, Settled
+from vermilion.text import Detokenizer, StopScanner, Tokenizer
+from vermilion.types import Canvas, Event, Finish, FinishReason, Request, Span, Text, TokenInfo, Usage
+
+
+class Output:
+    """What one request has been told so far."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+        self._request = request
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer)
+        self._scanner = StopScanner(request.sampling.stop)
+        self._text: list[str] = []
+        self._taken = 0
+        self._progress = 0.0
+        self.cached_tokens = 0
+        self.stopped = False
+        """Whether a stop string ended the answer."""
+
+    def take(self, program: Program) -> list[Event]:
+        """The events of one applied pass. Sets `program.finish` where a stop string ended the answer."""
+        shown: list[str] = []
+        infos: list[TokenInfo] = []
+        for settled in program.settled[self._taken :]:
+            self._taken += 1
+            if settled.token in program.task.eos:
+                break
+            text, hit = self._scanner.push(self._detokenizer.push((settled.token,)))
+            shown.append(text)
+            if self._request.sampling.logprobs is not None:
+                infos.append(self._info(settled))
+            if hit is not None:
+                self.stopped = True
+                program.finish = "stop"
+                break
+        if program.finish is not None and not self.stopped:
+            shown += self._flushed()
+        events: list[Event] = []
+        text = "".join(shown)
+        if text or infos:
+            self._text.append(text)
+            events.append(Text(text, tuple(infos)))
+        if self._request.canvas:
+            events.append(self._canvas(program))
+        if program.finish is not None:
+            events.append(self.finish(program, program.finish))
+        return events
+
+    def finish(self, program: Program, reason: FinishReason, message: str = "") -> Finish:
+        usage = Usage(
+            prompt_tokens=len(self._request.prompt) + len(self._request.suffix),
+            cached_tokens=self.cached_tokens,
+            completion_tokens=self._taken,
+            passes=program.passes,
+            edits=program.edits,
+        )
+        return Finish(reason, usage, message)
+
+    def _flushed(self) -> list[str]:
+        tail, hit = self._scanner.push(self._detokenizer.flush())
+        if hit is None:
+            rest, hit = self._scanner.flush()
+            tail += rest
+        return [tail]
+
+    def _info(self, settled: Settled) -> TokenInfo:
+        reading = settled.reading
+        top = tuple((token, self._tokenizer.token_text(token), logprob) for token, logprob in reading.top[: self._request.sampling.logprobs])
+        text = self._tokenizer.token_text(settled.token)
+        # Rounding can put the logarithm of a certainty a hair above zero.
+        logprob = min(0.0, reading.logprob)
+        return TokenInfo(settled.token, text, logprob, 2.718281828459045**logprob, settled.pass_number, top)
+
+    def _canvas(self, program: Program) -> Canvas:
+        text = "".join(self._text)
+        settled: tuple[Span, ...] = ((0, len(text)),) if text else ()
+        finished = program.finish is not None
+        opened: list[Open] = [] if finished else program.canvas()
+        filled = self._taken + sum(not position.masked for position in opened)
+        if finished:
+            self._progress = 1.0
+        else:
+            share = filled / max(1, self._request.sampling.max_tokens)
+            self._progress = max(self._progress, min(share, 0.999))
+        masked: list[Span] = []
+        edited: list[Span] = []
+        detokenizer = self._detokenizer.fork()
+        pieces = [text]
+        length = len(text)
+        for position in opened:
+            piece = detokenizer.push((position.token,)) if position.token >= 0 else ""
+            pieces.append(piece)
+            span = (length, length + len(piece))
+            length += len(piece)
+            if piece and position.masked:
+                masked.append(span)
+            if piece and position.edited:
+                edited.append(span)
+        return Canvas(
+            "".join(pieces), settled, tuple(masked), tuple(edited), self._progress, program.passes
+        )

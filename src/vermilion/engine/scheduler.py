@@ -1,0 +1,185 @@
+"""Which request computes what in the next forward: admission, budgets, memory, preemption. No torch.
+
+The order of admission is the order of rights: an older request never waits for memory that a younger one
+holds, so the oldest always advances and nothing starves.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from vermilion.decoding.passes import Pass
+from vermilion.decoding.program import Program
+from vermilion.decoding.speculative import Speculative
+from vermilion.engine.cache import Digest, PageCache
+from vermilion.engine.output import Output
+from vermilion.types import Request
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request inside the engine."""
+
+    request: Request
+    program: Program
+    output: Output
+    pages: list[int] = field(default_factory=list)
+    named: int = 0
+    """Leading pages whose content the cache has been told."""
+    digest: Digest = b""
+    admitted_before: bool = False
+    served: int = 0
+    """Number of the last step that ran rows of this request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Budgets of one engine; see `config.EngineConfig`."""
+
+    max_rows: int
+    prefill_chunk: int
+    max_running: int
+    draft_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one sequence does in a step. `prefill` stores tokens and reads nothing."""
+
+    sequence: Sequence
+    rows: Pass
+    prefill: bool
+
+
+class Scheduler:
+    """Waiting and running sequences over one page cache."""
+
+    def __init__(self, limits: Limits, cache: PageCache) -> None:
+        self.limits = limits
+        self.cache = cache
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self.prefix_hit_tokens = 0
+        self._step = 0
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, finished or aborted; its pages go back."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self.cache.release(sequence.pages)
+        sequence.pages = []
+
+    def plan(self) -> list[Work]:
+        """The next step's work, at most one item per sequence; empty only when there is nothing to do."""
+        self._step += 1
+        self._admit()
+        chunk = self.limits.prefill_chunk
+        ready = [s for s in self.running if self._pending(s) <= chunk]
+        prefilling = [s for s in self.running if self._pending(s) > chunk]
+        # Longest unserved first, so that no request is passed over twice when not all fit.
+        ready.sort(key=lambda sequence: sequence.served)
+        reserve = min(chunk, self.limits.max_rows // 2) if prefilling else 0
+        draft = self._drafts_pay(ready)
+        work: dict[int, Work] = {}
+        rows = 0
+        for sequence in ready:
+            planned = sequence.program.plan(draft)
+            if work and rows + planned.num_rows > self.limits.max_rows - reserve:
+                continue
+            rows += self._place(work, sequence, planned, prefill=False)
+        for sequence in prefilling:
+            count = min(chunk, self._pending(sequence), max(self.limits.max_rows - rows, 0))
+            count -= count % max(1, sequence.program.traits.block_grid)
+            if count <= 0 or sequence not in self.running:
+                continue
+            rows += self._place(work, sequence, sequence.program.prefill(count), prefill=True)
+        return list(work.values())
+
+    def applied(self, work: Work) -> None:
+        """Take note of what a step stored: whole pages of final tokens become shareable."""
+        sequence = work.sequence
+        program = sequence.program
+        if work.prefill:
+            program.cached += work.rows.num_rows
+        size = self.cache.page_size
+        while (sequence.named + 1) * size <= program.cached:
+            tokens = program.tokens[sequence.named * size : (sequence.named + 1) * size]
+            page = sequence.pages[sequence.named]
+            sequence.digest = self.cache.remember(page, sequence.digest, tokens)
+            sequence.named += 1
+
+    def _pending(self, sequence: Sequence) -> int:
+        """Tokens that could be stored before the program's own next pass."""
+        return max(0, sequence.program.cacheable - sequence.program.cached)
+
+    def _drafts_pay(self, ready: list[Sequence]) -> bool:
+        """Whether lossless requests should spend rows on guesses: not where rows are dear by number.
+
+        Their text does not depend on it; that of any other decoder might, so those always draft.
+        """
+        lossless = [s.program for s in ready if isinstance(s.program, Speculative) and s.program.lossless]
+        rows = sum(program.draft_rows for program in lossless)
+        return len(lossless) <= 1 or rows <= self.limits.draft_rows
+
+    def _admit(self) -> None:
+        while self.waiting and len(self.running) < self.limits.max_running:
+            sequence = self.waiting[0]
+            program = sequence.program
+            sequence.pages, sequence.digest = self.cache.match(program.tokens, program.cacheable)
+            needed = -(-(len(program.tokens) + 1) // self.cache.page_size) - len(sequence.pages)
+            if self.running and needed > self.cache.num_available:
+                self.cache.release(sequence.pages)
+                sequence.pages = []
+                return
+            self.waiting.popleft()
+            sequence.named = len(sequence.pages)
+            program.cached = sequence.named * self.cache.page_size
+            self.prefix_hit_tokens += program.cached
+            if not sequence.admitted_before:
+                sequence.output.cached_tokens = program.cached
+                sequence.admitted_before = True
+            self.running.append(sequence)
+
+    def _place(self, work: dict[int, Work], sequence: Sequence, planned: Pass, *, prefill: bool) -> int:
+        """Add the work if memory can be found for it; returns the rows it adds to the step."""
+        if sequence not in self.running or not self._reserve(work, sequence, planned):
+            return 0
+        sequence.served = self._step
+        work[id(sequence)] = Work(sequence, planned, prefill)
+        return planned.num_rows
+
+    def _reserve(self, work: dict[int, Work], sequence: Sequence, planned: Pass) -> bool:
+        """Pages for all slots of the pass, taken from younger sequences where they must be."""
+        size = self.cache.page_size
+        missing = -(-planned.num_slots // size) - len(sequence.pages)
+        if missing <= 0:
+            return True
+        last = sequence.pages[-1] if sequence.pages else -1
+        final = len(sequence.request.prompt) + sequence.request.sampling.max_tokens
+        expect = -(-final // size) - len(sequence.pages)
+        while True:
+            pages = self.cache.allocate(missing, after=last, expect=expect)
+            if pages is not None:
+                sequence.pages += pages
+                return True
+            victim = self.running[-1]
+            work.pop(id(victim), None)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Give up a sequence's memory; it keeps its tokens and its canvas and comes back first."""
+        self.preemptions += 1
+        self.running.remove(sequence)
+        self.cache.release(sequence.pages)
+        sequence.pages = []
+        sequence.program.forget()
+        self.waiting.appendleft(sequence)

@@ -1,0 +1,149 @@
+"""The only part of the engine that touches tensors: integers in, one forward, plain numbers out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vermilion.decoding.jobs import Job
+from vermilion.decoding.passes import Reading
+from vermilion.decoding.sampling import read
+from vermilion.models.attention import Visibility, plan_groups
+from vermilion.models.transformer import Rows, Transformer
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds spent, summed over forwards: in the model, in choosing tokens, in making tensors."""
+
+    forward_s: float = 0.0
+    decode_s: float = 0.0
+    prepare_s: float = 0.0
+    forwards: int = 0
+    rows: int = 0
+
+
+@dataclass(slots=True)
+class _Flat:
+    """Rows of several requests side by side, clean ones first."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    masked: list[bool] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+
+
+class Worker:
+    """A model and its key/value pool of num_pages x page_size slots."""
+
+    def __init__(self, model: Transformer, num_pages: int, page_size: int, mask_token_id: int) -> None:
+        self.model = model
+        self.page_size = page_size
+        self.mask_token_id = mask_token_id
+        self.pool = model.new_pool(num_pages * page_size)
+        self.timing = Timing()
+        self._device = model.norm.weight.device
+
+    @torch.inference_mode()
+    def run(self, jobs: Sequence[Job]) -> list[list[Reading]]:
+        """One forward over all jobs; the readings of each, in the order of its reads."""
+        began = time.perf_counter()
+        self._move(jobs)
+        rows, read_rows = self._gather(jobs)
+        prepared = time.perf_counter()
+        hidden_NH = self.model(rows, self.pool)
+        wanted = [want for job in jobs for want in job.wanted]
+        logits_RV = self.model.logits(hidden_NH[self._tensor(read_rows)]) if wanted else None
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        computed = time.perf_counter()
+        readings = [] if logits_RV is None else read(logits_RV, wanted, self.mask_token_id)
+        timing = self.timing
+        timing.prepare_s += prepared - began
+        timing.forward_s += computed - prepared
+        timing.decode_s += time.perf_counter() - computed
+        timing.forwards += 1
+        timing.rows += rows.ids_N.shape[0]
+        return _split(readings, [len(job.wanted) for job in jobs])
+
+    def _gather(self, jobs: Sequence[Job]) -> tuple[Rows, list[int]]:
+        """The forward's rows, and which of them are read, in the order of the jobs' reads."""
+        flat = _Flat()
+        row_of: list[list[int]] = [[] for _ in jobs]
+        tables = [self._table(job) for job in jobs]
+        num_clean = 0
+        for noisy in (False, True):
+            for job, table, mine in zip(jobs, tables, row_of, strict=True):
+                for segment in job.rows.segments:
+                    if segment.noisy != noisy:
+                        continue
+                    count = len(segment.ids)
+                    mine.extend(range(len(flat.ids), len(flat.ids) + count))
+                    flat.ids += segment.ids
+                    flat.positions += range(segment.start, segment.start + count)
+                    flat.masked += segment.masked or [False] * count
+                    flat.slots += table[segment.slot : segment.slot + count]
+            if not noisy:
+                num_clean = len(flat.ids)
+        seen = [self._visibility(*part) for part in zip(jobs, tables, row_of, strict=True)]
+        num_rows = len(flat.ids)
+        heads_per_key = self.model.architecture.num_heads // self.model.architecture.num_kv_heads
+        rows = Rows(
+            ids_N=self._tensor(flat.ids),
+            positions_N=self._tensor(flat.positions),
+            masked_N=self._tensor(flat.masked),
+            num_clean=num_clean,
+            slots_N=self._tensor(flat.slots),
+            groups=plan_groups(seen, num_rows, heads_per_key, self.pool),
+        )
+        read_rows = [mine[r.row] for job, mine in zip(jobs, row_of, strict=True) for r in job.rows.reads]
+        return rows, read_rows
+
+    def _move(self, jobs: Sequence[Job]) -> None:
+        pairs = [(job.pages, *pair) for job in jobs for pair in job.rows.moves]
+        if pairs:
+            source = self._tensor([self._slot(pages, old) for pages, old, _ in pairs])
+            target = self._tensor([self._slot(pages, new) for pages, _, new in pairs])
+            self.pool[:, target] = self.pool[:, source]
+
+    def _slot(self, pages: Sequence[int], logical: int) -> int:
+        return pages[logical // self.page_size] * self.page_size + logical % self.page_size
+
+    def _table(self, job: Job) -> list[int]:
+        """Pool slot of each logical slot that the job can see or write."""
+        size = self.page_size
+        slots = [page * size + offset for page in job.pages for offset in range(size)]
+        return slots[: job.rows.num_slots]
+
+    def _visibility(self, job: Job, table: list[int], rows: list[int]) -> Visibility:
+        sees: list[int] = []
+        start: list[int] = []
+        end: list[int] = []
+        also: list[tuple[int, int]] = []
+        # Segments of one pass come clean ones first, as the rows do.
+        for segment in job.rows.segments:
+            count = len(segment.ids)
+            also += [(len(sees) + row, slot) for row in range(count) for slot in segment.also]
+            sees += [segment.sees] * count
+            start += [segment.slot] * count
+            end += [segment.slot + segment.reach(row) for row in range(count)]
+        contiguous = table[-1] - table[0] == len(table) - 1 and all(
+            after == before + 1 for before, after in zip(job.pages, job.pages[1:], strict=False)
+        )
+        return Visibility(rows, sees, start, end, table, also, contiguous)
+
+    def _tensor(self, values: Sequence[int] | Sequence[bool]) -> Tensor:
+        return torch.tensor(values, device=self._device)
+
+
+def _split(readings: Sequence[Reading], counts: Sequence[int]) -> list[list[Reading]]:
+    parts: list[list[Reading]] = []
+    at = 0
+    for count in counts:
+        parts.append(list(readings[at : at + count]))
+        at += count
+    return parts

@@ -1,0 +1,88 @@
+"""Starts the HTTP service: its settings from a file and the command line, its model on a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vermilion.config import EngineConfig, load
+from vermilion.errors import ModelFileError
+from vermilion.options import DEFAULT_MODEL, ServeOptions
+from vermilion.serving import server
+from vermilion.serving.backend import Served
+from vermilion.serving.config import ServeConfig
+from vermilion.types import Sampling
+
+if TYPE_CHECKING:
+    from vermilion.engine.service import Service
+
+WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A configuration file of the service: `model` and the tables [serve] and [engine]."""
+
+    model: str = DEFAULT_MODEL
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+_SETTING_OF = {
+    "host": "serve.host",
+    "port": "serve.port",
+    "allow_remote": "serve.allow_remote",
+    "model": "model",
+    "preset": "serve.default_preset",
+    "device": "engine.device",
+    "dtype": "engine.dtype",
+}
+
+
+def settings_of(options: ServeOptions) -> Settings:
+    """Defaults, then the file, then --set, then the named options. Raises ConfigError."""
+    named = {setting: getattr(options, option) for option, setting in _SETTING_OF.items()}
+    overrides = [
+        f"{setting}={str(value).lower() if isinstance(value, bool) else value}"
+        for setting, value in named.items()
+        if value is not None
+    ]
+    return load(Settings, options.config, [*(options.set or ()), *overrides])
+
+
+def serve(options: ServeOptions, opened: Callable[[str], None]) -> None:
+    """Serves until a signal; `opened` gets the address once the port is open, before the model is loaded."""
+    settings = settings_of(options)
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("vermilion").setLevel(logging.INFO)
+    server.run(settings.serve, partial(_model, settings), opened)
+
+
+@asynccontextmanager
+async def _model(settings: Settings) -> AsyncIterator[Served]:
+    """The loaded model; torch is imported, and the weights read, while the port already answers."""
+    service, served = await asyncio.to_thread(_load, settings)
+    try:
+        yield served
+    finally:
+        await asyncio.to_thread(service.close)
+
+
+def _load(settings: Settings) -> tuple[Service, Served]:
+    from vermilion.engine.llm import LLM
+    from vermilion.engine.loading import load_model
+    from vermilion.engine.service import Service
+
+    loaded = load_model(settings.model, settings.engine)
+    if loaded.template is None:
+        raise ModelFileError(f"{settings.model} has no chat template, and the service needs one to chat.")
+    # The first forwards allocate and choose kernels; nobody should wait for that.
+    LLM(loaded=loaded).generate("Once upon a time", Sampling(max_tokens=WARM_UP_TOKENS))
+    service = Service(loaded.engine, settings.engine.max_waiting)
+    return service, Served(service, loaded.tokenizer, loaded.template)

@@ -1,0 +1,82 @@
+"""The options that several commands share, as dataclasses whose fields are typer options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+DEFAULT_MODEL = "smollm2-135m-diffusion"
+
+Model = Annotated[str, typer.Option(help="A name of `vermilion models`, or a folder.")]
+Preset = Annotated[str, typer.Option(help="How the canvas is decoded: lossless, ar, or a faster, lossy one.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """What shapes one answer; None leaves it to the preset or to the command."""
+
+    model: Model = DEFAULT_MODEL
+    preset: Preset = "lossless"
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of the answer.")] = None
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token.")] = 0.0
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0
+    threshold: Annotated[
+        float | None, typer.Option(min=0.0, help="Confidence (or entropy bound) of the preset's decoder.")
+    ] = None
+    block_length: Annotated[int | None, typer.Option(min=1, max=64, help="Positions of a canvas.")] = None
+    dtype: Dtype = "auto"
+    device: Device = "auto"
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object: text, usage.")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What a service is started with; None leaves it to the configuration file, then the default."""
+
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="8000 unless set.")] = None
+    model: Annotated[str | None, typer.Option(help="A name of `vermilion models`, or a folder.")] = None
+    preset: Annotated[str | None, typer.Option(help="Decoding of requests that name none.")] = None
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = None
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float64.")] = None
+    allow_remote: Annotated[
+        bool | None, typer.Option("--allow-remote", help="Allow a host that other computers reach.")
+    ] = None
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file with model and the tables [serve] and [engine].")
+    ] = None
+    set: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, e.g. engine.max_rows=256; repeatable.")
+    ] = None
+
+
+def with_options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Turns the last parameter of a command, a `kind`, into one command-line option per field."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        *own, last = signature.parameters.values()
+        hints = get_type_hints(kind, include_extras=True)
+        shared = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+            for name, default in ((field.name, field.default) for field in fields(kind))
+        ]
+
+        def with_fields(**values: Any) -> None:
+            options = kind(**{parameter.name: values.pop(parameter.name) for parameter in shared})
+            command(**values, **{last.name: options})
+
+        own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        with_fields.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+        with_fields.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared]}
+        with_fields.__name__, with_fields.__doc__ = command.__name__, command.__doc__
+        return with_fields
+
+    return decorate

@@ -1,0 +1,39 @@
+"""What the service needs of an engine; the only thing it knows of one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from vermilion.types import EngineStats, Event, ModelInfo, Request
+
+if TYPE_CHECKING:
+    from vermilion.text import ChatTemplate, Tokenizer
+
+
+class Backend(Protocol):
+    """An engine that runs one model."""
+
+    @property
+    def model(self) -> ModelInfo: ...
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges of now; cheap, called from the event loop."""
+
+    def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        """The events of one answer: any number of `Text` and `Canvas`, then exactly one `Finish`.
+
+        Raises `Overloaded` at the first step where the request is not taken. Closing the generator
+        cancels the request within one engine step.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A loaded model with everything a request passes through."""
+
+    backend: Backend
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    """None for a base model, which continues texts and cannot chat."""

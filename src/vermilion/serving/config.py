@@ -1,0 +1,61 @@
+"""What an operator decides about the service."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vermilion.decoding.presets import PRESETS
+from vermilion.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """Settings of the HTTP service. Raises `ConfigError` for values that cannot work."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 lets the system choose one; the log names it."""
+    allow_remote: bool = False
+    """Needed to listen on anything but this computer: without accounts, whoever reaches it may use it."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names a client may ask for, each with the id of the model that then answers."""
+    max_body_bytes: int = 8 * 1024 * 1024
+    drain_timeout_s: float = 30.0
+    """How long running answers may go on after SIGTERM before they are cut short."""
+    keep_alive_s: float = 10.0
+    """A stream that has been silent for so long gets a comment, so that no proxy gives it up."""
+    cors_origins: tuple[str, ...] = ()
+    """Web origins whose pages may call the service; `*` for all. Pages of this computer always may."""
+    default_preset: str = "lossless"
+    """The decoding of a request that names none."""
+    default_max_tokens: int = 4096
+    """The length limit of a chat answer whose request names none."""
+
+    def __post_init__(self) -> None:
+        if not self.allow_remote and not is_loopback(self.host):
+            raise ConfigError(
+                f"host: {self.host!r} can be reached from other computers, and the service has no accounts: "
+                "whoever reaches it may use it. Give --allow-remote if that is meant (behind a firewall or a "
+                "proxy that checks callers), or keep the default 127.0.0.1."
+            )
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port: {self.port} is not allowed; allowed: 0 to 65535, 0 for any free one.")
+        for name in ("max_body_bytes", "keep_alive_s", "default_max_tokens"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be above 0.")
+        if self.default_preset not in PRESETS:
+            raise ConfigError(f"default_preset: {self.default_preset!r} is not one of {', '.join(PRESETS)}.")
+        if self.drain_timeout_s < 0:
+            raise ConfigError(f"drain_timeout_s: {self.drain_timeout_s} is not allowed; allowed: 0 or more.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this computer can reach a service bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,68 @@
+"""The outermost layer of the service: addresses, request ids, metrics, and whatever nobody caught."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from time import perf_counter
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vermilion.serving.connection import ClientGone
+from vermilion.serving.errors import internal_error
+from vermilion.serving.service import Service
+
+_VERSIONED = ("/chat", "/completions", "/models")
+_CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a request whose client left before a reply began; only metrics and the log see it."""
+
+_log = logging.getLogger(__name__)
+
+
+def canonical_path(path: str) -> str:
+    """The one spelling of a route: /v1 before OpenAI's, never before ours; no slash at the end."""
+    bare = path.rstrip("/")
+    if bare == "/v1" or bare.startswith("/v1/"):
+        bare = bare.removeprefix("/v1")
+    return f"/v1{bare}" if bare.startswith(_VERSIONED) else bare or "/"
+
+
+class Edge:
+    """ASGI middleware. Every reply gets an x-request-id, under which the log tells of an internal error."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._metrics = service.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s = perf_counter()
+        request_id = f"req-{secrets.token_hex(12)}"
+        scope = {**scope, "path": canonical_path(scope["path"])}
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientGone:
+            status = status or _CLIENT_CLOSED_REQUEST
+        except Exception:
+            _log.exception("%s failed", request_id)
+            self._metrics.errors.labels("internal_error").inc()
+            if not status:
+                await internal_error(request_id)(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            duration_s = perf_counter() - started_s
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.request_s.labels(route).observe(duration_s)
+            _log.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, duration_s * 1000)

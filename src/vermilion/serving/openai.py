@@ -1,0 +1,154 @@
+"""OpenAI's request bodies, with what is particular to diffusion added. Unknown fields are ignored.
+
+A field that is null or left out takes its default in `chat.py`. The descriptions are the API reference.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+
+MOST_STOPS = 16
+MOST_CHOICES = 8
+_PENALTY = "Lowers (above 0) or raises the score of tokens "
+
+
+def flatten_content(content: object) -> object:
+    """Text of a message whose content is null, a string, or a list of text parts."""
+    if content is None:
+        return ""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else None
+        text = part.get("text") if isinstance(part, dict) else part
+        if kind not in ("text", "input_text", None) or not isinstance(text, str):
+            raise ValueError('a part must be {"type": "text", "text": "..."}; this model reads only text')
+        texts.append(text)
+    return "".join(texts)
+
+
+def list_stops(stop: object) -> object:
+    """A list of stop strings from a string, a list or null; empty ones, which nothing could end at, go."""
+    stops = [stop] if isinstance(stop, str) else stop
+    return [text for text in stops if text != ""] if isinstance(stops, list) else stops
+
+
+def single_prompt(prompt: object) -> object:
+    """The one prompt out of a list of one; a list of token ids is a prompt itself."""
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, list) and all(type(token) is int for token in prompt):
+        return prompt
+    raise ValueError("must be a string, a list of one string, or a list of token ids")
+
+
+_WIRE = ConfigDict(strict=True, extra="ignore", frozen=True)
+"""No conversion between types, nothing unknown refused."""
+
+
+class TextPart(BaseModel):
+    model_config = _WIRE
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    model_config = _WIRE
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[
+        str, BeforeValidator(flatten_content, json_schema_input_type=str | list[TextPart] | None)
+    ] = Field("", description="A string, a list of text parts, or null.")
+
+
+class StreamOptions(BaseModel):
+    model_config = _WIRE
+
+    include_usage: bool | None = Field(None, description="Send `usage` in a chunk of its own at the end.")
+
+
+class Generation(BaseModel):
+    """What chat and plain completion have in common."""
+
+    model_config = _WIRE
+
+    model: str | None = Field(None, description="Id or alias of a served model; the only one if left out.")
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer; cut to what fits.")
+    min_tokens: int | None = Field(None, ge=0, description="Do not end the answer before so many tokens.")
+    ignore_eos: bool | None = Field(None, description="Go on to `max_tokens` whatever the model says.")
+    temperature: FiniteFloat | None = Field(
+        None, ge=0, le=2, description="0, the default, takes the likeliest token; higher is more varied."
+    )
+    top_p: FiniteFloat | None = Field(None, ge=0, le=1, description="Sample from this share of probability.")
+    top_k: int | None = Field(None, ge=-1, description="Sample from so many tokens; 0 or -1: no limit.")
+    min_p: FiniteFloat | None = Field(
+        None, ge=0, le=1, description="Leave out tokens less likely than this share of the likeliest."
+    )
+    seed: int | None = Field(
+        None, ge=-(2**63), lt=2**63, description="Same seed, same answer; the i-th choice uses seed + i."
+    )
+    stop: Annotated[
+        list[str] | None, BeforeValidator(list_stops, json_schema_input_type=str | list[str] | None)
+    ] = Field(None, max_length=MOST_STOPS, description="The answer ends before any of these strings.")
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="How many answers.")
+    presence_penalty: FiniteFloat | None = Field(None, ge=-2, le=2, description=_PENALTY + "already used.")
+    frequency_penalty: FiniteFloat | None = Field(None, ge=-2, le=2, description=_PENALTY + "per use.")
+    repetition_penalty: FiniteFloat | None = Field(
+        None, gt=0, le=10, description="Divides the score of tokens already used; 1 is none."
+    )
+    logit_bias: dict[str, Annotated[FiniteFloat, Field(ge=-100, le=100)]] | None = Field(
+        None, description="Token id -> what is added to its score."
+    )
+    stream: bool | None = Field(None, description="Send the answer as server-sent events.")
+    stream_options: StreamOptions | None = None
+    preset: str | None = Field(
+        None,
+        description="A way of decoding: `ar` one token a pass, `lossless` the same text in fewer passes, "
+        "`balanced` and `fast` fewer still.",
+    )
+    decoding: dict[Annotated[str, Field(max_length=40)], Any] | None = Field(
+        None,
+        description="Single settings over the preset: `decoder`, `threshold`, `block_length`, `max_steps`, "
+        "`revise_below`, `max_revisions`, `branches`.",
+    )
+
+    @property
+    def wants_usage_chunk(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ChatBody(Generation):
+    """Body of POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, description="The conversation so far, oldest first.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="Wins over `max_tokens`.")
+    logprobs: bool | None = Field(
+        None, description="Send each token's log probability, confidence and the pass it settled in."
+    )
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each.")
+    diffusing: bool | None = Field(
+        None,
+        description="Stream the whole canvas after every pass: each chunk's `delta.content` REPLACES the one "
+        "before; `diffusion_meta` says how far it is and which characters are settled, masked or edited.",
+    )
+
+    @property
+    def streams(self) -> bool:
+        return bool(self.stream or self.diffusing)
+
+
+class CompletionBody(Generation):
+    """Body of POST /v1/completions."""
+
+    prompt: Annotated[
+        str | list[int],
+        BeforeValidator(single_prompt, json_schema_input_type=str | list[str] | list[int]),
+    ] = Field(description="Text to go on from, unchanged by any chat template; or its token ids.")
+    suffix: str | None = Field(None, description="Text right of the gap: the answer fills in between.")
+    logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each token.")

@@ -1,0 +1,197 @@
+"""The events of a call folded into one JSON reply."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from vermilion.decoding.presets import PRESETS
+from vermilion.serving.answers import Answers
+from vermilion.types import Event, Finish, FinishReason, ModelInfo, Text, TokenInfo, Usage
+
+_LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON lacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What every reply and chunk of one call repeats."""
+
+    id: str
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+@dataclass(slots=True)
+class Choice:
+    """One answer as far as it has come."""
+
+    texts: list[str] = field(default_factory=list)
+    tokens: list[TokenInfo] = field(default_factory=list)
+    reason: FinishReason = "stop"
+    usage: Usage = field(default_factory=Usage)
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, Text):
+            self.texts.append(event.text)
+            self.tokens.extend(event.tokens)
+        elif isinstance(event, Finish):
+            self.reason, self.usage = event.reason, event.usage
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+async def fold(answers: Answers, num_choices: int) -> list[Choice]:
+    """The whole answers, in the order of their requests. Raises what `answers` raises."""
+    choices = [Choice() for _ in range(num_choices)]
+    async with aclosing(answers):
+        async for arrival in answers:
+            if arrival:
+                choices[arrival[0]].add(arrival[1])
+    return choices
+
+
+def chat_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> bytes:
+    return _reply(
+        head,
+        "chat.completion",
+        [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": chat_logprobs(choice.tokens) if logprobs else None,
+                "finish_reason": choice.reason,
+            }
+            for index, choice in enumerate(choices)
+        ],
+        choices,
+    )
+
+
+def completion_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> bytes:
+    return _reply(
+        head,
+        "text_completion",
+        [
+            {
+                "index": index,
+                "text": choice.text,
+                "logprobs": completion_logprobs(choice.tokens, 0) if logprobs else None,
+                "finish_reason": choice.reason,
+            }
+            for index, choice in enumerate(choices)
+        ],
+        choices,
+    )
+
+
+def _reply(head: Head, kind: str, rendered: list[dict[str, Any]], choices: Sequence[Choice]) -> bytes:
+    reply = {
+        "id": head.id,
+        "object": kind,
+        "created": head.created,
+        "model": head.model,
+        "choices": rendered,
+        "usage": usage_body([choice.usage for choice in choices]),
+    }
+    return json.dumps(reply, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def usage_body(usages: Sequence[Usage]) -> dict[str, Any]:
+    """Usage in OpenAI's nested and Mercury's flat style; choices share one prompt, which counts once."""
+    total = Usage(
+        prompt_tokens=usages[0].prompt_tokens,
+        cached_tokens=usages[0].cached_tokens,
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        passes=sum(usage.passes for usage in usages),
+        edits=sum(usage.edits for usage in usages),
+    )
+    return {
+        "prompt_tokens": total.prompt_tokens,
+        "completion_tokens": total.completion_tokens,
+        "total_tokens": total.prompt_tokens + total.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": total.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+        "cached_input_tokens": total.cached_tokens,
+        "reasoning_tokens": 0,
+        "diffusion": {
+            "passes": total.passes,
+            "tokens_per_pass": round(total.tokens_per_pass, 3),
+            "edits": total.edits,
+        },
+    }
+
+
+def chat_logprobs(tokens: Sequence[TokenInfo]) -> dict[str, Any]:
+    """OpenAI's shape; beside each token the confidence and the pass it settled with."""
+    return {
+        "content": [
+            {
+                **_scored(token.text, token.logprob),
+                "top_logprobs": [_scored(text, logprob) for _, text, logprob in token.top],
+                "confidence": token.confidence,
+                "pass": token.pass_number,
+            }
+            for token in tokens
+        ],
+        "refusal": None,
+    }
+
+
+def completion_logprobs(tokens: Sequence[TokenInfo], offset: int) -> dict[str, Any]:
+    """OpenAI's older shape, parallel lists; `offset` is where the first token begins in the answer."""
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token.text)
+    return {
+        "tokens": [token.text for token in tokens],
+        "token_logprobs": [max(token.logprob, _LEAST_LOGPROB) for token in tokens],
+        "top_logprobs": [
+            {text: max(logprob, _LEAST_LOGPROB) for _, text, logprob in token.top} for token in tokens
+        ],
+        "text_offset": offsets,
+        "confidence": [token.confidence for token in tokens],
+        "pass": [token.pass_number for token in tokens],
+    }
+
+
+def _scored(text: str, logprob: float) -> dict[str, Any]:
+    return {
+        "token": text,
+        "logprob": max(logprob, _LEAST_LOGPROB),
+        "bytes": list(text.encode("utf-8", "replace")),
+    }
+
+
+def model_body(model: ModelInfo, id: str, parameters: Mapping[str, object]) -> dict[str, Any]:
+    """One row of the model list: OpenAI's fields and Mercury's; `parameters` are those chat understands."""
+    presets = {
+        name: preset.decoder
+        for name, preset in PRESETS.items()
+        if not model.decoders or preset.decoder in model.decoders
+    }
+    return {
+        "id": id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "vermilion",
+        "name": model.id,
+        "description": model.description,
+        "input_modalities": ["text"],
+        "output_modalities": ["text"],
+        "context_length": model.context_length,
+        "max_output_length": model.context_length - 1,
+        "pricing": dict.fromkeys(("prompt", "completion", "input_cache_reads", "input_cache_writes"), "0"),
+        "supported_sampling_parameters": sorted(set(parameters) - {"model", "messages"}),
+        "supported_features": [],
+        "supported_endpoints": ["chat.completions", "completions"],
+        "decoders": list(model.decoders),
+        "presets": presets,
+    }

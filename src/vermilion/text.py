@@ -1,0 +1,358 @@
+"""Text to token ids and back, without torch: tokenizer, streaming detokenizer, stop strings, chat template.
+
+Only byte-level BPE tokenizers are accepted (all published diffusion families use one), so that every token
+is a fixed run of bytes and streaming needs no look-back.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+import tokenizers
+
+from vermilion.errors import BadRequest, ModelFileError
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+BUILD = 1
+"""Raise it when `build_tokenizer` or `tokenizer_config` changes, so that files built before are rebuilt."""
+_SPECIAL_TYPES = (3, 4)
+"""GGUF token types: 3 control, 4 user defined; both are matched whole, never split."""
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's map of printable characters to bytes: bytes without a printable form follow from U+0100."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_of_character()
+
+
+def build_tokenizer(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """The tokenizer that GGUF `metadata` describes; raises ModelFileError for kinds we do not read."""
+    kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
+    if kind != ("gpt2", "smollm"):
+        raise ModelFileError(f"The GGUF's tokenizer is {kind}; only ('gpt2', 'smollm') is read from a GGUF.")
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    model = tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, merges)
+    built = tokenizers.Tokenizer(model)
+    # The base was trained with digits apart. Readers that leave this out split "    1" differently.
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Digits(individual_digits=True),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    built.decoder = tokenizers.decoders.ByteLevel()
+    types: list[int] = metadata["tokenizer.ggml.token_type"]
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind in _SPECIAL_TYPES]
+    built.add_special_tokens([tokenizers.AddedToken(t, normalized=False, special=True) for t in special])
+    return built
+
+
+def tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What Hugging Face keeps in tokenizer_config.json, from GGUF `metadata`."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    config: dict[str, Any] = {"chat_template": metadata.get("tokenizer.chat_template"), "build": BUILD}
+    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        token_id = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
+        config[f"{ours}_token"] = None if token_id is None else tokens[token_id]
+    return config
+
+
+class Tokenizer:
+    """Text to ids and back. Threads may share one: nothing in it changes once built."""
+
+    def __init__(self, built: tokenizers.Tokenizer, eos_token_ids: tuple[int, ...] = ()) -> None:
+        layout = json.loads(built.decoder.__getstate__()) if built.decoder else {}
+        kinds = {layout.get("type"), *(part.get("type") for part in layout.get("decoders", ()))}
+        if "ByteLevel" not in kinds:
+            raise ModelFileError(
+                f"The tokenizer decodes by {layout.get('type')}; only byte-level BPE is read."
+            )
+        built.encode_special_tokens = True
+        self._built = built
+        added = built.get_added_tokens_decoder()
+        self._special = {token.content: i for i, token in added.items() if token.special}
+        self._special_ids = frozenset(self._special.values())
+        self._split = _alternatives(self._special)
+        self._bytes: dict[int, bytes] = {}
+        self.eos_token_ids = eos_token_ids
+        self.vocab_size: int = built.get_vocab_size()
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """From tokenizer.json and, for the end ids, the config files beside it (Hugging Face layout)."""
+        path = folder / TOKENIZER_FILE
+        # The library raises bare Exception for every fault, so the likely ones are found first.
+        if read_json(path).get("model", {}).get("type") != "BPE":
+            raise ModelFileError(f"{path}: not a byte-level BPE tokenizer, or missing.")
+        built = tokenizers.Tokenizer.from_file(str(path))
+        return cls(built, _eos_token_ids(folder, built))
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The strings that stand for control tokens, and their ids."""
+        return dict(self._special)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of `text`. Control-token strings in it become control tokens only when `special`."""
+        if not special:
+            return list(self._built.encode(text, add_special_tokens=False).ids)
+        return self.encode_parts(self._split.split(text))
+
+    def encode_parts(self, parts: Sequence[str]) -> list[int]:
+        """Ids of what `split_special` gives: ordinary text and control-token strings in turn."""
+        ids: list[int] = []
+        for i, part in enumerate(parts):
+            if i % 2:
+                ids.append(self._special[part])
+            elif part:
+                ids.extend(self._built.encode(part, add_special_tokens=False).ids)
+        return ids
+
+    def split_special(self, text: str) -> list[str]:
+        """`text` cut for `encode_parts`."""
+        return self._split.split(text)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes a token stands for, perhaps a part of a character; empty for an unknown id."""
+        found = self._bytes.get(token_id)
+        if found is None:
+            token = self._built.id_to_token(token_id) or ""
+            mapped = [_BYTES.get(character) for character in token]
+            whole = None in mapped
+            found = token.encode() if whole else bytes(byte for byte in mapped if byte is not None)
+            self._bytes[token_id] = found
+        return found
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text; bytes that are not whole characters show as U+FFFD."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether it is a control token, which `decode` leaves out by default."""
+        return token_id in self._special_ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of `ids`; broken UTF-8 shows as U+FFFD."""
+        kept = (i for i in ids if not (skip_special and i in self._special_ids))
+        return b"".join(map(self.token_bytes, kept)).decode("utf-8", "replace")
+
+    def save(self, path: Path) -> None:
+        """Write tokenizer.json."""
+        path.write_text(self._built.to_str(), encoding="utf-8")
+
+
+class Detokenizer:
+    """Ids to settled text as they come: deltas and `flush()` joined equal `Tokenizer.decode` of all ids."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: Iterable[int]) -> str:
+        """The text that these ids settle; the bytes of an unfinished character are held back."""
+        kept = (i for i in ids if not (self._skip_special and self._tokenizer.is_special(i)))
+        return self._decoder.decode(b"".join(map(self._tokenizer.token_bytes, kept)))
+
+    def fork(self) -> Detokenizer:
+        """One that goes on from here on its own, to see what further ids would read like."""
+        twin = Detokenizer(self._tokenizer, self._skip_special)
+        twin._decoder.setstate(self._decoder.getstate())
+        return twin
+
+    def flush(self) -> str:
+        """What is still held back, as U+FFFD; afterwards a new text may start."""
+        return self._decoder.decode(b"", final=True)
+
+
+class StopScanner:
+    """Cuts a stream of text at the first stop string, however the stream is chunked.
+
+    The match that starts earliest wins, and of those the longest.
+    """
+
+    def __init__(self, stops: Iterable[str]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._longest = max(map(len, self._stops), default=0)
+        self._pattern = _alternatives(self._stops)
+        self._held = ""
+        self.hit: str | None = None
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """(text that is safe to show, the stop string or None). After a hit nothing more is shown."""
+        return self._scan(self._held + text, final=False)
+
+    def flush(self) -> tuple[str, str | None]:
+        """The same for what was held back, once the stream has ended."""
+        return self._scan(self._held, final=True)
+
+    def _scan(self, text: str, final: bool) -> tuple[str, str | None]:
+        self._held = ""
+        if self.hit is not None or not self._stops:
+            return ("" if self.hit else text), self.hit
+        match = self._pattern.search(text)
+        end = match.start() if match else len(text)
+        # Only the last `longest - 1` characters can begin a stop string that is not yet whole.
+        for start in range(max(0, len(text) - self._longest + 1), min(end + 1, len(text))):
+            if not final and self._may_grow(text[start:]):
+                self._held = text[start:]
+                return text[:start], None
+        self.hit = match.group() if match else None
+        return text[:end], self.hit
+
+    def _may_grow(self, tail: str) -> bool:
+        return any(len(stop) > len(tail) and stop.startswith(tail) for stop in self._stops)
+
+
+class ChatTemplate:
+    """A checkpoint's Jinja chat template, run in a sandbox set up as Hugging Face transformers does."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+        """`special_tokens`: what the template may name, such as bos_token and eos_token."""
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ModelFileError(f"The chat template cannot be read: {error}.") from error
+        self._variables = dict(special_tokens or {})
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ChatTemplate:
+        """From chat_template.jinja or tokenizer_config.json in `folder`."""
+        config = read_json(folder / TOKENIZER_CONFIG_FILE)
+        source = config.get("chat_template")
+        if (folder / "chat_template.jinja").is_file():
+            source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        if isinstance(source, list):
+            source = {row["name"]: row["template"] for row in source}.get("default")
+        if not source:
+            raise ModelFileError(f"{folder}: no chat template; a base model answers completions, not chats.")
+        named = {key: _content(value) for key, value in config.items() if key.endswith("_token")}
+        return cls(source, {key: value for key, value in named.items() if value})
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The prompt as text. For ids use `encode`: this text does not say which control tokens are real."""
+        try:
+            return self._template.render(
+                **self._variables,
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise BadRequest(
+                f"The chat template refuses these messages: {error}", param="messages"
+            ) from error
+
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tokenizer: Tokenizer,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """The prompt as ids. Control-token strings inside messages and tools stay ordinary text."""
+        guard = _Guard(tokenizer.special_tokens)
+        text = self.render(guard.hide(messages), guard.hide(tools), add_generation_prompt)
+        return tokenizer.encode_parts([guard.show(part) for part in tokenizer.split_special(text)])
+
+
+class _Guard:
+    """Puts placeholders for control-token strings in caller-supplied values, and takes them out again.
+
+    A string that merely ends in the beginning of one is treated too, since templates join strings.
+    """
+
+    def __init__(self, special: Iterable[str]) -> None:
+        # Digits survive upper, lower and JSON escaping; the random run cannot be forged by a caller.
+        self._mark = f"\ue000{secrets.randbits(64)}\ue001"
+        whole = sorted(special, key=len, reverse=True)
+        begun = sorted({token[:n] for token in whole for n in range(1, len(token))}, key=len, reverse=True)
+        self._pieces = list(dict.fromkeys([*whole, *begun]))
+        self._number = {piece: i for i, piece in enumerate(self._pieces)}
+        ends = [rf"(?:{'|'.join(map(re.escape, begun))})(?=\s*\Z)"] if begun else []
+        self._hide = re.compile("|".join([*map(re.escape, whole), *ends]) or r"(?!)")
+        self._show = re.compile(rf"{self._mark}(\d+)\ue002")
+
+    def hide(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._hide.sub(lambda found: f"{self._mark}{self._number[found.group()]}\ue002", value)
+        if isinstance(value, Mapping):
+            return {self.hide(key): self.hide(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.hide(item) for item in value]
+        return value
+
+    def show(self, text: str) -> str:
+        return self._show.sub(lambda found: self._pieces[int(found.group(1))], text)
+
+
+def _alternatives(strings: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of them, the longest first, as one group; never when there are none."""
+    ordered = sorted(strings, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, ordered))})" if ordered else r"((?!))")
+
+
+def _eos_token_ids(folder: Path, built: tokenizers.Tokenizer) -> tuple[int, ...]:
+    for name in ("generation_config.json", "config.json"):
+        ids = read_json(folder / name).get("eos_token_id")
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list) else (ids,)
+    token = _content(read_json(folder / TOKENIZER_CONFIG_FILE).get("eos_token"))
+    token_id = built.token_to_id(token) if token else None
+    return () if token_id is None else (token_id,)
+
+
+def _content(token: Any) -> str | None:
+    """tokenizer_config.json writes a token as a string or as an object that holds it."""
+    found = token.get("content") if isinstance(token, Mapping) else token
+    return found if isinstance(found, str) else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty for a missing one; raises ModelFileError for anything else."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelFileError(f"{path}: not valid JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path}: must hold a JSON object.")
+    return value
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
+    """Jinja's own filter escapes HTML characters and sorts keys; a prompt wants neither."""
+    return json.dumps(value, ensure_ascii=False, indent=indent, **options)

@@ -1,0 +1,187 @@
+"""Values that cross layers: frozen, made of plain Python data, no tensors.
+
+A caller builds a `Request` out of token ids, a `Sampling` and a `Decoding`; the engine answers with a
+stream of `Event`s: any number of `Text` and `Canvas`, then exactly one `Finish`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+DecoderName = Literal["ar", "lossless", "relaxed", "threshold", "schedule", "entropy", "cumulative"]
+FinishReason = Literal["stop", "length", "abort", "error"]
+Span = tuple[int, int]
+"""Half-open range of character offsets into the text that carries it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a canvas is turned into text. `decoding/presets.py` names the useful combinations.
+
+    ar          one token per pass, from the base model
+    lossless    a denoise pass drafts, the base verifies: the base's own text in fewer passes
+    relaxed     the same, but a draft also stands if the base finds it nearly as good (`accept_above`)
+    threshold   settle every position whose confidence reaches `threshold` (arXiv 2505.22618)
+    schedule    settle equal shares of the block over `max_steps` passes (arXiv 2502.09992)
+    entropy     settle together what sums to at most `threshold` nats of entropy (arXiv 2505.24857)
+    cumulative  settle together what keeps a joint probability of at least `threshold`
+    """
+
+    decoder: DecoderName = "lossless"
+    threshold: float = 0.9
+    block_length: int = 4
+    """Rows of one canvas (1 to 64)."""
+    max_steps: int = 0
+    """Most denoise passes per block, 0 for the block length; `schedule` spreads the block over them."""
+    revise_below: float = 0.0
+    """Reopen a filled position when the base model's own probability of it is lower; 0 never reopens.
+    For block decoders on models that have a base."""
+    max_revisions: int = 1
+    """Most rounds of reopening per block."""
+    draft_nodes: int = 8
+    """`lossless`, `relaxed`: most drafted tokens that one pass verifies, as a tree (1 to 256)."""
+    branches: int = 0
+    """`lossless`, `relaxed`: for how many outcomes of a verification the same pass drafts on; 0 drafts in a
+    pass of its own. Worth it where rows are cheap."""
+    accept_above: float = 1.0
+    """`relaxed`: a draft stands when its base probability is at least this share of the chosen token's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What the text should look like; the same meaning for every decoder."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest token; above, Gumbel noise keyed by (seed, position) is added."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 for no limit."""
+    min_p: float = 0.0
+    seed: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    max_tokens: int = 512
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    """None for none; 0 for the settled token's own; n for the n likeliest beside it (at most 20)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer to produce. `suffix` (token ids right of the gap) makes it an infill."""
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    decoding: Decoding = field(default_factory=Decoding)
+    suffix: tuple[int, ...] = ()
+    canvas: bool = False
+    """Whether `Canvas` events are wanted; they cost detokenising the whole text each pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInfo:
+    """One settled token. Given only where `Sampling.logprobs` asked for it."""
+
+    id: int
+    text: str
+    logprob: float
+    """Natural log of its probability when it settled, before temperature and filters."""
+    confidence: float
+    """exp(logprob): what the decoder compared with its threshold."""
+    pass_number: int
+    """The forward pass after prefill, from 1, in which it settled; 0 for the prefill itself."""
+    top: tuple[tuple[int, str, float], ...] = ()
+    """(id, text, logprob) of the likeliest tokens at that position."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request cost. Passes are all forwards after prefill, denoise, commit and verify alike."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    passes: int = 0
+    edits: int = 0
+    """Filled positions that a later pass changed."""
+
+    @property
+    def tokens_per_pass(self) -> float:
+        return self.completion_tokens / max(1, self.passes)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Settled text. Append it; it never changes."""
+
+    text: str
+    tokens: tuple[TokenInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """A preview of the whole answer; it replaces the one before.
+
+    Masked positions show the denoiser's current guess, so that the text reads as text throughout.
+    The spans are sorted, disjoint and index `text`; what none of them covers is filled, not settled.
+    """
+
+    text: str
+    settled: tuple[Span, ...] = ()
+    masked: tuple[Span, ...] = ()
+    edited: tuple[Span, ...] = ()
+    """Positions that revision changed in this block."""
+    progress: float = 0.0
+    """Filled positions over the limit of the answer; 1.0 only when it is whole. Never falls."""
+    pass_number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The last event of a request."""
+
+    reason: FinishReason
+    usage: Usage
+    message: str = ""
+    """For `error` alone: what went wrong, fit for a user's eyes."""
+
+
+Event = Text | Canvas | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the edge needs to know of a served model."""
+
+    id: str
+    context_length: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    mask_token_id: int
+    created: int = 0
+    description: str = ""
+    decoders: tuple[DecoderName, ...] = ()
+    """Which decoders the model can run."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since the start and gauges of now, for /metrics and /health."""
+
+    running: int = 0
+    waiting: int = 0
+    pages_used: int = 0
+    pages_total: int = 0
+    pages_cached: int = 0
+    """Unused pages that hold a prefix another request may share."""
+    passes: int = 0
+    """Forward passes of the model, each over every running request."""
+    preemptions: int = 0
+    prefix_hit_tokens: int = 0

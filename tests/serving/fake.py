@@ -1,0 +1,135 @@
+"""A fake engine, tokenizer and template: what the edge does can be seen without a model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vermilion.errors import Overloaded
+from vermilion.serving.backend import Served
+from vermilion.serving.config import ServeConfig
+from vermilion.serving.service import Service
+from vermilion.types import (
+    Canvas,
+    EngineStats,
+    Event,
+    Finish,
+    ModelInfo,
+    Request,
+    Text,
+    TokenInfo,
+    Usage,
+)
+
+MODEL = ModelInfo(
+    id="tiny-diffusion",
+    context_length=256,
+    vocab_size=0x110000,
+    eos_token_ids=(2,),
+    mask_token_id=16,
+    created=1,
+    description="A fake.",
+    decoders=("ar", "lossless", "threshold", "cumulative"),
+)
+
+
+class FakeTokenizer:
+    """One token per character."""
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+
+class FakeTemplate:
+    """`role:content` lines."""
+
+    def encode(
+        self, messages: Sequence[Mapping[str, str]], tokenizer: FakeTokenizer, tools: object = None
+    ) -> list[int]:
+        lines = (f"{message['role']}:{message['content']}\n" for message in messages)
+        return tokenizer.encode("".join(lines))
+
+
+@dataclass
+class FakeBackend:
+    """Answers with `words`, one per pass, as many as `max_tokens`; `endless` never ends by itself."""
+
+    words: tuple[str, ...] = ("Hello", ", ", "world", "!")
+    step_s: float = 0.0
+    endless: bool = False
+    capacity: int = 100
+    failure: Exception | None = None
+    """Raised after the first word."""
+    finish: Finish | None = None
+    """Sent after the first word."""
+    model: ModelInfo = MODEL
+    requests: list[Request] = field(default_factory=list)
+    running: int = 0
+    cancelled: int = 0
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=self.running, pages_used=3, pages_total=9, pages_cached=2, passes=5)
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        if self.running >= self.capacity:
+            raise Overloaded("The queue is full.")
+        self.requests.append(request)
+        self.running += 1
+        ended = False
+        try:
+            num_words = 0
+            for number, event in self._passes(request):
+                num_words = number
+                await asyncio.sleep(self.step_s)
+                yield event
+                if self.failure:
+                    raise self.failure
+                if self.finish:
+                    break
+            ended = True
+            usage = Usage(len(request.prompt), 4, num_words, num_words, edits=1)
+            whole = num_words == len(self.words)
+            yield self.finish or Finish("stop" if whole else "length", usage)
+        finally:
+            self.running -= 1
+            self.cancelled += not ended
+
+    def _passes(self, request: Request) -> Iterator[tuple[int, Event]]:
+        number, text = 0, ""
+        while self.endless or number < min(len(self.words), request.sampling.max_tokens):
+            word = self.words[number % len(self.words)]
+            number += 1
+            settled, text = len(text), text + word
+            if request.canvas:
+                spans = ((0, settled),) if settled else ()
+                progress = min(0.9, number / 10)
+                yield number, Canvas(text + "~", spans, ((len(text), len(text) + 1),), (), progress, number)
+            yield number, Text(word, self._tokens(request, word, number))
+
+    def _tokens(self, request: Request, word: str, number: int) -> tuple[TokenInfo, ...]:
+        if request.sampling.logprobs is None:
+            return ()
+        top = tuple((i, f"t{i}", -1.0 - i) for i in range(request.sampling.logprobs))
+        return (TokenInfo(number, word, math.log(0.5), 0.5, number, top),)
+
+
+def fake_service(backend: FakeBackend | None = None, **settings: object) -> Service:
+    return Service(ServeConfig(**settings), served(backend or FakeBackend()))
+
+
+def served(backend: FakeBackend, template: object = FakeTemplate()) -> Served:
+    return Served(backend, FakeTokenizer(), template)
+
+
+def sse(content: str) -> list[dict[str, Any]]:
+    """The objects of a stream that ended with [DONE]."""
+    lines = [line.removeprefix("data: ") for line in content.split("\n\n") if line.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,189 @@
+"""No request, however broken, makes a 5xx or keeps the service busy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from fake import FakeBackend
+
+from vermilion.serving.openai import ChatBody, CompletionBody
+
+pytestmark = pytest.mark.anyio
+ROUTES = ("/v1/chat/completions", "/v1/completions")
+JSON = {"content-type": "application/json"}
+VALID = b'{"messages": [{"role": "user", "content": "hi"}], "prompt": "hi"'
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "invalid_json"),
+        (b"{", "invalid_json"),
+        (b"[]", "invalid_type"),
+        (b'"text"', "invalid_type"),
+        (b"null", "invalid_type"),
+        (b"\xff\xfe{}", "invalid_json"),
+        (VALID + b', "user": "\xc3\x28"}', "invalid_json"),
+        (VALID + b', "user": "\\ud800"}', "invalid_json"),
+        (VALID + b', "temperature": NaN}', "invalid_json"),
+        (VALID + b', "unknown": -Infinity}', "invalid_json"),
+        (VALID + b', "temperature": 1e999}', "invalid_value"),
+        (VALID + b', "decoding": {"threshold": 1e999}}', "invalid_value"),
+        (VALID + b', "seed": ' + b"9" * 5000 + b"}", "invalid_json"),
+        (VALID + b', "unknown": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "invalid_json"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "invalid_json"),
+    ],
+)
+async def test_broken_json_is_a_400(client: httpx.AsyncClient, route: str, content: bytes, code: str) -> None:
+    reply = await client.post(route, content=content, headers=JSON)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    "media_type", ["text/plain", "application/x-www-form-urlencoded", "é", "multipart/x"]
+)
+async def test_other_content_types_are_a_415(client: httpx.AsyncClient, media_type: str) -> None:
+    reply = await client.post(ROUTES[0], content=VALID + b"}", headers={"content-type": media_type.encode()})
+    assert reply.status_code == 415
+    assert reply.json()["error"]["code"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "Application/JSON; charset=utf-8"}])
+async def test_json_is_taken_with_parameters_and_when_unnamed(
+    client: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    assert (await client.post(ROUTES[0], content=VALID + b"}", headers=headers)).status_code == 200
+
+
+async def test_a_huge_body_is_refused_while_it_arrives(open_client) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(10_000):
+            sent += 1
+            yield b" " * 1000
+
+    async with open_client(max_body_bytes=50_000) as client:
+        reply = await client.post(ROUTES[0], content=endless(), headers=JSON)
+    assert reply.status_code == 413
+    assert reply.json()["error"]["code"] == "request_too_large"
+    assert sent < 100
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/v1/models", 405),
+        ("POST", "/v1/chat", 404),
+        ("POST", "/v1/embeddings", 404),
+        ("GET", "/%ff%fe/../../etc/passwd", 404),
+        ("GET", "/v1/models/%00%ff", 404),
+        ("GET", "//", 200),
+    ],
+)
+async def test_other_addresses_and_methods(
+    client: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
+    reply = await client.request(method, path, follow_redirects=True)
+    assert reply.status_code == status
+    if status >= 400:
+        assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+
+
+class Fuzzer:
+    """Bodies that are nearly right: a valid one with a few parts replaced, dropped or damaged."""
+
+    names = (*ChatBody.model_fields, *CompletionBody.model_fields, "tools", "extra")
+
+    odd = (
+        None,
+        True,
+        0,
+        -1,
+        1,
+        2**31,
+        2**63,
+        -(2**70),
+        1.5,
+        -0.0,
+        1e308,
+        "",
+        "a",
+        "\x00",
+        "🙂" * 50,
+        [],
+        {},
+        [[]],
+    )
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def value(self, depth: int = 0) -> Any:
+        if depth > 3 or self.random.random() < 0.6:
+            return self.random.choice(self.odd)
+        if self.random.random() < 0.5:
+            return [self.value(depth + 1) for _ in range(self.random.randrange(4))]
+        keys = (
+            "role",
+            "content",
+            "type",
+            "text",
+            "decoder",
+            "threshold",
+            "1",
+            "-1",
+            "9" * 30,
+            "include_usage",
+        )
+        return {self.random.choice(keys): self.value(depth + 1) for _ in range(self.random.randrange(4))}
+
+    def body(self) -> bytes:
+        fields: dict[str, Any] = {
+            "messages": [{"role": "user", "content": "hi"}, {"role": "tool", "content": [{"text": "x"}]}],
+            "prompt": "hi",
+            "suffix": "",
+            "decoding": {"decoder": "threshold", "threshold": 0.5, "block_length": 3},
+        }
+        for _ in range(self.random.randrange(1, 4)):
+            fields[self.random.choice(self.names)] = self.value()
+        if self.random.random() < 0.2:
+            part = self.random.choice((fields["decoding"], fields["messages"]))
+            if isinstance(part, dict):
+                part[self.random.choice(("threshold", "max_steps", "branches", "odd"))] = self.value()
+            elif isinstance(part, list):
+                part.append(self.value())
+        content = json.dumps(fields, ensure_ascii=self.random.random() < 0.5).encode()
+        if self.random.random() < 0.2:
+            place = self.random.randrange(len(content))
+            garbage = bytes(self.random.randrange(256) for _ in range(self.random.randrange(4)))
+            content = content[:place] + garbage + content[place + self.random.randrange(3) :]
+        return content
+
+
+async def test_a_thousand_fuzzed_requests_neither_fail_nor_hang(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    fuzzer = Fuzzer(seed=1)
+    statuses: dict[int, int] = {}
+    async with asyncio.timeout(60):
+        for number in range(1000):
+            content = fuzzer.body()
+            reply = await client.post(ROUTES[number % 2], content=content, headers=JSON)
+            assert reply.status_code < 500, content
+            if reply.status_code != 200:
+                assert set(reply.json()["error"]) == {"message", "type", "param", "code"}, content
+                assert len(reply.text) < 2000
+            statuses[reply.status_code] = statuses.get(reply.status_code, 0) + 1
+    assert statuses[200] > 20 and statuses[400] > 200, statuses
+    assert backend.running == 0

@@ -1,0 +1,212 @@
+"""What an operator sees: liveness, readiness, metrics, settings, the reference page, the import graph."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import httpx
+import pytest
+from fake import FakeBackend, served, sse
+
+from vermilion.errors import ConfigError
+from vermilion.serving.app import create_app
+from vermilion.serving.config import ServeConfig
+from vermilion.serving.edge import canonical_path
+from vermilion.serving.service import Service
+
+pytestmark = pytest.mark.anyio
+QUESTION = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+def test_the_service_never_imports_torch() -> None:
+    code = (
+        "import sys, pkgutil, importlib, vermilion.serving as package\n"
+        "for module in pkgutil.iter_modules(package.__path__):\n"
+        "    importlib.import_module(f'vermilion.serving.{module.name}')\n"
+        "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=60, env={"PYTHONPATH": ":".join(sys.path)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "canonical"),
+    [
+        ("/v1/chat/completions", "/v1/chat/completions"),
+        ("/chat/completions/", "/v1/chat/completions"),
+        ("/v1/completions//", "/v1/completions"),
+        ("/models", "/v1/models"),
+        ("/models/a/b", "/v1/models/a/b"),
+        ("/v1/health", "/health"),
+        ("/metrics/", "/metrics"),
+        ("/v1", "/"),
+        ("/", "/"),
+        ("/v1x/models", "/v1x/models"),
+    ],
+)
+def test_every_spelling_of_an_address_is_one_route(path: str, canonical: str) -> None:
+    assert canonical_path(path) == canonical
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/models", "/models/", "/v1/models/"])
+async def test_models_are_listed_for_openai_and_mercury_clients(client: httpx.AsyncClient, path: str) -> None:
+    listed = (await client.get(path)).json()
+    assert listed["object"] == "list"
+    (model,) = listed["data"]
+    assert (model["id"], model["object"], model["owned_by"], model["created"]) == (
+        "tiny-diffusion",
+        "model",
+        "vermilion",
+        1,
+    )
+    assert model["context_length"] == 256
+    assert {"temperature", "stop", "preset"} <= set(model["supported_sampling_parameters"])
+    assert (await client.get("/v1/models/tiny-diffusion")).json() == model
+
+
+async def test_an_unknown_model_is_a_404(client: httpx.AsyncClient) -> None:
+    reply = await client.get("/v1/models/none")
+    assert reply.status_code == 404
+    assert reply.json()["error"]["code"] == "model_not_found"
+
+
+async def test_readiness_follows_the_model_and_the_drain_while_health_stays() -> None:
+    service = Service(ServeConfig())
+    transport = httpx.ASGITransport(create_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+        async def statuses() -> tuple[int, int, str]:
+            reply = await client.post("/v1/chat/completions", json=QUESTION)
+            ready, health = await client.get("/ready"), await client.get("/health")
+            assert health.status_code == 200
+            code = reply.json().get("error", {}).get("code")
+            if code:
+                assert int(reply.headers["retry-after"]) > 0
+            return ready.status_code, reply.status_code, code
+
+        assert await statuses() == (503, 503, "model_loading")
+        service.served = served(FakeBackend())
+        assert await statuses() == (200, 200, None)
+        await service.drain(timeout_s=0)
+        assert await statuses() == (503, 503, "service_draining")
+
+
+async def test_metrics_count_what_happened(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    await client.post("/v1/chat/completions", json=QUESTION)
+    sse((await client.post("/chat/completions/", json={**QUESTION, "stream": True})).text)
+    await client.post("/v1/chat/completions", json={})
+    await client.get("/secret-path")
+    metrics = (await client.get("/metrics")).text.splitlines()
+    for line in (
+        "vermilion_prompt_tokens_total 16.0",
+        "vermilion_cached_tokens_total 8.0",
+        "vermilion_completion_tokens_total 8.0",
+        "vermilion_passes_total 8.0",
+        "vermilion_edits_total 2.0",
+        "vermilion_cancellations_total 0.0",
+        'vermilion_requests_total{route="/v1/chat/completions",status="200"} 2.0',
+        'vermilion_requests_total{route="/v1/chat/completions",status="400"} 1.0',
+        'vermilion_requests_total{route="other",status="404"} 1.0',
+        'vermilion_errors_total{code="missing_required_parameter"} 1.0',
+        "vermilion_running_requests 0.0",
+        "vermilion_waiting_requests 0.0",
+        "vermilion_kv_pages_used 3.0",
+        "vermilion_kv_pages_total 9.0",
+        "vermilion_kv_pages_cached 2.0",
+        "vermilion_engine_passes_total 5.0",
+        "vermilion_tokens_per_pass_count 2.0",
+        "vermilion_time_to_first_text_seconds_count 2.0",
+        'vermilion_request_duration_seconds_count{route="/v1/chat/completions"} 3.0',
+    ):
+        assert line in metrics
+    assert not any("secret-path" in line for line in metrics)
+
+
+async def test_two_services_count_apart(open_client) -> None:
+    async with open_client() as one, open_client() as other:
+        await one.post("/v1/chat/completions", json=QUESTION)
+        assert "vermilion_passes_total 0.0" in (await other.get("/metrics")).text
+
+
+async def test_the_log_names_no_prompt(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", logger="vermilion")
+    messages = [{"role": "user", "content": "my-secret-prompt"}]
+    await client.post("/v1/chat/completions", json={"messages": messages})
+    await client.post("/v1/chat/completions", json={"messages": messages, "temperature": "my-secret-prompt"})
+    assert "/v1/chat/completions 200" in caplog.text
+    assert "my-secret-prompt" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "origin", "allowed"),
+    [
+        ({}, "http://localhost:3000", True),
+        ({}, "vscode-webview://abc", True),
+        ({}, "https://example.org", False),
+        ({}, "https://localhost.example.org", False),
+        ({"cors_origins": ("https://example.org",)}, "https://example.org", True),
+        ({"cors_origins": ("*",)}, "https://anywhere.net", True),
+    ],
+)
+async def test_browsers_may_call_from_local_pages_and_configured_origins(
+    open_client, settings: dict[str, object], origin: str, allowed: bool
+) -> None:
+    asked = {
+        "origin": origin,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type,x-stainless-lang",
+    }
+    async with open_client(**settings) as client:
+        preflight = await client.options("/v1/chat/completions", headers=asked)
+        refused = await client.post("/v1/chat/completions", json={}, headers={"origin": origin})
+    assert (preflight.status_code == 200) == allowed
+    assert refused.status_code == 400
+    assert ("access-control-allow-origin" in refused.headers) == allowed
+
+
+async def test_the_reference_describes_every_route_and_field(client: httpx.AsyncClient) -> None:
+    assert "swagger" in (await client.get("/docs")).text.lower()
+    document = (await client.get("/openapi.json")).json()
+    assert set(document["paths"]) == {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/models",
+        "/v1/models/{id}",
+        "/health",
+        "/ready",
+        "/metrics",
+    }
+    schemas = document["components"]["schemas"]
+    for route, body in (("/v1/chat/completions", "ChatBody"), ("/v1/completions", "CompletionBody")):
+        operation = document["paths"][route]["post"]
+        content = operation["requestBody"]["content"]["application/json"]
+        assert content["schema"]["$ref"].endswith(body)
+        assert "422" not in operation["responses"]
+        for example in content["examples"].values():
+            assert (await client.post(route, json=example["value"])).status_code == 200
+        bare = {"stream_options"}
+        assert all("description" in f for n, f in schemas[body]["properties"].items() if n not in bare)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
+def test_listening_to_other_computers_must_be_meant(host: str) -> None:
+    with pytest.raises(ConfigError, match="--allow-remote"):
+        ServeConfig(host=host)
+    assert ServeConfig(host=host, allow_remote=True).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_listening_to_this_computer_needs_no_leave(host: str) -> None:
+    assert ServeConfig(host=host).host == host
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"port": 65536}, {"max_body_bytes": 0}, {"drain_timeout_s": -1.0}, {"default_preset": "slow"}],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        ServeConfig(**settings)

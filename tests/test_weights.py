@@ -1,0 +1,277 @@
+"""Checkpoints from GGUF and from Hugging Face folders, and the adapter beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, dequantize, quantize
+from safetensors.torch import load_file, save_file
+
+from tests.tiny_gguf import ARCHITECTURE, FAMILY, METADATA, write_gguf
+from vermilion.errors import ModelFileError
+from vermilion.models import catalog, families
+from vermilion.models.catalog import ModelFiles
+from vermilion.models.configuration import family_from_config
+from vermilion.models.gguf_file import read_header
+from vermilion.models.weights import expected_shapes, load, load_adapter
+from vermilion.text import read_json
+
+KINDS = (
+    GGMLQuantizationType.F32,
+    GGMLQuantizationType.F16,
+    GGMLQuantizationType.Q8_0,
+    GGMLQuantizationType.Q4_1,
+)
+
+
+def random_weights() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = expected_shapes(ARCHITECTURE)
+    return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def tiny_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(families.FAMILIES, "tiny", FAMILY)
+
+
+def write_adapter(folder: Path, rank: int = 4, parts: int = 1) -> dict[str, torch.Tensor]:
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 12}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "denoiser.json").write_text(json.dumps({"mask_token_id": 3}))
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for name, shape in expected_shapes(ARCHITECTURE).items():
+        if name.endswith("_proj.weight"):
+            stem = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, shape[1], generator=generator)
+            tensors[f"{stem}.lora_B.weight"] = torch.randn(shape[0], rank, generator=generator)
+    names = sorted(tensors)
+    for i in range(parts):
+        stem = "adapter_model" if parts == 1 else f"adapter_model-{i + 1:05d}-of-{parts:05d}"
+        save_file({name: tensors[name] for name in names[i::parts]}, folder / f"{stem}.safetensors")
+    save_file({"mask_embedding": torch.ones(ARCHITECTURE.hidden_size)}, folder / "denoiser.safetensors")
+    return tensors
+
+
+@pytest.mark.usefixtures("tiny_family")
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_gguf_gives_back_the_weights_that_were_stored(tmp_path: Path, kind: GGMLQuantizationType) -> None:
+    weights = random_weights()
+    path = write_gguf(tmp_path / "tiny.gguf", weights, kind)
+    loaded = load(ModelFiles("gguf", "tiny", path, None))
+    assert loaded.tensors.keys() == weights.keys() and loaded.adapter is None
+    for name, weight in weights.items():
+        wanted = dequantize(quantize(weight, kind), kind) if weight.ndim > 1 else weight
+        assert torch.equal(loaded.tensors[name], torch.from_numpy(wanted)), name
+
+
+@pytest.mark.usefixtures("tiny_family")
+def test_every_tensor_has_the_dtype_asked_for(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", random_weights(), GGMLQuantizationType.Q8_0)
+    write_adapter(tmp_path / "adapter")
+    loaded = load(ModelFiles("gguf", "tiny", path, tmp_path / "adapter"), torch.bfloat16)
+    assert loaded.adapter is not None and loaded.mask_embedding_H is not None
+    pairs = [half for pair in loaded.adapter.values() for half in pair]
+    assert {t.dtype for t in [*loaded.tensors.values(), *pairs, loaded.mask_embedding_H]} == {torch.bfloat16}
+
+
+@pytest.mark.usefixtures("tiny_family")
+def test_a_gguf_of_another_shape_is_refused_with_both_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", random_weights(), GGMLQuantizationType.F32)
+    monkeypatch.setitem(families.FAMILIES, "tiny", families.SMOLLM2_135M_DIFFUSION)
+    with pytest.raises(ModelFileError, match="num_layers 2, expected 30"):
+        load(ModelFiles("gguf", "tiny", path, None))
+
+
+@pytest.mark.usefixtures("tiny_family")
+@pytest.mark.parametrize("kept_bytes", [3, 20, 5000, 60_000])
+def test_a_file_cut_short_is_refused(tmp_path: Path, kept_bytes: int) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", random_weights(), GGMLQuantizationType.F32)
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    with pytest.raises(ModelFileError):
+        load(ModelFiles("gguf", "tiny", path, None))
+
+
+def test_gguf_header_gives_metadata_as_plain_values(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", random_weights(), GGMLQuantizationType.F32)
+    metadata = read_header(path).metadata
+    assert {key: metadata[key] for key in METADATA} == METADATA
+
+
+@pytest.mark.usefixtures("tiny_family")
+@pytest.mark.parametrize("parts", [1, 3])
+def test_adapter_pairs_come_by_module_with_their_scale(tmp_path: Path, parts: int) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", random_weights(), GGMLQuantizationType.F32)
+    stored = write_adapter(tmp_path / "adapter", parts=parts)
+    loaded = load(ModelFiles("gguf", "tiny", path, tmp_path / "adapter"))
+    assert loaded.adapter is not None and len(loaded.adapter) == 7 * ARCHITECTURE.num_layers
+    assert loaded.adapter_scale == 3.0
+    a_RI, b_OR = loaded.adapter["model.layers.1.mlp.down_proj"]
+    assert torch.equal(a_RI, stored["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"])
+    assert torch.equal(b_OR, stored["base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"])
+
+
+def _wrong_rank(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 5, "lora_alpha": 8}))
+
+
+def _no_b(folder: Path) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    del tensors["base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"]
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def _foreign(folder: Path) -> None:
+    save_file(
+        {"base_model.model.model.layers.9.x.lora_A.weight": torch.ones(1)},
+        folder / "adapter_model.safetensors",
+    )
+
+
+def _rslora(folder: Path) -> None:
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": True}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+
+
+def _lost_part(folder: Path) -> None:
+    name = "adapter_model.safetensors"
+    (folder / name).rename(folder / "adapter_model-00001-of-00002.safetensors")
+
+
+def _garbage(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(b"garbage" * 9)
+
+
+@pytest.mark.usefixtures("tiny_family")
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_wrong_rank, "expected \\[5, "),
+        (_no_b, "no full lora_A and lora_B pair for model.layers.0.mlp.up_proj"),
+        (_foreign, "fits no projection"),
+        (_rslora, "use_rslora"),
+        (_pickled, "adapter_model.bin is a pickle"),
+        (_lost_part, "1 parts of adapter_model"),
+        (_garbage, "not a sound safetensors"),
+    ],
+)
+def test_a_faulty_adapter_is_refused_with_the_reason(
+    tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", random_weights(), GGMLQuantizationType.F32)
+    write_adapter(tmp_path / "adapter")
+    spoil(tmp_path / "adapter")
+    with pytest.raises(ModelFileError, match=message):
+        load(ModelFiles("gguf", "tiny", path, tmp_path / "adapter"))
+
+
+def hugging_face_model(kind: str, folder: Path, **options: Any) -> Any:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    config = getattr(transformers, f"{kind}Config")(**sizes | options)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    (folder / "tokenizer.json").write_text("{}")
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_hugging_face_folder_gives_the_same_tensors(tmp_path: Path, kind: str, tied: bool) -> None:
+    model = hugging_face_model(kind, tmp_path / "model", tie_word_embeddings=tied, eos_token_id=[7, 9])
+    files = catalog.find(str(tmp_path / "model"))
+    assert (files.kind, files.name, files.adapter) == ("folder", "model", None)
+    loaded = load(files)
+    wanted = {
+        name: tensor for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")
+    }
+    assert loaded.tensors.keys() == wanted.keys()
+    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in wanted.items())
+    architecture = loaded.family.architecture
+    assert (architecture.qkv_bias, architecture.qk_norm) == (kind == "Qwen2", kind == "Qwen3")
+    assert architecture.tied_embeddings == tied and loaded.family.traits.eos_token_ids == (7, 9)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba' is not read"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_scaling"),
+        ({"hidden_size": 64}, "expected \\[256, 64\\]"),
+        ({"num_hidden_layers": 3}, "missing, such as model.layers.2"),
+    ],
+)
+def test_a_config_we_do_not_compute_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    hugging_face_model("Llama", tmp_path / "model", tie_word_embeddings=True)
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelFileError, match=message):
+        load(catalog.find(str(tmp_path / "model")))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lost_shard_is_named(tmp_path: Path) -> None:
+    hugging_face_model("Llama", tmp_path / "model")
+    shards = sorted((tmp_path / "model").glob("model-*.safetensors"))
+    assert len(shards) > 1
+    shards[0].unlink()
+    with pytest.raises(ModelFileError, match=f"{len(shards) - 1} parts of model"):
+        load(catalog.find(str(tmp_path / "model")))
+
+
+@pytest.mark.model
+def test_embedded_model_loads_whole() -> None:
+    loaded = load(catalog.find(catalog.DEFAULT_MODEL), torch.bfloat16)
+    assert sum(tensor.numel() for tensor in loaded.tensors.values()) == 134_515_008
+    assert loaded.adapter is not None and len(loaded.adapter) == 210 and loaded.adapter_scale == 2.0
+    assert loaded.mask_embedding_H is not None and loaded.mask_embedding_H.shape == (576,)
+
+
+def test_shipped_adapter_fits_the_embedded_family() -> None:
+    folder = catalog.ASSETS / catalog.DEFAULT_MODEL
+    traits = families.FAMILIES[catalog.DEFAULT_MODEL].traits
+    denoiser = json.loads((folder / "denoiser.json").read_text())
+    given = (denoiser["context"], denoiser["shift"], denoiser["gated"], denoiser["mask_token_id"])
+    assert given == (traits.context, traits.shift, traits.gated, traits.mask_token_id)
+    architecture = families.FAMILIES[catalog.DEFAULT_MODEL].architecture
+    adapter, scale = load_adapter(folder, architecture, torch.bfloat16, "cpu")
+    assert len(adapter) == 210 and scale == 2.0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_denoiser_in_a_folder_sets_the_traits(tmp_path: Path) -> None:
+    hugging_face_model("Llama", tmp_path / "model")
+    write_adapter(tmp_path / "model" / "adapter")
+    path = tmp_path / "model" / "adapter" / "denoiser.json"
+    files = catalog.find(str(tmp_path / "model"))
+    assert files.adapter == path.parent
+    path.write_text(json.dumps({"context": "sideways"}))
+    with pytest.raises(ModelFileError, match="context 'sideways'"):
+        load(files)
+    path.write_text(json.dumps({"context": "block", "shift": False, "block_grid": 4, "mask_token_id": 5}))
+    given = family_from_config(read_json(tmp_path / "model" / "config.json"), "model", read_json(path)).traits
+    assert (given.context, given.shift, given.block_grid, given.mask_token_id) == ("block", False, 4, 5)
