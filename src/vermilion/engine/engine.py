@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Sequence as Listing
 from typing import Protocol
 
+from vermilion.decoding.between import Between
 from vermilion.decoding.blocks import Blocks
+from vermilion.decoding.infill import Infill
 from vermilion.decoding.jobs import Job, Wanted
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import adjustments, needed
@@ -84,6 +86,8 @@ class Engine:
         sampling = request.sampling
         sampled = sampling.temperature > 0
         task = Task(request.prompt, sampling.max_tokens, request.decoding, eos, request.suffix, sampled)
+        if request.suffix:
+            return (Infill if self.traits.has_next_token else Between)(task, self.traits)
         kind = Speculative if request.decoding.decoder in SPECULATIVE else Blocks
         return kind(task, self.traits)
 

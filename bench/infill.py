@@ -1,0 +1,238 @@
+"""Measure infill: gaps cut out of Python source and prose, filled with and without the text to their right.
+
+    python bench/infill.py --gaps 60 --arms left,default [--out bench/results/infill.jsonl]
+
+Gaps come from the running Python's standard library and its language reference (`pydoc_data.topics`), by a
+fixed seed: `line` a line's rest behind its first word, `inside` a piece of a line with more of it to the
+right, `lines` two whole lines, `prose` a few words of a sentence. Arms: `left` plain continuation, cut at
+the first line break where the gap ends at one, else at the true length (which favours it); `default` the
+engine's own choice; any other name is a row of EFFORTS. The last line of output is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import json
+import random
+import statistics
+import sysconfig
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from pydoc_data.topics import topics
+
+from vermilion.decoding import infill
+from vermilion.decoding.gap import Effort
+from vermilion.engine.llm import LLM
+from vermilion.types import Finish, Sampling, Text
+
+EFFORTS = {
+    "base": Effort(bridges=(), lines=1),
+    "base-2": Effort(bridges=(), lines=2),
+    "base-4": Effort(bridges=(), lines=4, openings=8),
+    "bridge-1": Effort(lines=1),
+    "bridge-2": Effort(lines=2),
+    "bridge-4": Effort(lines=4, openings=8),
+}
+MODULES = ("calendar", "textwrap", "shlex", "fractions", "csv", "cmd", "statistics", "gzip", "sched", "bisect")
+CONTEXT_CHARACTERS = (700, 300)
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """A text without its middle."""
+
+    kind: str
+    before: str
+    middle: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one hole was filled."""
+
+    kind: str
+    exact: bool
+    similarity: float
+    parses: bool | None
+    tokens: int
+    passes: int
+    wall_s: float
+    joined: bool
+    text: str
+
+
+def holes(count: int, seed: int = 0) -> list[Hole]:
+    """`count` holes, the four kinds in turn."""
+    rng = random.Random(seed)
+    makers = [_line, _inside, _lines, _prose]
+    return [makers[i % len(makers)](rng) for i in range(count)]
+
+
+def _source(rng: random.Random) -> tuple[list[str], int]:
+    """A module's lines and the number of a statement among them."""
+    text = (Path(sysconfig.get_path("stdlib")) / f"{rng.choice(MODULES)}.py").read_text()
+    lines = text.splitlines(keepends=True)
+    code = {
+        node.lineno - 1
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Assign | ast.Return | ast.If | ast.Expr | ast.For)
+        and node.lineno == getattr(node, "end_lineno", 0)
+    }
+    usable = [i for i in sorted(code) if 12 < i < len(lines) - 8 and len(lines[i].split()) >= 3]
+    return lines, rng.choice(usable)
+
+
+def _cut(kind: str, text: str, start: int, end: int) -> Hole:
+    left, right = CONTEXT_CHARACTERS
+    begin = text.find("\n", max(0, start - left)) + 1 if start > left else 0
+    return Hole(kind, text[min(begin, start) : start], text[start:end], text[end : end + right])
+
+
+def _line(rng: random.Random) -> Hole:
+    lines, at = _source(rng)
+    start = sum(map(len, lines[:at]))
+    line = lines[at]
+    word = len(line) - len(line.lstrip()) + len(line.split()[0])
+    return _cut("line", "".join(lines), start + word, start + len(line) - 1)
+
+
+def _inside(rng: random.Random) -> Hole:
+    lines, at = _source(rng)
+    start, line = sum(map(len, lines[:at])), lines[at].rstrip("\n")
+    indent = len(line) - len(line.lstrip())
+    spaces = [i for i in range(indent + 1, len(line)) if line[i] == " "] + [len(line) - 1]
+    first = rng.randrange(len(spaces) - 1)
+    last = rng.randrange(first + 1, min(first + 4, len(spaces)))
+    return _cut("inside", "".join(lines), start + spaces[first], start + spaces[last])
+
+
+def _lines(rng: random.Random) -> Hole:
+    lines, at = _source(rng)
+    start = sum(map(len, lines[:at]))
+    return _cut("lines", "".join(lines), start - 1, start + len(lines[at]) + len(lines[at + 1]) - 1)
+
+
+def _prose(rng: random.Random) -> Hole:
+    text = topics[rng.choice(("assignment", "classes", "execmodel", "import", "exceptions", "lambda", "if"))]
+    words = [i for i in range(300, len(text) - 100) if text[i] == " " and text[i + 1].isalpha()]
+    at = rng.randrange(len(words) - 8)
+    return _cut("prose", text, words[at], words[at + rng.randrange(2, 7)])
+
+
+def fill(llm: LLM, hole: Hole, preset: str, *, right: bool) -> Outcome:
+    """One hole by one request."""
+    began = time.perf_counter()
+    parts: list[str] = []
+    finish = Finish("error", None)  # type: ignore[arg-type]
+    wanted = len(llm.tokenizer.encode(hole.middle)) if not right and hole.after[:1] != "\n" else 48
+    if not right and hole.kind == "lines":
+        wanted = len(llm.tokenizer.encode(hole.middle))
+    sampling = Sampling(max_tokens=wanted, stop=("\n",) if not right and hole.kind == "line" else ())
+    for event in llm.stream(hole.before, sampling, preset, suffix=hole.after if right else ""):
+        if isinstance(event, Text):
+            parts.append(event.text)
+        elif isinstance(event, Finish):
+            finish = event
+    text = "".join(parts)
+    if not right:
+        text = text[: len(hole.middle)] if hole.kind != "line" else text
+    usage = finish.usage
+    return Outcome(
+        kind=hole.kind,
+        exact=text == hole.middle,
+        similarity=difflib.SequenceMatcher(None, text, hole.middle, autojunk=False).ratio(),
+        parses=None if hole.kind == "prose" else _parses(hole, text),
+        tokens=usage.completion_tokens,
+        passes=usage.passes,
+        wall_s=time.perf_counter() - began,
+        joined=finish.reason == "stop",
+        text=text,
+    )
+
+
+def _parses(hole: Hole, text: str) -> bool:
+    """Whether the statement around the gap is still a statement: the gap's own lines, dedented."""
+    before, after = hole.before.rpartition("\n")[2], hole.after.partition("\n")[0]
+    lines = (before + text + after).strip("\n").splitlines()
+    if not lines:
+        return False
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    block = "\n".join(line[indent:] if line[:indent].isspace() else line for line in lines)
+    if block.rstrip().endswith(":"):
+        block += " pass" if "\n" not in block else "\n    " * 4 + "pass"
+    if block.startswith(("elif", "else")):
+        block = f"if x: pass\n{block}"
+    if block.startswith("except"):
+        block = f"try: pass\n{block}"
+    try:
+        ast.parse(block)
+    except SyntaxError as error:
+        return "outside" in str(error)
+    return True
+
+
+def summary(arm: str, outcomes: list[Outcome]) -> dict[str, object]:
+    """One row of the table."""
+    code = [outcome.parses for outcome in outcomes if outcome.parses is not None]
+    mean: Callable[..., float] = lambda values: round(statistics.fmean(values), 4)  # noqa: E731
+    return {
+        "arm": arm,
+        "gaps": len(outcomes),
+        "exact": mean(o.exact for o in outcomes),
+        "similarity": mean(o.similarity for o in outcomes),
+        "similarity_by_kind": {
+            kind: mean(o.similarity for o in outcomes if o.kind == kind) for kind in sorted({o.kind for o in outcomes})
+        },
+        "exact_by_kind": {
+            kind: mean(o.exact for o in outcomes if o.kind == kind) for kind in sorted({o.kind for o in outcomes})
+        },
+        "parses": mean(code) if code else None,
+        "joined": mean(o.joined for o in outcomes),
+        "passes": mean(o.passes for o in outcomes),
+        "tokens": mean(o.tokens for o in outcomes),
+        "tokens_per_pass": round(sum(o.tokens for o in outcomes) / max(1, sum(o.passes for o in outcomes)), 3),
+        "wall_s": round(statistics.median(o.wall_s for o in outcomes), 3),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gaps", type=int, default=60)
+    parser.add_argument("--arms", default="left,default")
+    parser.add_argument("--preset", default="lossless")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], help="arm=field:value, a further arm")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--show", action="store_true")
+    chosen = parser.parse_args()
+    llm = LLM()
+    made = holes(chosen.gaps, chosen.seed)
+    list(llm.stream("warm", Sampling(max_tokens=4)))
+    own = infill.effort_of
+    for arm in chosen.arms.split(","):
+        name, *changes = arm.split("+")
+        if name in EFFORTS:
+            fields = dict(change.split("=") for change in changes)
+            effort = replace(EFFORTS[name], **{k: float(v) if "." in v else int(v) for k, v in fields.items()})
+            infill.effort_of = lambda task, effort=effort: effort
+        else:
+            infill.effort_of = own
+        outcomes = []
+        for hole in made:
+            outcomes.append(fill(llm, hole, chosen.preset, right=name != "left"))
+            if chosen.show:
+                print(json.dumps([hole.before[-60:], hole.middle, hole.after[:40], outcomes[-1].text, outcomes[-1].passes, outcomes[-1].joined]), flush=True)
+        row = {"preset": chosen.preset, "seed": chosen.seed, **summary(arm, outcomes)}
+        if chosen.out:
+            with chosen.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
