@@ -15,17 +15,23 @@ import argparse
 import ast
 import difflib
 import json
+import os
 import random
 import statistics
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import torch
+
 from vermilion.decoding import infill
 from vermilion.decoding.gap import Effort
+from vermilion.decoding.program import Task
 from vermilion.engine.llm import LLM
 from vermilion.types import Finish, Sampling, Text
 
@@ -33,11 +39,16 @@ EFFORTS = {
     "base": Effort(bridges=(), lines=1),
     "base-2": Effort(bridges=(), lines=2),
     "base-4": Effort(bridges=(), lines=4, openings=8),
+    "one-bridge": Effort(bridges=(4,), lines=1),
     "bridge-1": Effort(lines=1),
     "bridge-2": Effort(lines=2),
     "bridge-4": Effort(lines=4, openings=8),
 }
-MODULES = ("calendar", "textwrap", "shlex", "fractions", "csv", "cmd", "statistics", "gzip", "sched", "bisect")
+MODULES = (
+    "calendar", "textwrap", "shlex", "fractions", "csv", "cmd", "statistics", "gzip", "sched", "bisect",
+)  # fmt: skip
+TOPICS = ("assignment", "classes", "execmodel", "import", "exceptions", "lambda", "if")
+MAX_TOKENS = 48
 CONTEXT_CHARACTERS = (700, 300)
 
 
@@ -56,6 +67,7 @@ class Outcome:
     """How one hole was filled."""
 
     kind: str
+    text: str
     exact: bool
     similarity: float
     parses: bool | None
@@ -63,7 +75,6 @@ class Outcome:
     passes: int
     wall_s: float
     joined: bool
-    text: str
 
 
 def holes(count: int, seed: int = 0) -> list[Hole]:
@@ -118,40 +129,39 @@ def _lines(rng: random.Random) -> Hole:
 
 
 def _prose(rng: random.Random) -> Hole:
-    text = topics[rng.choice(("assignment", "classes", "execmodel", "import", "exceptions", "lambda", "if"))]
+    text = topics[rng.choice(TOPICS)]
     words = [i for i in range(300, len(text) - 100) if text[i] == " " and text[i + 1].isalpha()]
     at = rng.randrange(len(words) - 8)
     return _cut("prose", text, words[at], words[at + rng.randrange(2, 7)])
 
 
 def fill(llm: LLM, hole: Hole, preset: str, *, right: bool) -> Outcome:
-    """One hole by one request."""
-    began = time.perf_counter()
-    parts: list[str] = []
-    finish = Finish("error", None)  # type: ignore[arg-type]
-    wanted = len(llm.tokenizer.encode(hole.middle)) if not right and hole.after[:1] != "\n" else 48
-    if not right and hole.kind == "lines":
-        wanted = len(llm.tokenizer.encode(hole.middle))
-    sampling = Sampling(max_tokens=wanted, stop=("\n",) if not right and hole.kind == "line" else ())
-    for event in llm.stream(hole.before, sampling, preset, suffix=hole.after if right else ""):
-        if isinstance(event, Text):
-            parts.append(event.text)
-        elif isinstance(event, Finish):
-            finish = event
-    text = "".join(parts)
+    """One hole by one request; without `right`, cut at a line's end or else at the true length."""
+    begun = time.perf_counter()
+    to_line_end = hole.kind == "line"
+    sampling = Sampling(max_tokens=MAX_TOKENS)
     if not right:
-        text = text[: len(hole.middle)] if hole.kind != "line" else text
-    usage = finish.usage
+        true_length = len(llm.tokenizer.encode(hole.middle))
+        sampling = Sampling(
+            max_tokens=MAX_TOKENS if to_line_end else true_length, stop=("\n",) if to_line_end else ()
+        )
+    events = list(llm.stream(hole.before, sampling, preset, suffix=hole.after if right else ""))
+    wall_s = time.perf_counter() - begun
+    text = "".join(event.text for event in events if isinstance(event, Text))
+    if not right and not to_line_end:
+        text = text[: len(hole.middle)]
+    finish = events[-1]
+    assert isinstance(finish, Finish)
     return Outcome(
         kind=hole.kind,
+        text=text,
         exact=text == hole.middle,
         similarity=difflib.SequenceMatcher(None, text, hole.middle, autojunk=False).ratio(),
         parses=None if hole.kind == "prose" else _parses(hole, text),
-        tokens=usage.completion_tokens,
-        passes=usage.passes,
-        wall_s=time.perf_counter() - began,
+        tokens=finish.usage.completion_tokens,
+        passes=finish.usage.passes,
+        wall_s=wall_s,
         joined=finish.reason == "stop",
-        text=text,
     )
 
 
@@ -176,62 +186,71 @@ def _parses(hole: Hole, text: str) -> bool:
     return True
 
 
-def summary(arm: str, outcomes: list[Outcome]) -> dict[str, object]:
-    """One row of the table."""
+def summary(outcomes: Sequence[Outcome]) -> dict[str, object]:
+    """One row of the table: shares and means, the wall time's median."""
     code = [outcome.parses for outcome in outcomes if outcome.parses is not None]
-    mean: Callable[..., float] = lambda values: round(statistics.fmean(values), 4)  # noqa: E731
+    kinds = {kind: [o for o in outcomes if o.kind == kind] for kind in sorted({o.kind for o in outcomes})}
     return {
-        "arm": arm,
         "gaps": len(outcomes),
-        "exact": mean(o.exact for o in outcomes),
-        "similarity": mean(o.similarity for o in outcomes),
-        "similarity_by_kind": {
-            kind: mean(o.similarity for o in outcomes if o.kind == kind) for kind in sorted({o.kind for o in outcomes})
-        },
-        "exact_by_kind": {
-            kind: mean(o.exact for o in outcomes if o.kind == kind) for kind in sorted({o.kind for o in outcomes})
-        },
-        "parses": mean(code) if code else None,
-        "joined": mean(o.joined for o in outcomes),
-        "passes": mean(o.passes for o in outcomes),
-        "tokens": mean(o.tokens for o in outcomes),
-        "tokens_per_pass": round(sum(o.tokens for o in outcomes) / max(1, sum(o.passes for o in outcomes)), 3),
-        "wall_s": round(statistics.median(o.wall_s for o in outcomes), 3),
-    }  # fmt: skip
+        "exact": _mean(o.exact for o in outcomes),
+        "similarity": _mean(o.similarity for o in outcomes),
+        "exact_by_kind": {kind: _mean(o.exact for o in some) for kind, some in kinds.items()},
+        "similarity_by_kind": {kind: _mean(o.similarity for o in some) for kind, some in kinds.items()},
+        "parses": _mean(code),
+        "joined": _mean(o.joined for o in outcomes),
+        "tokens": _mean(o.tokens for o in outcomes),
+        "passes": _mean(o.passes for o in outcomes),
+        "tokens_per_pass": round(
+            sum(o.tokens for o in outcomes) / max(1, sum(o.passes for o in outcomes)), 3
+        ),
+        "wall_s_median": round(statistics.median(o.wall_s for o in outcomes), 3),
+        "wall_s_spread": [round(q, 3) for q in statistics.quantiles((o.wall_s for o in outcomes), n=4)],
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    return round(statistics.fmean(values), 4)
+
+
+def effort(arm: str) -> Effort:
+    """"bridge-1+patience=3+neutral=0.0": a row of EFFORTS with fields changed."""
+    name, *changes = arm.split("+")
+    fields = (change.split("=") for change in changes)
+    numbers = {field: float(value) if "." in value else int(value) for field, value in fields}
+    return replace(EFFORTS[name], **numbers)  # type: ignore[arg-type]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--gaps", type=int, default=60)
     parser.add_argument("--arms", default="left,default")
     parser.add_argument("--preset", default="lossless")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", action="append", default=[], help="arm=field:value, a further arm")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--show", action="store_true")
+    parser.add_argument("--show", action="store_true", help="print every gap and what filled it")
     chosen = parser.parse_args()
     llm = LLM()
-    made = holes(chosen.gaps, chosen.seed)
     list(llm.stream("warm", Sampling(max_tokens=4)))
     own = infill.effort_of
     for arm in chosen.arms.split(","):
-        name, *changes = arm.split("+")
-        if name in EFFORTS:
-            fields = dict(change.split("=") for change in changes)
-            effort = replace(EFFORTS[name], **{k: float(v) if "." in v else int(v) for k, v in fields.items()})
-            infill.effort_of = lambda task, effort=effort: effort
-        else:
-            infill.effort_of = own
+        # The engine asks `effort_of` for every request.
+        infill.effort_of = own if arm in ("left", "default") else partial(_always, effort(arm))
         outcomes = []
-        for hole in made:
-            outcomes.append(fill(llm, hole, chosen.preset, right=name != "left"))
+        for hole in holes(chosen.gaps, chosen.seed):
+            outcome = fill(llm, hole, chosen.preset, right=arm != "left")
+            outcomes.append(outcome)
             if chosen.show:
-                print(json.dumps([hole.before[-60:], hole.middle, hole.after[:40], outcomes[-1].text, outcomes[-1].passes, outcomes[-1].joined]), flush=True)
-        row = {"preset": chosen.preset, "seed": chosen.seed, **summary(arm, outcomes)}
+                print([hole.before[-60:], hole.middle, hole.after[:40], outcome.text, outcome.passes])
+        where = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "cores": os.cpu_count(), "torch": torch.__version__}
+        row = {"arm": arm, "preset": chosen.preset, "seed": chosen.seed, **summary(outcomes), **where}
         if chosen.out:
-            with chosen.out.open("a") as file:
+            with chosen.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
+
+
+def _always(effort: Effort, task: Task) -> Effort:
+    return effort
 
 
 if __name__ == "__main__":

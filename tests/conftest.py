@@ -5,6 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time: a failure is a finding, not the luck of the day.
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("repeatable")
 
 
 @cache

@@ -8,11 +8,9 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -99,10 +97,9 @@ def test_run_prints_the_settled_text_alone_and_the_figures_on_stderr(
 
 def test_run_hands_every_option_on() -> None:
     FakeLLM.answers = [settles("x")]
-    options = (
-        "--raw --max-tokens 9 --temperature 0.5 --seed 7 --preset fast --threshold 0.8 --block-length 16"
-    )
-    assert vermilion("run", "Once", *options.split(), "--dtype", "float64", "--device", "cpu") == 0
+    options = "--raw --max-tokens 9 --temperature 0.5 --seed 7 --dtype float64 --device cpu"
+    how = "--preset ar --decoder threshold --threshold 0.8 --block-length 16"
+    assert vermilion("run", "Once", *options.split(), *how.split()) == 0
     asked = FakeLLM.asked[0]
     assert asked["prompt"] == "Once"
     assert asked["sampling"] == Sampling(max_tokens=9, temperature=0.5, seed=7)
@@ -156,6 +153,7 @@ def test_ctrl_c_keeps_what_settled(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("run", "  "), "PROMPT"),
         (("run", "x", "--preset", "warp"), "'warp' is not allowed; allowed: ar, lossless"),
+        (("run", "x", "--preset", "ar", "--threshold", "0.8"), "with --decoder threshold"),
         (("run", "x", "--raw", "--system", "y"), "--system"),
         (("run", "x", "--dtype", "float8"), "allowed: auto, float32"),
         (("run", "x", "--temperature", "9"), "temperature"),
@@ -357,87 +355,6 @@ def test_serve_says_that_the_port_is_taken(capsys: pytest.CaptureFixture[str]) -
         port = taken.getsockname()[1]
         assert vermilion("serve", "--port", str(port)) == 2
     assert f"port {port}" in capsys.readouterr().err
-
-
-class Service(BaseHTTPRequestHandler):
-    """Answers as the HTTP service does."""
-
-    lines: ClassVar[list[str]]
-    status: ClassVar[int]
-    prompts: ClassVar[list[str]]
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        Service.prompts.append(body["messages"][0]["content"])
-        self.send_response(Service.status)
-        self.end_headers()
-        for line in Service.lines:
-            self.wfile.write(f"{line}\n\n".encode())
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Keeps the test's output clean."""
-
-
-@pytest.fixture
-def service_url() -> Iterator[str]:
-    Service.lines, Service.status, Service.prompts = [], 200, []
-    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def delta(text: str) -> str:
-    return "data: " + json.dumps({"choices": [{"delta": {"content": text}}]})
-
-
-def test_demo_prints_the_answer_its_figures_and_the_client_line(
-    service_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    usage = {"choices": [], "usage": {"completion_tokens": 6, "diffusion": {"passes": 3}}}
-    Service.lines = [
-        delta("The sky"),
-        ": alive",
-        delta(" is blue."),
-        f"data: {json.dumps(usage)}",
-        "data: [DONE]",
-    ]
-    assert vermilion("demo", "--url", f"{service_url}/v1/", "--prompt", "Why?") == 0
-    answer, blank, figures, client = capsys.readouterr().out.splitlines()
-    assert (answer, blank) == ("The sky is blue.", "")
-    assert "tokens/s" in figures and "2.00 tokens per pass" in figures and "first text after" in figures
-    assert client == f'OpenAI(base_url="{service_url}/v1", api_key="unused")'
-    assert Service.prompts == ["Why?"]
-
-
-@pytest.mark.parametrize(
-    ("lines", "status", "said"),
-    [
-        ([delta("half")], 200, "broke the answer off"),
-        (["data: [DONE]"], 200, "no text"),
-        (['{"error": {"message": "full"}}'], 429, "429"),
-        (['data: {"error": {"message": "a step failed"}}'], 200, "a step failed"),
-    ],
-)
-def test_demo_fails_where_no_whole_answer_came(
-    lines: list[str], status: int, said: str, service_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Service.lines, Service.status = lines, status
-    assert vermilion("demo", "--url", service_url) == 1
-    assert said in capsys.readouterr().err
-
-
-def test_demo_gives_up_when_the_service_has_ended(capsys: pytest.CaptureFixture[str]) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    assert vermilion("demo", "--url", "http://127.0.0.1:9", "--pid", str(ended.pid)) == 1
-    assert "ended before it was ready" in capsys.readouterr().err
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:

@@ -146,6 +146,15 @@ def test_one_endless_paragraph_never_outgrows_the_screen() -> None:
     assert Screen(sent_to(console), 6).text.replace("\n", " ").split() == ["word"] * 200
 
 
+def test_a_guess_taller_than_the_screen_shows_its_last_rows() -> None:
+    console = recording(width=20, height=6)
+    with AnswerView(console, least_interval_s=0) as view:
+        view.show(Canvas("\n".join(f"row {number}" for number in range(12))))
+        shown = Screen(sent_to(console), 6).text
+    assert shown.split("\n") == [f"row {number}" for number in range(7, 12)]
+    assert Screen(sent_to(console), 6).text == ""
+
+
 def test_stopping_midway_keeps_what_settled_and_erases_the_guess() -> None:
     console = recording()
     with pytest.raises(KeyboardInterrupt), AnswerView(console, least_interval_s=0) as view:

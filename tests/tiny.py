@@ -6,7 +6,7 @@ import torch
 
 from vermilion.config import EngineConfig
 from vermilion.engine.engine import Engine
-from vermilion.engine.loading import assemble, build
+from vermilion.engine.loading import assemble
 from vermilion.models.families import Architecture, Family, Traits
 from vermilion.models.transformer import Transformer
 from vermilion.types import Event, Finish, Request
@@ -40,12 +40,8 @@ def family(kind: str) -> Family:
 
 def model(kind: str, seed: int = 0) -> Transformer:
     """float64, so that the order of a sum cannot flip a choice. Sharp enough that answers are not noise."""
-    built = build(family(kind))
+    built = Transformer(ARCHITECTURE).double()
     generator = torch.Generator().manual_seed(seed)
-    built.to_empty(device="cpu")
-    rotary = type(built.rotary)(ARCHITECTURE.head_dim, 10_000.0, ARCHITECTURE.context_length, 1.0)
-    built.rotary = rotary
-    built.double()
     for name, parameter in built.named_parameters():
         if "norm" in name:
             parameter.data.fill_(1.0)

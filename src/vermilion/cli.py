@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_TOKENS = 512
 DEFAULT_COMPLETION_TOKENS = 64
+DECODERS_WITH_THRESHOLD = ("threshold", "entropy", "cumulative")
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -88,7 +89,7 @@ def chat(system: System = None, *, options: AnswerOptions) -> None:
             except VermilionError as error:
                 _complain(error)
                 continue
-            if not sys.stdout.isatty() and not options.json:
+            if not (_animated() or options.json):
                 print(flush=True)
             if reply.text:
                 messages = [*asked, {"role": "assistant", "content": reply.text}]
@@ -219,9 +220,7 @@ def _answer(llm: LLM, prompt: str | Sequence[int], question: Question) -> Reply:
     stopwatch = Stopwatch.start()
     pieces: list[str] = []
     finish: Finish | None = None
-    console = _console()
-    animated = console.is_terminal and not console.is_dumb_terminal
-    canvas = animated and not (question.json or question.quiet)
+    canvas = _animated() and not (question.json or question.quiet)
     # Closing it cancels the answer.
     stream = cast(
         "Generator[Event, None, None]",
@@ -286,8 +285,13 @@ def _loaded(options: AnswerOptions) -> Iterator[LLM]:
 def _decoding(options: AnswerOptions) -> Decoding:
     from vermilion.decoding.presets import resolve
 
-    knobs = {"threshold": options.threshold, "block_length": options.block_length}
-    return resolve(options.preset, {name: value for name, value in knobs.items() if value is not None})
+    knobs = {name: getattr(options, name) for name in ("decoder", "threshold", "block_length")}
+    decoding = resolve(options.preset, {name: value for name, value in knobs.items() if value is not None})
+    if options.threshold is not None and decoding.decoder not in DECODERS_WITH_THRESHOLD:
+        raise BadParameter(
+            "--threshold", options.threshold, "with --decoder " + ", ".join(DECODERS_WITH_THRESHOLD)
+        )
+    return decoding
 
 
 def _sampling(options: AnswerOptions, max_tokens: int = DEFAULT_MAX_TOKENS) -> Sampling:
@@ -333,6 +337,11 @@ def _print_plain(text: str) -> None:
 
 def _console() -> Console:
     return Console(highlight=False)
+
+
+def _animated() -> bool:
+    console = _console()
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def _errors() -> Console:

@@ -27,8 +27,11 @@ class AnswerOptions:
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of the answer.")] = None
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token.")] = 0.0
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0
+    decoder: Annotated[
+        str | None, typer.Option(help="Another decoder than the preset's: threshold, entropy, cumulative ...")
+    ] = None
     threshold: Annotated[
-        float | None, typer.Option(min=0.0, help="Confidence (or entropy bound) of the preset's decoder.")
+        float | None, typer.Option(min=0.0, help="The bar a position must reach to settle, by decoder.")
     ] = None
     block_length: Annotated[int | None, typer.Option(min=1, max=64, help="Positions of a canvas.")] = None
     dtype: Dtype = "auto"

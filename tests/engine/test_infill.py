@@ -167,3 +167,11 @@ def test_sampling_is_the_same_for_the_same_seed() -> None:
     first = filled(*args, temperature=0.8, seed=4)[0]
     assert filled(*args, temperature=0.8, seed=4)[0] == first
     assert len({filled(*args, temperature=1.2, seed=seed)[0] for seed in range(3)}) > 1
+
+
+@pytest.mark.model
+def test_a_suffix_of_white_space_is_plain_completion() -> None:
+    before = "def total(values):\n    result ="
+    events = list(model().stream(before, Sampling(max_tokens=8), "lossless"))
+    plain = "".join(event.text for event in events if isinstance(event, Text))
+    assert filled(before, "\n  \n", max_tokens=8)[0] == plain

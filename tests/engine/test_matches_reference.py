@@ -24,9 +24,11 @@ REVISING = [
 ]
 LOSSLESS = [
     Decoding("ar"),
-    Decoding("lossless", threshold=0.0, block_length=6),
-    Decoding("lossless", threshold=0.001, block_length=8, branches=2),
-    Decoding("lossless", threshold=0.0, block_length=4, branches=64),
+    Decoding("lossless", block_length=4, draft_nodes=8),
+    Decoding("lossless", block_length=6, draft_nodes=5, branches=2),
+    Decoding("lossless", block_length=3, draft_nodes=12, branches=64),
+    Decoding("relaxed", block_length=4, draft_nodes=8, accept_above=0.2),
+    Decoding("relaxed", block_length=5, draft_nodes=12, branches=4, accept_above=0.05),
 ]
 CASES = [(kind, decoding) for kind in tiny.TRAITS for decoding in BLOCK_DECODINGS] + [
     ("causal-shift", decoding) for decoding in [*REVISING, *LOSSLESS]
@@ -100,6 +102,84 @@ def test_short_memory_changes_nothing(kind: str) -> None:
         for i, decoding in enumerate(decodings)
     ]
     expected = [reference.generate(r.prompt, r.sampling, r.decoding) for r in requests]
-    engine = tiny.engine(kind, model, kv_tokens=288, prefill_chunk=16, max_rows=64, draft_rows=10_000)
+    engine = tiny.engine(kind, model, kv_tokens=216, prefill_chunk=16, max_rows=64, draft_rows=10_000)
     assert outcome(engine, requests) == expected
     assert engine.scheduler.preemptions > 0
+
+
+EDGES = [
+    (1, Sampling(max_tokens=9)),
+    (3, Sampling(max_tokens=1)),
+    (4, Sampling(max_tokens=2, min_tokens=2)),
+    (7, Sampling(max_tokens=3, temperature=1.0, seed=5)),
+    (8, Sampling(max_tokens=4)),
+    # An EOS in the midst of a canvas, now and then.
+    (9, Sampling(max_tokens=40, logit_bias={tiny.EOS: 4.0}, temperature=1.0, seed=1)),
+    (16, Sampling(max_tokens=40, logit_bias={tiny.EOS: 3.0}, temperature=1.0, seed=2)),
+]
+EDGE_DECODINGS = [
+    Decoding("threshold", threshold=0.2, block_length=1),
+    Decoding("threshold", threshold=0.05, block_length=8),
+    Decoding("schedule", block_length=8, max_steps=1),
+    Decoding("entropy", threshold=0.5, block_length=3, max_steps=2),
+]
+EDGE_CASES = [(kind, decoding) for kind in tiny.TRAITS for decoding in EDGE_DECODINGS] + [
+    ("causal-shift", decoding)
+    for decoding in (
+        Decoding("threshold", threshold=0.05, block_length=1, revise_below=0.1),
+        Decoding("schedule", block_length=6, max_steps=2, revise_below=0.2, max_revisions=2),
+        Decoding("lossless", block_length=1),
+        Decoding("lossless", block_length=2, draft_nodes=1),
+        Decoding("lossless", block_length=8, draft_nodes=20, branches=3),
+        Decoding("relaxed", block_length=8, draft_nodes=20, accept_above=0.0),
+    )
+]
+
+
+@pytest.mark.parametrize(("kind", "decoding"), EDGE_CASES, ids=str)
+def test_short_prompts_short_answers_and_an_end_inside_a_canvas(kind: str, decoding: Decoding) -> None:
+    model = tiny.model(kind)
+    reference = Reference(model, tiny.TRAITS[kind])
+    requests = [
+        Request(f"{i}", prompt(length, i), sampling, decoding) for i, (length, sampling) in enumerate(EDGES)
+    ]
+    expected = [reference.generate(r.prompt, r.sampling, r.decoding) for r in requests]
+    ended = [result.tokens[-1] == tiny.EOS and len(result.tokens) < 40 for result in expected[-2:]]
+    assert any(ended)
+    engine = tiny.engine(kind, model, draft_rows=10_000)
+    assert outcome(engine, requests) == expected
+    # Again, with prompts of whole pages wholly in the prefix cache.
+    assert outcome(engine, requests) == expected
+
+
+@pytest.mark.parametrize("kind", tiny.TRAITS)
+def test_joining_midway_and_cancelled_neighbours_change_nothing(kind: str) -> None:
+    model = tiny.model(kind)
+    reference = Reference(model, tiny.TRAITS[kind])
+    decodings = BLOCK_DECODINGS + ([*REVISING, *LOSSLESS] if kind == "causal-shift" else [])
+    requests = [
+        Request(f"{i}", prompt(6 + 7 * (i % 4), i), SAMPLINGS[i % 3], decoding)
+        for i, decoding in enumerate(decodings)
+    ]
+    engine = tiny.engine(kind, model, prefill_chunk=8, max_rows=48, draft_rows=10_000)
+    programs = {}
+    finished = {}
+    for step in range(2_000):
+        if step % 2 == 0 and step // 2 < len(requests):
+            request = requests[step // 2]
+            engine.submit(request)
+            programs[request.id] = engine._sequences[request.id].program
+            # Shares its prompt with the one above, and is gone three steps later.
+            engine.submit(Request(f"gone-{step}", request.prompt, request.sampling, decodings[0]))
+        engine.abort(f"gone-{step - 3}")
+        for name, event in engine.step():
+            if isinstance(event, Finish):
+                finished[name] = event
+        if step > 2 * len(requests) and not engine.has_work:
+            break
+    assert engine.scheduler.cache.num_held == 0
+    for request in requests:
+        result = reference.generate(request.prompt, request.sampling, request.decoding)
+        assert tuple(programs[request.id].tokens[len(request.prompt) :]) == result.tokens
+        assert finished[request.id].usage.passes == result.passes
+        assert finished[request.id].usage.edits == result.edits

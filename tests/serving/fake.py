@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from vermilion.errors import Overloaded
 from vermilion.serving.backend import Served
@@ -15,6 +15,7 @@ from vermilion.serving.config import ServeConfig
 from vermilion.serving.service import Service
 from vermilion.types import (
     Canvas,
+    DecoderName,
     EngineStats,
     Event,
     Finish,
@@ -33,7 +34,7 @@ MODEL = ModelInfo(
     mask_token_id=16,
     created=1,
     description="A fake.",
-    decoders=("ar", "lossless", "threshold", "cumulative"),
+    decoders=tuple(name for name in get_args(DecoderName) if name != "schedule"),
 )
 
 

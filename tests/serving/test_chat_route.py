@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import httpx
 import pytest
 from fake import FakeBackend, FakeTemplate, served, sse
 
+from vermilion.decoding.presets import PRESETS
 from vermilion.errors import EngineFailure
 from vermilion.serving.app import create_app
 from vermilion.serving.config import ServeConfig
 from vermilion.serving.service import Service
-from vermilion.types import Decoding, Finish, Sampling, Usage
+from vermilion.types import Finish, Sampling, Usage
 
 pytestmark = pytest.mark.anyio
 QUESTION = {"messages": [{"role": "user", "content": "hi"}]}
@@ -152,12 +154,10 @@ async def test_preset_and_single_knobs_choose_the_decoding(
     client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
     await ask(client)
-    await ask(client, preset="fast", decoding={"block_length": 4})
-    assert backend.requests[0].decoding == Decoding()
-    assert (backend.requests[1].decoding.decoder, backend.requests[1].decoding.block_length) == (
-        "threshold",
-        4,
-    )
+    await ask(client, preset="fast", decoding={"block_length": 3})
+    default, chosen = (request.decoding for request in backend.requests)
+    assert default == PRESETS["lossless"]
+    assert chosen == replace(PRESETS["fast"], block_length=3)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ async def test_preset_and_single_knobs_choose_the_decoding(
         ({"seed": 2**63}, "seed", "9223372036854775808"),
         ({"preset": "slow"}, "preset", "lossless"),
         ({"decoding": {"thresold": 1}}, "decoding.thresold", "threshold"),
-        ({"decoding": {"decoder": "entropy"}}, "decoding.decoder", "cumulative"),
+        ({"decoding": {"decoder": "schedule"}}, "decoding.decoder", "cannot run"),
         ({"messages": []}, "messages", "1"),
         ({"messages": [{"role": "robot", "content": ""}]}, "messages[0].role", "developer"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "text"),

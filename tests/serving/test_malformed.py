@@ -79,6 +79,11 @@ async def test_a_huge_body_is_refused_while_it_arrives(open_client) -> None:
     assert sent < 100
 
 
+async def test_a_body_of_megabytes_is_read_when_it_is_allowed(client: httpx.AsyncClient) -> None:
+    content = VALID + b', "unknown": "' + b"x" * 5_000_000 + b'"}'
+    assert (await client.post(ROUTES[0], content=content, headers=JSON)).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -53,9 +54,11 @@ async def running(
     async with httpx.AsyncClient(base_url=url, timeout=20) as client:
         if not loading_s:
             await until_ready(client)
-        yield Running(client, url, stop, ended)
-    stop.set()
-    await asyncio.wait_for(ended, 10)
+        try:
+            yield Running(client, url, stop, ended)
+        finally:
+            stop.set()
+            await asyncio.wait_for(ended, 10)
 
 
 async def until_ready(client: httpx.AsyncClient) -> None:
@@ -191,6 +194,25 @@ async def test_a_drain_cuts_short_what_outlasts_it() -> None:
         assert sse(stream.text)[-1]["error"]["code"] == "service_draining"
         await asyncio.wait_for(server.ended, 5)
     assert backend.running == 0
+
+
+async def test_a_client_that_never_reads_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vermilion.serving.service._LAST_FRAMES_S", 0.1)
+    monkeypatch.setattr("vermilion.serving.server._LAST_FRAMES_S", 0.1)
+    backend = FakeBackend(words=("x" * 200_000,) * 100)
+    async with running(backend, drain_timeout_s=0.1) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port), limit=1000)
+        body = json.dumps({**QUESTION, "stream": True}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await until(lambda: backend.requests and not backend.running)
+        server.stop.set()
+        await asyncio.wait_for(server.ended, 3)
+        writer.close()
+    assert "Traceback" not in caplog.text
 
 
 SCRIPT = """

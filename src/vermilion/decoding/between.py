@@ -30,7 +30,8 @@ def lengths(most: int) -> list[int]:
 def canvas_start(traits: Traits, known: int) -> int:
     """Where a canvas behind `known` tokens begins: with a whole sequence, or with a block that holds at
     least one of them, since with a shift the first mask is read from the row before it."""
-    return 0 if traits.context == "full" else (known - 1) // traits.block_grid * traits.block_grid
+    grid = traits.block_grid or 1
+    return 0 if traits.context == "full" else (known - 1) // grid * grid
 
 
 def surest(tried: Sequence[Sequence[Reading]]) -> int:

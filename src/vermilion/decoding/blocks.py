@@ -2,9 +2,12 @@
 
 A canvas of masked positions is denoised over several passes; each settles what the decoder's rule accepts.
 When it is full, its tokens ride as clean rows (the commit, which stores their keys and values) in the same
-forward as the first denoise of the next canvas, so a block costs no pass of its own. With `revise_below` a
-full canvas first waits as a proposal: the commit rows give the base model's probability of each token, and
-the unlikely ones are masked again and denoised with the block's later tokens in sight.
+forward as the first denoise of the next canvas, so a block costs no pass of its own.
+
+Where clean rows are an autoregressive model, every pass commits what the last one settled, so its first
+masked position always gets the base's own token and the canvas slides on behind it. With `revise_below` the
+canvas stands still instead and, once full, waits as a proposal: the commit rows give the base's probability
+of each token, and the unlikely ones are masked again and denoised with the block's later tokens in sight.
 """
 
 from __future__ import annotations
@@ -195,13 +198,17 @@ class Blocks(Program):
 
     def _advance(self, canvas: _Canvas) -> None:
         """Settle what is final; a full canvas becomes a proposal or is done with."""
-        for position, old in list(canvas.before.items()):
-            new = canvas.ids[position - canvas.start]
-            if new is not None:
-                del canvas.before[position]
-                if new != old:
-                    self.edits += 1
-                    canvas.edited.add(position)
+        end = canvas.start + canvas.end
+        changed = [
+            position
+            for position, old in canvas.before.items()
+            if position < end and canvas.ids[position - canvas.start] not in (None, old)
+        ]
+        canvas.edited.update(changed)
+        if not canvas.masked():
+            # Only now is it known which of them an EOS has cut off.
+            self.edits += len(changed)
+            canvas.before.clear()
         decoding = self.task.decoding
         may_revise = (
             decoding.revise_below > 0
@@ -215,11 +222,27 @@ class Blocks(Program):
         for i in range(len(self.tokens) - canvas.start, canvas.end):
             token = canvas.ids[i]
             if token is None:
+                if decoding.revise_below == 0 and self.traits.has_next_token:
+                    self._slide(canvas)
                 return
             self._settle(canvas.readings[i], token)
             if self.finish is not None:
                 return
         self._canvas = None
+
+    def _slide(self, canvas: _Canvas) -> None:
+        """Move the canvas behind the settled text: the next pass opens it again, with the base's own token
+        first. The positions of a causal model's block gain nothing from standing still."""
+        done = len(self.tokens) - canvas.start
+        canvas.start += done
+        canvas.ids = canvas.ids[done : canvas.end]
+        canvas.readings = canvas.readings[done : canvas.end]
+        canvas.steps = 0
+        if canvas.ids and canvas.ids[-1] not in self.task.eos:
+            more = min(self.task.decoding.block_length, self.limit - canvas.start) - len(canvas.ids)
+            canvas.ids += [None] * more
+            canvas.readings += [_FIXED] * more
+        canvas.end = len(canvas.ids)
 
     def _judge(self, planned: list[Reading]) -> bool:
         """Take the check readings off `planned`; keep the proposal, or reopen part of it and say False."""

@@ -50,7 +50,7 @@ class Effort:
     neutral: float = 0.5
     """Share of the likeliest token's log-probability that is taken off each token's own: at 0 a middle is
     worth its posterior, at 1 length costs nothing and only departing from the base's own choice does."""
-    patience: int = 6
+    patience: int = 3
     """Passes without a better join after which the best one stands."""
     nodes: int = 64
     """Tokens in play; past it the leading line's first half is settled."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vermilion.decoding.commit import confident_prefix, likeliest_lengths, reopen, settle
+from vermilion.decoding.commit import Node, accepted_child, draft_tree, likeliest_ends, reopen, settle
 from vermilion.decoding.jobs import Wanted
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import adjustments, needed
@@ -46,8 +46,10 @@ class Reference:
         answer = _Answer(self._model, self._traits, list(prompt), sampling, decoding)
         if decoding.decoder == "ar":
             answer.autoregress()
-        elif decoding.decoder == "lossless":
+        elif decoding.decoder in ("lossless", "relaxed"):
             answer.speculate()
+        elif self._traits.has_next_token and not decoding.revise_below:
+            answer.slide()
         else:
             answer.denoise_blocks()
         prefills = 0 if self._traits.context == "full" else 1
@@ -78,37 +80,65 @@ class _Answer:
             self.settle(self.base(self.tokens, [len(self.tokens)])[0].token)
 
     def speculate(self) -> None:
-        """Keep the base's own choices; drafts only decide how many of them one pass yields."""
-        drafts: list[Reading] = []
+        """Keep what the base accepts; drafts only decide how much of it one pass yields."""
+        decoding = self.decoding
+        share = decoding.accept_above if decoding.decoder == "relaxed" else 1.0
+        tree: tuple[Node, ...] = ()
+        while not self.ended:
+            self.passes += 1
+            start = list(self.tokens)
+            ends = likeliest_ends(tree, decoding.branches) if tree else (-1,)
+            verified: list[int] = []
+            preview = [tree[i].token for i in _likeliest_path(tree)]
+            end = -1
+            while not self.ended:
+                targets = [node.token for node in tree if node.parent == end]
+                base = self.base(self.tokens, [len(self.tokens)], targets, since=len(start))[0]
+                verdict = accepted_child(tree, end, base, share)
+                if verdict is None:
+                    self.settle(base.token)
+                    break
+                end, reading = verdict
+                self.settle(reading.token)
+                verified.append(reading.token)
+            new = self.tokens[len(start) :]
+            self.edits += sum(a != b for a, b in zip(preview, new, strict=False))
+            tree = self._draft([*start, *verified], len(start)) if end in ends and not self.ended else ()
+
+    def _draft(self, context: list[int], settled: int) -> tuple[Node, ...]:
+        """Drafted in the same pass, when the token right behind `context` was still unknown to the masks."""
+        unknown = len(context)
+        count = min(self.decoding.block_length - 1, self.limit - 2 - unknown)
+        if count < 1:
+            return ()
+        wanted = [unknown + i for i in range(1, count + 1)]
+        guesses = self.canvas(context, [None] * count, wanted, context[settled:], settled)
+        if self.sampling.temperature > 0:
+            levels = [[(guess.token, guess.logprob)] for guess in guesses]
+        else:
+            levels = [list(guess.top) for guess in guesses]
+        return draft_tree(levels, self.decoding.draft_nodes)
+
+    def slide(self) -> None:
+        """A window of masks behind the text; each pass the base gives its first token, the rule some others."""
+        window: list[int | None] = []
         while not self.ended:
             self.passes += 1
             start = len(self.tokens)
-            known = [*self.tokens, *(draft.token for draft in drafts)]
-            room = self.limit - start - 2
-            length = min(self.decoding.block_length - 2, room)
-            branches: tuple[int, ...] = ()
-            if length >= 1 and not drafts:
-                branches = (0,)
-            elif length >= 1:
-                chosen = likeliest_lengths([draft.logprob for draft in drafts], self.decoding.branches)
-                branches = tuple(count for count in chosen if count + length <= room)
-            base = self.base(known, list(range(start, len(known) + 1)))
-            accepted = 0
-            for j, reading in enumerate(base):
-                self.settle(reading.token)
-                if self.ended or j == len(drafts) or drafts[j].token != reading.token:
-                    break
-                accepted += 1
-            drafts = []
-            if not self.ended and accepted in branches:
-                # Drafted in the same pass, when the token at `unknown` was still a mask.
-                unknown = start + accepted
-                context = known[:unknown]
-                canvas: list[int | None] = [None] * (length + 1)
-                wanted = [unknown + i for i in range(1, length + 1)]
-                guesses = self.canvas(context, canvas, wanted, history=context[start:])
-                keep = confident_prefix([guess.logprob for guess in guesses], self.decoding.threshold)
-                drafts = guesses[:keep]
+            if not window or window[-1] not in self.eos:
+                length = min(self.decoding.block_length, self.limit - start)
+                window += [None] * (length - len(window))
+            first = self.base(self.tokens, [start])[0]
+            masked = [i for i in range(1, len(window)) if window[i] is None]
+            history = [token for token in window if token is not None]
+            readings = self.canvas(self.tokens, window, [start + i for i in masked], history)
+            window[0] = first.token
+            for index in settle(self.decoding, readings, first, self.decoding.max_steps or len(window)):
+                window[masked[index]] = readings[index].token
+            ends = [i for i, token in enumerate(window) if token in self.eos]
+            window = window[: ends[0] + 1] if ends else window
+            while window and window[0] is not None:
+                self.settle(window.pop(0) or 0)
 
     def denoise_blocks(self) -> None:
         """Fill block after block; with revision, let the base reopen what it finds unlikely."""
@@ -187,8 +217,8 @@ class _Answer:
         start = len(self.tokens)
         known = [*self.tokens, *proposal]
         targets = list(range(start + 1, len(known)))
-        checks = self.base(known, targets, check=True) if targets else []
-        return reopen([0.0, *(check.target_logprob for check in checks)], self.decoding.revise_below)
+        checks = [self.base(known[:p], [p], [known[p]])[0] for p in targets]
+        return reopen([0.0, *(check.target_logprobs[0] for check in checks)], self.decoding.revise_below)
 
     def _revise(self, proposal: list[int], unlikely: tuple[int, ...]) -> list[int]:
         """Settle what stands before the first unlikely token, fill the unlikely ones anew."""
@@ -216,17 +246,24 @@ class _Answer:
 
     # -- the model ---------------------------------------------------------------------------------
 
-    def base(self, tokens: Sequence[int], positions: Sequence[int], check: bool = False) -> list[Reading]:
-        """What clean rows over `tokens` say of each position from the row before it."""
+    def base(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        targets: Sequence[int] = (),
+        since: int | None = None,
+    ) -> list[Reading]:
+        """What clean rows over `tokens` say of each position from the row before it.
+
+        `since`: how many tokens count as settled for the penalties; all that are, if None.
+        """
         count = len(tokens)
         span = self.traits.block_grid if self.traits.context == "block" else 1
         at = torch.arange(count)
         visible = at[None, :] // span <= at[:, None] // span
         logits = self._forward(list(tokens), [False] * count, list(range(count)), count, visible)
-        settled = len(self.tokens)
-        wanted = [
-            self._wanted(p, tokens[settled:p], tokens[p] if check else -1) for p in positions
-        ]
+        settled = len(self.tokens) if since is None else since
+        wanted = [self._wanted(p, tokens[settled:p], targets, settled) for p in positions]
         return self._read(logits, [p - 1 for p in positions], wanted)
 
     def canvas(
@@ -235,6 +272,7 @@ class _Answer:
         block: Sequence[int | None],
         positions: Sequence[int],
         history: Sequence[int],
+        since: int | None = None,
     ) -> list[Reading]:
         """What the denoiser says of masked `positions`, with `block` standing right behind `context`."""
         mask, shift = self.traits.mask_token_id, int(self.traits.shift)
@@ -258,16 +296,19 @@ class _Answer:
         # Clean rows see clean rows as always; noisy rows see everything.
         visible = torch.where(clean[:, None], clean & (at[None, :] // span <= at[:, None] // span), True)
         logits = self._forward(ids, [*([False] * num_clean), *masked], where, num_clean, visible)
-        wanted = [self._wanted(p, history, -1) for p in positions]
+        settled = len(self.tokens) if since is None else since
+        wanted = [self._wanted(p, history, (), settled) for p in positions]
         return self._read(logits, [p - shift for p in positions], wanted)
 
-    def _wanted(self, position: int, history: Sequence[int], target: int) -> Wanted:
+    def _wanted(
+        self, position: int, history: Sequence[int], targets: Sequence[int], settled: int
+    ) -> Wanted:
         changes = []
         if needed(self.sampling):
             banned = self.eos if position < len(self.prompt) + self.sampling.min_tokens else ()
-            answer = Counter(self.tokens[len(self.prompt) :])
+            answer = Counter(self.tokens[len(self.prompt) : settled])
             changes = adjustments(self.sampling, self.prompt, answer, history, banned)
-        return Wanted(self.sampling, position, target, changes, entropy=True)
+        return Wanted(self.sampling, position, targets, changes, entropy=True, top=8)
 
     @torch.inference_mode()
     def _forward(
@@ -291,3 +332,13 @@ class _Answer:
 
     def _read(self, logits: Tensor, rows: Sequence[int], wanted: Sequence[Wanted]) -> list[Reading]:
         return read(logits[list(rows)], wanted, self.traits.mask_token_id) if rows else []
+
+
+def _likeliest_path(tree: Sequence[Node]) -> list[int]:
+    """Node indexes from the root down, always to the likeliest child."""
+    path: list[int] = []
+    while True:
+        children = [i for i, node in enumerate(tree) if node.parent == (path[-1] if path else -1)]
+        if not children:
+            return path
+        path.append(max(children, key=lambda i: (tree[i].logprob, -i)))

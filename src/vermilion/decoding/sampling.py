@@ -91,7 +91,8 @@ def _sample(logits_V: Tensor, want: Wanted) -> Tensor:
     sampling = want.sampling
     scaled = _filtered(logits_V.double() / sampling.temperature, sampling)
     noise = gumbel(sampling.seed, want.position, scaled.shape[-1]).to(scaled.device)
-    return torch.argmax(scaled + noise)
+    token: Tensor = torch.argmax(scaled + noise)
+    return token
 
 
 def _filtered(scaled_V: Tensor, sampling: Sampling) -> Tensor:
@@ -116,7 +117,8 @@ def gumbel(seed: int, position: int, size: int) -> Tensor:
     float64 because float32 noise truncates the tail that rare tokens need (arXiv 2409.02908).
     """
     generator = torch.Generator().manual_seed(_mixed(seed, position))
-    return -torch.empty(size, dtype=torch.float64).exponential_(generator=generator).log()
+    noise_V: Tensor = torch.empty(size, dtype=torch.float64).exponential_(generator=generator)
+    return -noise_V.log()
 
 
 def _mixed(seed: int, position: int) -> int:

@@ -71,8 +71,11 @@ class Engine:
         if not 1 <= request.sampling.max_tokens <= room:
             raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
 
-    def submit(self, request: Request) -> None:
-        """Queue a request; its events come out of `step`. Raises `BadRequest` and its kinds."""
+    def submit(self, request: Request) -> Program:
+        """Queue a request; its events come out of `step`. Raises `BadRequest` and its kinds.
+
+        The returned program is for looking at, not for touching.
+        """
         self.check(request)
         if request.id in self._sequences:
             raise BadRequest(f"A request with id {request.id!r} is already running.", param="id")
@@ -80,13 +83,14 @@ class Engine:
         sequence = Sequence(request, self._program(request), output)
         self._sequences[request.id] = sequence
         self.scheduler.add(sequence)
+        return sequence.program
 
     def _program(self, request: Request) -> Program:
         eos = frozenset() if request.sampling.ignore_eos else frozenset(self.model.eos_token_ids)
         sampling = request.sampling
         sampled = sampling.temperature > 0
         task = Task(request.prompt, sampling.max_tokens, request.decoding, eos, request.suffix, sampled)
-        if request.suffix:
+        if request.suffix and self.tokenizer.decode(request.suffix).strip():
             return (Infill if self.traits.has_next_token else Between)(task, self.traits)
         kind = Speculative if request.decoding.decoder in SPECULATIVE else Blocks
         return kind(task, self.traits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,7 +76,7 @@ class LLM:
         *,
         suffix: str | Sequence[int] = "",
         canvas: bool = False,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """The events of one answer as they come; closing the iterator cancels it.
 
         With `suffix` the answer fills the gap between the two. Errors are raised here, not at the first event.
@@ -118,7 +118,7 @@ class LLM:
     def _ids(self, text: str | Sequence[int]) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text)) if isinstance(text, str) else tuple(text)
 
-    def _drain(self, name: str) -> Iterator[Event]:
+    def _drain(self, name: str) -> Generator[Event, None, None]:
         events = self._events[name]
         try:
             while True:

@@ -15,7 +15,6 @@ from vermilion.engine.worker import Worker
 from vermilion.errors import ConfigError, ModelFileError
 from vermilion.models import catalog, weights
 from vermilion.models.families import Family
-from vermilion.models.layers import Rotary
 from vermilion.models.transformer import Transformer, load_adapter, load_tensors
 from vermilion.text import ChatTemplate, Tokenizer
 from vermilion.types import DecoderName, ModelInfo
@@ -44,7 +43,7 @@ def load_model(name: str, config: EngineConfig) -> Loaded:
     checkpoint = weights.load(files, _dtype(config.dtype, device), device)
     if checkpoint.family.traits.mask_token_id < 0:
         raise ModelFileError(f"{name} is an autoregressive model; convert it to a diffusion model first.")
-    model = build(checkpoint.family, device)
+    model = Transformer(checkpoint.family.architecture).to(device)
     load_tensors(model, checkpoint.tensors)
     if checkpoint.adapter is not None:
         load_adapter(model, checkpoint.adapter, checkpoint.adapter_scale, checkpoint.mask_embedding_H)
@@ -54,15 +53,6 @@ def load_model(name: str, config: EngineConfig) -> Loaded:
     except ModelFileError:
         template = None
     return Loaded(assemble(model, checkpoint.family, tokenizer, config), tokenizer, template)
-
-
-def build(family: Family, device: torch.device | str = "cpu") -> Transformer:
-    """The backbone without weights; `load_tensors` brings them."""
-    with torch.device("meta"):
-        model = Transformer(family.architecture)
-    a = family.architecture
-    model.rotary = Rotary(a.head_dim, a.rope_theta, a.context_length, a.rope_fraction).to(device)
-    return model
 
 
 def assemble(model: Transformer, family: Family, tokenizer: Tokenizer, config: EngineConfig) -> Engine:

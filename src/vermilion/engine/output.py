@@ -39,7 +39,9 @@ class Output:
                 program.finish = "stop"
                 break
         if program.finish is not None and not self.stopped:
-            shown += self._flushed()
+            shown.append(self._flushed())
+            if self.stopped:
+                program.finish = "stop"
         events: list[Event] = []
         text = "".join(shown)
         if text or infos:
@@ -61,12 +63,14 @@ class Output:
         )
         return Finish(reason, usage, message)
 
-    def _flushed(self) -> list[str]:
+    def _flushed(self) -> str:
+        """What was held back; a stop string that could have grown into a longer one is now decided."""
         tail, hit = self._scanner.push(self._detokenizer.flush())
         if hit is None:
             rest, hit = self._scanner.flush()
             tail += rest
-        return [tail]
+        self.stopped = hit is not None
+        return tail
 
     def _info(self, settled: Settled) -> TokenInfo:
         reading = settled.reading

@@ -96,7 +96,11 @@ class Scheduler:
             rows += self._place(work, sequence, planned, prefill=False)
         for sequence in prefilling:
             count = min(chunk, self._pending(sequence), max(self.limits.max_rows - rows, 0))
-            count -= count % max(1, sequence.program.traits.block_grid)
+            grid = max(1, sequence.program.traits.block_grid)
+            count -= count % grid
+            if not work:
+                # However small the budgets, a step does something.
+                count = max(count, grid)
             if count <= 0 or sequence not in self.running:
                 continue
             rows += self._place(work, sequence, sequence.program.prefill(count), prefill=True)

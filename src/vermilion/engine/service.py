@@ -7,12 +7,12 @@ import logging
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 
 from vermilion.engine.engine import Engine
 from vermilion.errors import BadRequest, Draining, Overloaded
-from vermilion.types import EngineStats, Event, Finish, ModelInfo, Request
+from vermilion.types import EngineStats, Event, Finish, ModelInfo, Request, Usage
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Service:
     def __init__(self, engine: Engine, max_waiting: int) -> None:
         self._engine = engine
         self._most = engine.scheduler.limits.max_running + max_waiting
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._listeners: dict[str, _Listener] = {}
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
@@ -38,7 +38,7 @@ class Service:
     def stats(self) -> EngineStats:
         return self._engine.stats()
 
-    async def generate(self, request: Request) -> AsyncIterator[Event]:
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events, ending with its `Finish`. Closing the iterator cancels it.
 
         Raises at the first step: `Overloaded` when the queue is full, `Draining` once closed, and what
@@ -53,9 +53,12 @@ class Service:
             raise Overloaded(f"All {self._most} places are taken, waiting ones included. Try again shortly.")
         events: asyncio.Queue[Event] = asyncio.Queue()
         self._listeners[request.id] = (asyncio.get_running_loop(), events)
-        self._commands.put(lambda: self._engine.submit(request))
+        self._commands.put(lambda: self._submit(request))
         finished = False
         try:
+            if self._closing:
+                # `close` came between the check above and this: the thread may never see the request.
+                raise Draining
             while not finished:
                 event = await events.get()
                 finished = isinstance(event, Finish)
@@ -70,6 +73,15 @@ class Service:
         self._closing = True
         self._commands.put(None)
         self._thread.join()
+
+    def _submit(self, request: Request) -> None:
+        try:
+            self._engine.submit(request)
+        except Exception:
+            # The thread's edge, as below: one request that cannot be taken up must not end all others.
+            log.exception("request could not be taken up")
+            message = "The engine could not take up this request."
+            self._publish([(request.id, Finish("error", Usage(), message))])
 
     def _abort(self, request_id: str) -> None:
         self._engine.abort(request_id)

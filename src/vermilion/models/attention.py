@@ -100,17 +100,20 @@ def attend(q_NHD: Tensor, pool_S2JD: Tensor, groups: Sequence[Group]) -> Tensor:
     fold = num_heads // num_keys
     out_NHD = torch.empty_like(q_NHD)
     for group in groups:
-        q = (q_NHD[None] if group.rows_GQ is None else q_NHD[group.rows_GQ]).unflatten(2, (num_keys, fold))
+        q = q_NHD[None] if group.rows_GQ is None else q_NHD[group.rows_GQ]
         num_g, num_q = q.shape[:2]
-        q = q.permute(0, 2, 3, 1, 4).reshape(num_g, num_keys, fold * num_q, size)
+        q = q.reshape(num_g, num_q, num_keys, fold, size).permute(0, 2, 3, 1, 4)
+        q = q.reshape(num_g, num_keys, fold * num_q, size)
         if group.run is not None:
             kv = pool_S2JD[group.run[0] : group.run[0] + group.run[1]][None]
         else:
             kv = pool_S2JD[group.slots_GK]
         k, v = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=group.bias_GQK[:, None])
-        o = o.unflatten(2, (fold, num_q)).permute(0, 3, 1, 2, 4).reshape(num_g, num_q, num_heads, size)
+        o = o.reshape(num_g, num_keys, fold, num_q, size).permute(0, 3, 1, 2, 4)
+        o_GQHD = o.reshape(num_g, num_q, num_heads, size)
         if group.rows_GQ is None:
-            return o[0]
-        out_NHD[group.rows_GQ] = o
+            out_NHD = o_GQHD[0]
+        else:
+            out_NHD[group.rows_GQ] = o_GQHD
     return out_NHD

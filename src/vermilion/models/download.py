@@ -11,8 +11,8 @@ import ast
 import hashlib
 import http.client
 import importlib.util
-import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -91,21 +91,19 @@ def file_sha256(path: Path) -> str:
 
 
 def _address(wheel: Wheel, folder: Path) -> str:
-    """The wheel's URL as pip resolves it; kept in `folder`, so that going on needs no resolving."""
+    """The wheel's URL as pip finds it; kept in `folder`, so that going on needs no resolving."""
     memo = _memo(wheel, folder)
     if memo.exists():
         return memo.read_text(encoding="utf-8")
-    report = folder / "report.json"
-    arguments = ["install", "--dry-run", "--ignore-installed", "--report", str(report)]
-    outcome = _pip([*arguments, "--use-feature=fast-deps", *_common(wheel)], folder)
-    if outcome.returncode == 2:  # this pip knows no fast-deps, which spares a whole download on some indexes
-        outcome = _pip([*arguments, *_common(wheel)], folder)
-    if outcome.returncode != 0:
-        raise _pip_failure(wheel, outcome.stderr)
-    url: str = json.loads(report.read_text(encoding="utf-8"))["install"][0]["download_info"]["url"]
-    report.unlink()
-    memo.write_text(url, encoding="utf-8")
-    return url
+    # A version that cannot exist makes pip list what the index has and stop; `install --dry-run --report`
+    # would be the official way, but pip 23 downloads the whole wheel for it and drops it.
+    impossible = f"{wheel.requirement},==0"
+    listing = _pip(["download", "-vv", "--dest", str(folder), *_common(impossible)]).stdout
+    found = re.search(rf"\S+/{re.escape(wheel.filename)}", listing)
+    if not found:
+        raise _Refused
+    memo.write_text(found.group(), encoding="utf-8")
+    return found.group()
 
 
 def _memo(wheel: Wheel, folder: Path) -> Path:
@@ -166,7 +164,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 def _pip_settings() -> dict[str, str]:
     """cert, client-cert and proxy as pip's configuration files and PIP_* variables give them."""
-    outcome = _pip(["config", "list"], None)
+    outcome = _pip(["config", "list"])
     found: dict[str, str] = {}
     for line in sorted(outcome.stdout.splitlines(), reverse=True):  # ":env:" sorts lowest, so it wins
         key, _, value = line.partition("=")
@@ -181,7 +179,8 @@ def _pip_download(wheel: Wheel, folder: Path, on_progress: Progress) -> None:
     scratch = folder / "pip"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--dest", str(folder), *_common(wheel)]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder)]
+    command += _common(wheel.requirement)
     with subprocess.Popen(
         command, env=_environment(scratch), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -200,17 +199,22 @@ def _pip_download(wheel: Wheel, folder: Path, on_progress: Progress) -> None:
     on_progress(wheel.size_bytes, wheel.size_bytes)
 
 
-def _common(wheel: Wheel) -> list[str]:
-    return ["--quiet", "--no-deps", "--only-binary=:all:", "--retries=1", wheel.requirement]
+def _common(requirement: str) -> list[str]:
+    return ["--no-deps", "--only-binary=:all:", "--retries=1", requirement]
 
 
-def _pip(arguments: list[str], scratch: Path | None) -> subprocess.CompletedProcess[str]:
+def _pip(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pip", *arguments]
-    return subprocess.run(command, env=_environment(scratch), capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=_environment(None), capture_output=True, text=True, check=False)
 
 
 def _environment(scratch: Path | None) -> dict[str, str]:
-    ours = {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
+    ours = {
+        "PIP_NO_INPUT": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_REQUIRE_VIRTUALENV": "0",
+        "PIP_QUIET": "0",
+    }
     return os.environ | ours | (dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch)) if scratch else {})
 
 

@@ -9,6 +9,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+_FEW_ROWS = 64
+
+
+def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """x W^T + b, row-major.
+
+    For few fp32 rows on a CPU the library's kernels for W x^T run up to three times faster than those for
+    x W^T, and two rows faster than one (bench/products.py has the figures), so those are asked for.
+    """
+    rows = x_NI.shape[0]
+    plain = x_NI.dtype != torch.float32 or x_NI.device.type != "cpu" or torch.is_grad_enabled()
+    if plain or rows > _FEW_ROWS:
+        return F.linear(x_NI, weight_OI, bias_O)
+    if rows == 1:
+        x_NI = x_NI.expand(2, -1).contiguous()
+    y_NO = torch.mm(weight_OI, x_NI.t()).t()[:rows].contiguous()
+    return y_NO if bias_O is None else y_NO.add_(bias_O)
+
+
 class Norm(nn.Module):
     """RMSNorm over the last dimension (arXiv 1910.07467)."""
 
@@ -42,15 +61,14 @@ class GatedLinear(nn.Module):
         self.lora_b = nn.ParameterList([(b * scale).to(self.weight).contiguous() for _, b in pairs])
 
     def forward(self, x_NI: Tensor, num_clean: int) -> Tensor:
-        y_NO = F.linear(x_NI, self.weight, self.bias)
+        y_NO = product(x_NI, self.weight, self.bias)
         if self.lora_a is None or num_clean == x_NI.shape[0]:
             return y_NO
-        low = F.linear(x_NI[num_clean:], self.lora_a)
+        low = product(x_NI[num_clean:], self.lora_a)
         rank = self.lora_a.shape[0] // len(self.part_sizes)
         column = 0
-        # In place on column slices: the fused output is written once, which is what small batches wait for.
         for part, (size, b) in enumerate(zip(self.part_sizes, self.lora_b, strict=True)):
-            y_NO[num_clean:, column : column + size].addmm_(low[:, part * rank : (part + 1) * rank], b.t())
+            y_NO[num_clean:, column : column + size] += product(low[:, part * rank : (part + 1) * rank], b)
             column += size
         return y_NO
 

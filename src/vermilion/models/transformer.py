@@ -7,16 +7,18 @@ values go through an explicit pool. Shapes: N rows, H hidden, S slots, J key hea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vermilion.models.attention import Group, attend
 from vermilion.models.families import Architecture
-from vermilion.models.layers import GatedLinear, Norm, Rotary
+from vermilion.models.layers import GatedLinear, Norm, Rotary, product
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,9 @@ class Layer(nn.Module):
         self.down = GatedLinear(a.ffn_size, (a.hidden_size,))
         self.ffn_size = a.ffn_size
 
-    def forward(self, x_NH: Tensor, rows: Rows, rotary: Rotary, turn: tuple[Tensor, Tensor], pool: Tensor) -> Tensor:
+    def forward(
+        self, x_NH: Tensor, rows: Rows, rotary: Rotary, turn: tuple[Tensor, Tensor], pool: Tensor
+    ) -> Tensor:
         """`turn` is the rotary's cos and sin; `pool` [S, 2, J, D] takes this layer's keys and values."""
         qkv = self.qkv(self.attention_norm(x_NH), rows.num_clean)
         heads = qkv.unflatten(-1, (self.num_heads + 2 * self.num_keys, self.head_dim))
@@ -64,7 +68,8 @@ class Layer(nn.Module):
         x_NH = x_NH + self.output(seen.flatten(1), rows.num_clean)
         gate_up = self.gate_up(self.ffn_norm(x_NH), rows.num_clean)
         inner = F.silu(gate_up[:, : self.ffn_size]) * gate_up[:, self.ffn_size :]
-        return x_NH + self.down(inner, rows.num_clean)
+        x_NH = x_NH + self.down(inner, rows.num_clean)
+        return x_NH
 
 
 class Transformer(nn.Module):
@@ -74,33 +79,38 @@ class Transformer(nn.Module):
         super().__init__()
         a = architecture
         self.architecture = a
-        self.embedding = nn.Embedding(a.vocab_size, a.hidden_size)
+        self.embedding = nn.Parameter(torch.empty(a.vocab_size, a.hidden_size))
         self.layers = nn.ModuleList(Layer(a) for _ in range(a.num_layers))
         self.norm = Norm(a.hidden_size, a.norm_eps)
-        self.head = None if a.tied_embeddings else nn.Linear(a.hidden_size, a.vocab_size, bias=False)
+        self.head = None if a.tied_embeddings else nn.Parameter(torch.empty(a.vocab_size, a.hidden_size))
         self.rotary = Rotary(a.head_dim, a.rope_theta, a.context_length, a.rope_fraction)
         self.mask_embedding: nn.Parameter | None = None
 
     def new_pool(self, num_slots: int) -> Tensor:
         """Zeroed keys and values: [layers, S, 2, J, D] in the weights' dtype and device."""
-        a = self.architecture
+        a, like = self.architecture, self.norm.weight
         shape = (a.num_layers, num_slots, 2, a.num_kv_heads, a.head_dim)
-        return torch.zeros(shape, dtype=self.norm.weight.dtype, device=self.norm.weight.device)
+        if like.device.type == "cpu":
+            # numpy's zeros come from the system untouched: memory is used as the slots are.
+            size = math.prod(shape) * like.element_size()
+            return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(like.dtype).view(shape)
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
     def forward(self, rows: Rows, pool: Tensor) -> Tensor:
         """Hidden states [N, H] after the last norm; writes every row's key and value into `pool`."""
-        x_NH = self.embedding(rows.ids_N)
+        x_NH = F.embedding(rows.ids_N, self.embedding)
         if self.mask_embedding is not None:
             x_NH = torch.where(rows.masked_N[:, None], self.mask_embedding, x_NH)
         cos, sin = self.rotary.at(rows.positions_N)
         turn = (cos.to(x_NH.dtype), sin.to(x_NH.dtype))
         for index, layer in enumerate(self.layers):
             x_NH = layer(x_NH, rows, self.rotary, turn, pool[index])
-        return self.norm(x_NH)
+        hidden_NH: Tensor = self.norm(x_NH)
+        return hidden_NH
 
     def logits(self, hidden_RH: Tensor) -> Tensor:
         """[R, V] in the weights' dtype."""
-        return F.linear(hidden_RH, self.embedding.weight if self.head is None else self.head.weight)
+        return product(hidden_RH, self.embedding if self.head is None else self.head)
 
 
 _PARTS = {
@@ -117,24 +127,27 @@ _NORMS = {
 }
 
 
-def load_tensors(model: Transformer, tensors: Mapping[str, Tensor]) -> None:
-    """Fill `model` from tensors under Hugging Face's Llama names, fusing what the backbone fuses."""
+def load_tensors(model: Transformer, tensors: MutableMapping[str, Tensor]) -> None:
+    """Fill `model` from tensors under Hugging Face's Llama names, fusing what the backbone fuses.
+
+    Takes the tensors out of the mapping as it goes, so that the weights are in memory only once.
+    """
     with torch.no_grad():
-        _place(model.embedding, "weight", tensors["model.embed_tokens.weight"])
-        _place(model.norm, "weight", tensors["model.norm.weight"])
+        _place(model, "embedding", tensors.pop("model.embed_tokens.weight"))
+        _place(model.norm, "weight", tensors.pop("model.norm.weight"))
         if model.head is not None:
-            _place(model.head, "weight", tensors["lm_head.weight"])
+            _place(model, "head", tensors.pop("lm_head.weight"))
         for index, layer in enumerate(model.layers):
             prefix = f"model.layers.{index}."
             for fused, parts in _PARTS.items():
                 linear = getattr(layer, fused)
-                _place(linear, "weight", torch.cat([tensors[f"{prefix}{part}.weight"] for part in parts]))
+                _place(linear, "weight", _fused(tensors, prefix, parts, "weight"))
                 if linear.bias is not None:
-                    _place(linear, "bias", torch.cat([tensors[f"{prefix}{part}.bias"] for part in parts]))
+                    _place(linear, "bias", _fused(tensors, prefix, parts, "bias"))
             for ours, theirs in _NORMS.items():
                 norm = getattr(layer, ours)
                 if norm is not None:
-                    _place(norm, "weight", tensors[f"{prefix}{theirs}.weight"])
+                    _place(norm, "weight", tensors.pop(f"{prefix}{theirs}.weight"))
 
 
 def load_adapter(
@@ -152,9 +165,28 @@ def load_adapter(
         model.mask_embedding = nn.Parameter(mask_embedding.to(model.norm.weight))
 
 
+def _fused(tensors: MutableMapping[str, Tensor], prefix: str, parts: Sequence[str], kind: str) -> Tensor:
+    found = [tensors.pop(f"{prefix}{part}.{kind}") for part in parts]
+    first = found[0]
+    ends = [part.storage_offset() + part.numel() for part in found]
+    adjacent = all(
+        part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and part.is_contiguous()
+        and part.storage_offset() == end
+        for part, end in zip(found[1:], ends, strict=False)
+    )
+    if not adjacent:
+        return torch.cat(found)
+    # The loader laid them side by side; with one part this is the part itself.
+    size = (sum(part.shape[0] for part in found), *first.shape[1:])
+    return first.as_strided(size, first.stride(), first.storage_offset())
+
+
 def _place(module: nn.Module, name: str, value: Tensor) -> None:
     # The parameter is replaced, not copied into: the tensors may be the only copy that fits in memory.
     old = getattr(module, name)
     if old.shape != value.shape:
-        raise ValueError(f"{type(module).__name__}.{name} is {tuple(old.shape)}, the checkpoint {tuple(value.shape)}")
+        raise ValueError(
+            f"{type(module).__name__}.{name} is {tuple(old.shape)}, the checkpoint {tuple(value.shape)}"
+        )
     setattr(module, name, nn.Parameter(value, requires_grad=False))

@@ -44,6 +44,7 @@ _GGUF_TOP = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+_FUSED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
 _PEFT_PREFIX = "base_model.model."
 
 
@@ -154,14 +155,36 @@ def _load_gguf(files: ModelFiles, dtype: torch.dtype, device: torch.device | str
     shapes = {name: entry.shape for name, entry in entries.items()}
     _check_shapes(files.base, shapes, expected_shapes(wanted))
     data = np.memmap(files.base, dtype=np.uint8, mode="r")
+    homes = _side_by_side(shapes, dtype, device)
 
     def read(item: tuple[str, TensorEntry]) -> tuple[str, Tensor]:
         name, entry = item
         heads = {"q_proj": wanted.num_heads, "k_proj": wanted.num_kv_heads}.get(name.split(".")[-2], 0)
-        return name, _dequantize(data, entry, heads, torch.empty(entry.shape, dtype=dtype, device=device))
+        return name, _dequantize(data, entry, heads, homes[name])
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         return dict(pool.map(read, entries.items()))
+
+
+def _side_by_side(
+    shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
+    """Uninitialised tensors of these shapes. Those that the backbone fuses are neighbours in one buffer, so
+    that fusing them copies nothing."""
+    homes: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        if name in homes:
+            continue
+        parts = next((parts for parts in _FUSED if name.endswith(f"{parts[0]}.weight")), None)
+        if parts is None:
+            if not any(name.endswith(f"{part}.weight") for parts in _FUSED for part in parts):
+                homes[name] = torch.empty(shape, dtype=dtype, device=device)
+            continue
+        names = [name.replace(parts[0], part) for part in parts]
+        sizes = [shapes[each][0] for each in names]
+        whole = torch.empty(sum(sizes), shape[1], dtype=dtype, device=device)
+        homes.update(zip(names, whole.split(sizes), strict=True))
+    return homes
 
 
 def _dequantize(data: np.memmap[Any, Any], entry: TensorEntry, rope_heads: int, tensor: Tensor) -> Tensor:

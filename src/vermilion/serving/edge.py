@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from time import perf_counter
@@ -32,6 +33,7 @@ class Edge:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
+        self._service = service
         self._metrics = service.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,6 +56,11 @@ class Edge:
         try:
             await self._app(scope, receive, send_with_id)
         except ClientGone:
+            status = status or _CLIENT_CLOSED_REQUEST
+        except asyncio.CancelledError:
+            # The server's last resort at the end of a drain, for a client that never read its stream.
+            if not self._service.draining:
+                raise
             status = status or _CLIENT_CLOSED_REQUEST
         except Exception:
             _log.exception("%s failed", request_id)

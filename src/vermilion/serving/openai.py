@@ -5,9 +5,12 @@ A field that is null or left out takes its default in `chat.py`. The description
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+
+from vermilion.types import Decoding
 
 MOST_STOPS = 16
 MOST_CHOICES = 8
@@ -114,8 +117,8 @@ class Generation(BaseModel):
     )
     decoding: dict[Annotated[str, Field(max_length=40)], Any] | None = Field(
         None,
-        description="Single settings over the preset: `decoder`, `threshold`, `block_length`, `max_steps`, "
-        "`revise_below`, `max_revisions`, `branches`.",
+        description="Single settings over the preset: "
+        + ", ".join(f"`{knob.name}`" for knob in dataclasses.fields(Decoding)),
     )
 
     @property

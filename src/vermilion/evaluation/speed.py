@@ -1,0 +1,306 @@
+"""`vermilion bench`: the presets side by side on fixed prompts, in one process, interleaved.
+
+Every figure of a row comes from the same process and the same minutes, so ratios between rows hold on a noisy
+machine even where the absolute figures do not.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from vermilion.config import EngineConfig
+from vermilion.decoding.presets import resolve
+from vermilion.engine.llm import DEFAULT_MODEL, LLM
+from vermilion.engine.worker import Timing, Worker
+from vermilion.evaluation.likelihood import opinion
+from vermilion.evaluation.prompts import Prompt, fixed
+from vermilion.types import Decoding, Finish, Request, Sampling, Text
+
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::linear")
+
+
+@dataclass(frozen=True, slots=True)
+class BenchConfig:
+    """What to measure."""
+
+    model: str = DEFAULT_MODEL
+    presets: tuple[str, ...] = ("ar", "lossless", "balanced", "fast")
+    concurrency: tuple[int, ...] = (1,)
+    prompts: int = 6
+    """How many of the fixed prompts, taken chat, code, prose in turn."""
+    max_tokens: int = 64
+    repeats: int = 5
+    output: Path | None = None
+    """JSON Lines file that takes one row per preset and concurrency."""
+    engine: EngineConfig = EngineConfig(prefix_cache=False)
+
+
+@dataclass(slots=True)
+class _Round:
+    """One preset's run over all prompts once."""
+
+    tokens: int
+    passes: int
+    wall_s: float
+    first_text_s: float
+    timing: Timing
+    answers: list[tuple[int, ...]]
+    edits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One preset at one concurrency. Medians over the rounds; the spread is (highest - lowest) / median."""
+
+    preset: str
+    concurrency: int
+    tokens_per_s: float
+    tokens_per_s_spread: float
+    speed_vs_ar: float
+    tokens_per_pass: float
+    ms_per_pass: float
+    forward_ms: float
+    decode_ms: float
+    host_ms: float
+    product_share: float
+    """Share of the forward's CPU time that matrix products take, from a profiled run."""
+    rows_per_forward: float
+    first_text_ms: float
+    edits_per_100_tokens: float
+    same_text_as_ar: float
+    """Share of the prompts whose answer equals AR's token for token."""
+    greedy_agreement: float
+    """Share of tokens that the base model would have chosen too, given the text so far."""
+    base_logprob: float
+    peak_memory_mib: float
+
+
+def main(config: BenchConfig) -> dict[str, Any]:
+    """Measure, print a table and, last, one JSON document; returns the document."""
+    llm = LLM(config.model, config=config.engine)
+    prompts = [_ids(llm, prompt) for prompt in fixed(config.prompts)]
+    decodings = {preset: resolve(preset, None) for preset in config.presets}
+    sampling = Sampling(max_tokens=config.max_tokens)
+    rounds: dict[tuple[str, int], list[_Round]] = {}
+    jobs = [(n, p) for n in config.concurrency for _ in range(config.repeats) for p in config.presets]
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        _round(llm, prompts[:1], Sampling(max_tokens=8), decodings[config.presets[0]], 1)
+        for concurrency, preset in bar.track(jobs, description="measuring"):
+            wanted = _cycled(prompts, concurrency)
+            measured = _round(llm, wanted, sampling, decodings[preset], concurrency)
+            rounds.setdefault((preset, concurrency), []).append(measured)
+    shares = {preset: _product_share(llm, prompts[0], decodings[preset]) for preset in config.presets}
+    rows = [_row(llm, key, rounds, _cycled(prompts, key[1]), shares) for key in rounds]
+    document = {**_circumstances(config, llm), "rows": [asdict(row) for row in rows]}
+    _print(rows)
+    if config.output is not None:
+        _append(config.output, document)
+    print(json.dumps(document))
+    return document
+
+
+def _ids(llm: LLM, prompt: Prompt) -> list[int]:
+    if prompt.kind == "chat":
+        return llm.chat_prompt([{"role": "user", "content": prompt.text}])
+    return llm.tokenizer.encode(prompt.text)
+
+
+def _cycled(prompts: Sequence[list[int]], concurrency: int) -> list[list[int]]:
+    """At least as many prompts as run at once."""
+    return [prompts[i % len(prompts)] for i in range(max(len(prompts), concurrency))]
+
+
+def _round(
+    llm: LLM, prompts: Sequence[list[int]], sampling: Sampling, decoding: Decoding, concurrency: int
+) -> _Round:
+    """All prompts once, never more than `concurrency` at a time."""
+    engine = llm.engine
+    worker = engine.worker
+    assert isinstance(worker, Worker)
+    worker.timing = Timing()
+    pending = iter(range(len(prompts)))
+    programs: dict[str, Any] = {}
+    submitted: dict[str, float] = {}
+    first: dict[str, float] = {}
+    finished: dict[str, Finish] = {}
+
+    def start() -> None:
+        index = next(pending, None)
+        if index is not None:
+            name = str(index)
+            submitted[name] = time.perf_counter()
+            programs[name] = engine.submit(Request(name, tuple(prompts[index]), sampling, decoding))
+
+    began = time.perf_counter()
+    for _ in range(concurrency):
+        start()
+    while len(finished) < len(prompts):
+        for name, event in engine.step():
+            if isinstance(event, Text):
+                first.setdefault(name, time.perf_counter() - submitted[name])
+            elif isinstance(event, Finish):
+                finished[name] = event
+                start()
+    wall_s = time.perf_counter() - began
+    names = [str(i) for i in range(len(prompts))]
+    answers = [tuple(programs[n].tokens[len(prompts[int(n)]) :]) for n in names]
+    usages = [finished[n].usage for n in names]
+    return _Round(
+        tokens=sum(usage.completion_tokens for usage in usages),
+        passes=sum(usage.passes for usage in usages),
+        wall_s=wall_s,
+        first_text_s=statistics.median(first.values()),
+        timing=worker.timing,
+        answers=answers,
+        edits=sum(usage.edits for usage in usages),
+    )
+
+
+def _product_share(llm: LLM, prompt: list[int], decoding: Decoding) -> float:
+    """Matrix products' share of the CPU time of the operators in decode steps."""
+    list(llm.stream(prompt, Sampling(max_tokens=2), decoding))
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        list(llm.stream(prompt, Sampling(max_tokens=16), decoding))
+    events = profiled.key_averages()  # type: ignore[no-untyped-call]
+    total = sum(event.self_cpu_time_total for event in events)
+    products = sum(event.self_cpu_time_total for event in events if event.key in _PRODUCTS)
+    return products / total if total else 0.0
+
+
+def _row(
+    llm: LLM,
+    key: tuple[str, int],
+    rounds: dict[tuple[str, int], list[_Round]],
+    prompts: Sequence[list[int]],
+    shares: dict[str, float],
+) -> Row:
+    preset, concurrency = key
+    mine = rounds[key]
+    baseline = rounds.get(("ar", concurrency), mine)
+    speeds = [one.tokens / one.wall_s for one in mine]
+    middle = sorted(mine, key=lambda one: one.tokens / one.wall_s)[len(mine) // 2]
+    timing, forwards = middle.timing, max(1, middle.timing.forwards)
+    spent = timing.forward_s + timing.decode_s
+    opinions = [
+        opinion(llm.engine, prompt, answer) for prompt, answer in zip(prompts, middle.answers, strict=True)
+    ]
+    pairs = zip(middle.answers, baseline[0].answers, strict=True)
+    ratios = [
+        (one.tokens / one.wall_s) / (base.tokens / base.wall_s)
+        for one, base in zip(mine, baseline, strict=True)
+    ]
+    return Row(
+        preset=preset,
+        concurrency=concurrency,
+        tokens_per_s=statistics.median(speeds),
+        tokens_per_s_spread=(max(speeds) - min(speeds)) / statistics.median(speeds),
+        speed_vs_ar=statistics.median(ratios),
+        tokens_per_pass=middle.tokens / max(1, middle.passes),
+        ms_per_pass=1e3 * middle.wall_s / forwards,
+        forward_ms=1e3 * timing.forward_s / forwards,
+        decode_ms=1e3 * timing.decode_s / forwards,
+        host_ms=1e3 * (middle.wall_s - spent) / forwards,
+        product_share=shares[preset],
+        rows_per_forward=timing.rows / forwards,
+        first_text_ms=1e3 * statistics.median(one.first_text_s for one in mine),
+        edits_per_100_tokens=100 * middle.edits / max(1, middle.tokens),
+        same_text_as_ar=statistics.mean(float(a == b) for a, b in pairs),
+        greedy_agreement=statistics.mean(one.greedy_share for one in opinions),
+        base_logprob=statistics.mean(one.mean_logprob for one in opinions),
+        peak_memory_mib=_peak_memory_mib(),
+    )
+
+
+def _peak_memory_mib() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _circumstances(config: BenchConfig, llm: LLM) -> dict[str, Any]:
+    weight = llm.engine.worker.model.norm.weight if isinstance(llm.engine.worker, Worker) else torch.empty(0)
+    return {
+        "benchmark": "speed",
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": _commit(),
+        "model": llm.model.id,
+        "device": torch.cuda.get_device_name() if weight.device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "prompts": config.prompts,
+        "max_tokens": config.max_tokens,
+        "repeats": config.repeats,
+    }
+
+
+def _commit() -> str:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True, timeout=5,
+            cwd=Path(__file__).parent,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    for line in _lines(Path("/proc/cpuinfo")):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _lines(path: Path) -> Iterator[str]:
+    if path.exists():
+        yield from path.read_text().splitlines()
+
+
+def _print(rows: Sequence[Row]) -> None:
+    table = Table(box=None, header_style="bold")
+    columns = {
+        "preset": lambda r: r.preset,
+        "at once": lambda r: str(r.concurrency),
+        "tokens/s": lambda r: f"{r.tokens_per_s:.1f}",
+        "vs AR": lambda r: f"{r.speed_vs_ar:.2f}x",
+        "tokens/pass": lambda r: f"{r.tokens_per_pass:.2f}",
+        "ms/pass": lambda r: f"{r.ms_per_pass:.1f}",
+        "products": lambda r: f"{r.forward_ms * r.product_share:.1f}",
+        "other ops": lambda r: f"{r.forward_ms * (1 - r.product_share) + r.decode_ms:.1f}",
+        "host": lambda r: f"{r.host_ms:.1f}",
+        "rows": lambda r: f"{r.rows_per_forward:.1f}",
+        "first text ms": lambda r: f"{r.first_text_ms:.0f}",
+        "same as AR": lambda r: f"{r.same_text_as_ar:.0%}",
+        "greedy": lambda r: f"{r.greedy_agreement:.1%}",
+        "logprob": lambda r: f"{r.base_logprob:.2f}",
+        "peak MiB": lambda r: f"{r.peak_memory_mib:.0f}",
+    }
+    for name in columns:
+        table.add_column(name, justify="left" if name == "preset" else "right")
+    for row in rows:
+        table.add_row(*(show(row) for show in columns.values()))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _append(path: Path, document: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shared = {key: value for key, value in document.items() if key != "rows"}
+    with path.open("a") as file:
+        for row in document["rows"]:
+            file.write(json.dumps({**shared, **row}) + "\n")

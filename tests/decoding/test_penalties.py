@@ -1,0 +1,91 @@
+"""Penalties, bias and bans against their published definitions."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vermilion.decoding.jobs import Wanted
+from vermilion.decoding.penalties import BAN, Adjustment, adjustments, needed
+from vermilion.decoding.sampling import read
+from vermilion.types import Sampling
+
+SIZE = 9
+MASK = 8
+IDS = st.lists(st.integers(0, SIZE - 2), max_size=6)
+
+
+def logprobs(
+    logits: list[float], sampling: Sampling, prompt: list[int], answer: list[int], history: list[int]
+) -> list[float]:
+    changes = adjustments(sampling, prompt, Counter(answer), history, ())
+    wanted = Wanted(sampling, 3, tuple(range(SIZE - 1)), changes)
+    return list(read(torch.tensor([logits], dtype=torch.float64), [wanted], MASK)[0].target_logprobs)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=SIZE, max_size=SIZE), IDS, IDS, IDS, st.floats(0.5, 2.0))
+def test_repetition_is_that_of_hugging_face(
+    logits: list[float], prompt: list[int], answer: list[int], history: list[int], penalty: float
+) -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    got = logprobs(logits, Sampling(repetition_penalty=penalty), prompt, answer, history)
+    scores = torch.tensor([logits], dtype=torch.float64)
+    seen = torch.tensor([[*prompt, *answer, *history]], dtype=torch.long)
+    if seen.numel():
+        scores = RepetitionPenaltyLogitsProcessor(penalty)(seen, scores)
+    wanted = scores[0, : SIZE - 1].log_softmax(-1).tolist()
+    assert got == pytest.approx(wanted, abs=1e-9)
+
+
+@given(
+    st.lists(st.floats(-5, 5), min_size=SIZE, max_size=SIZE),
+    IDS,
+    IDS,
+    st.tuples(st.floats(-2, 2), st.floats(-2, 2)),
+    st.dictionaries(st.integers(0, SIZE - 2), st.floats(-10, 10), max_size=3),
+)
+def test_presence_frequency_and_bias_are_those_of_openai(
+    logits: list[float],
+    answer: list[int],
+    history: list[int],
+    penalties: tuple[float, float],
+    bias: dict[int, float],
+) -> None:
+    presence, frequency = penalties
+    sampling = Sampling(presence_penalty=presence, frequency_penalty=frequency, logit_bias=bias)
+    got = logprobs(logits, sampling, [0, 1, 2], answer, history)
+    count = Counter([*answer, *history])
+    wanted = [
+        logits[j] - count[j] * frequency - (count[j] > 0) * presence + bias.get(j, 0.0)
+        for j in range(SIZE - 1)
+    ]
+    total = math.log(sum(map(math.exp, wanted)))
+    assert got == pytest.approx([value - total for value in wanted], abs=1e-9)
+
+
+def test_a_ban_outweighs_every_bias() -> None:
+    sampling = Sampling(logit_bias={4: 100.0}, repetition_penalty=0.5, presence_penalty=-2.0)
+    changes = adjustments(sampling, (4,), {4: 2}, (4,), (4,))
+    assert changes == [Adjustment(4, 1.0, BAN)]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(repetition_penalty=1.1),
+        Sampling(presence_penalty=-0.1),
+        Sampling(frequency_penalty=0.1),
+        Sampling(logit_bias={1: 1.0}),
+        Sampling(min_tokens=1),
+    ],
+    ids=str,
+)
+def test_what_changes_logits_is_known_beforehand(sampling: Sampling) -> None:
+    assert needed(sampling)
+    assert not needed(Sampling(temperature=1.0, top_p=0.5, top_k=3, min_p=0.1, seed=4, stop=("x",)))

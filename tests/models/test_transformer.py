@@ -1,0 +1,306 @@
+"""Our backbone against Hugging Face's models, against merged weights and against plain attention."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests import tiny
+from vermilion.decoding.jobs import Job
+from vermilion.decoding.passes import Pass, Segment
+from vermilion.engine.worker import Worker
+from vermilion.models import catalog, weights
+from vermilion.models.attention import Visibility, attend, plan_groups
+from vermilion.models.families import Architecture, Family
+from vermilion.models.layers import Rotary
+from vermilion.models.transformer import Rows, Transformer, load_tensors
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.2,
+}
+IDS = [7, 3, 60, 0, 12, 12, 44, 9, 31, 5, 18, 2, 59]
+
+
+def hugging_face(name: str) -> Any:
+    import transformers
+
+    kinds: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, {"tie_word_embeddings": False}),
+        "llama-tied": (
+            transformers.LlamaConfig,
+            transformers.LlamaForCausalLM,
+            {"tie_word_embeddings": True},
+        ),
+        "llama-wide-heads": (transformers.LlamaConfig, transformers.LlamaForCausalLM, {"head_dim": 10}),
+        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, {}),
+        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {"head_dim": 12}),
+    }
+    config, kind, extra = kinds[name]
+    torch.manual_seed(1)
+    model = kind(config(**SIZES, **extra)).eval()
+    generator = torch.Generator().manual_seed(2)
+    for key, parameter in model.named_parameters():
+        # Fresh biases are zero and fresh norms one: neither would show a mistake.
+        if key.endswith("bias") or "norm" in key:
+            parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def ours(theirs: Any, folder: Path, dtype: torch.dtype) -> tuple[Transformer, Family]:
+    theirs.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    checkpoint = weights.load(catalog.find(str(folder)), dtype)
+    model = Transformer(checkpoint.family.architecture)
+    load_tensors(model, checkpoint.tensors)
+    return model.eval(), checkpoint.family
+
+
+def run(model: Transformer, segments: list[tuple[int, int]], slots: list[int], ids: list[int]) -> Tensor:
+    """Logits of a causal text stored at `slots`, one forward per (start, end)."""
+    pool = model.new_pool(max(slots) + 1)
+    logits = []
+    for start, end in segments:
+        rows = list(range(end - start))
+        at = range(start, end)
+        seen = Visibility(rows, [start] * len(rows), [start] * len(rows), [p + 1 for p in at], slots[:end])
+        forward = Rows(
+            torch.tensor(ids[start:end]),
+            torch.tensor(list(at)),
+            torch.zeros(len(rows), dtype=torch.bool),
+            len(rows),
+            torch.tensor(slots[start:end]),
+            plan_groups([seen], len(rows), 2, pool),
+        )
+        with torch.inference_mode():
+            logits.append(model.logits(model(forward, pool)))
+    return torch.cat(logits)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "llama-wide-heads", "qwen2", "qwen3"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_logits_equal_hugging_face(tmp_path: Path, name: str, dtype: torch.dtype, tolerance: float) -> None:
+    theirs = hugging_face(name)
+    model, family = ours(theirs, tmp_path, dtype)
+    assert family.architecture.tied_embeddings == (name == "llama-tied")
+    theirs = theirs.to(dtype)
+    if dtype == torch.float64:
+        without_casts(theirs, family.architecture)
+    with torch.inference_mode():
+        wanted = theirs(torch.tensor([IDS])).logits[0]
+    count = len(IDS)
+    scale = max(1.0, wanted.abs().max().item() / 10)
+    whole = run(model, [(0, count)], list(range(count)), IDS)
+    torch.testing.assert_close(whole, wanted, atol=tolerance * scale, rtol=0)
+    scrambled = [23, 2, 17, 5, 11, 29, 0, 8, 14, 26, 20, 3, 9]
+    pieces = run(model, [(0, 4), (4, 5), (5, 11), (11, count)], scrambled, IDS)
+    torch.testing.assert_close(pieces, wanted, atol=tolerance * scale, rtol=0)
+
+
+def without_casts(theirs: Any, architecture: Architecture) -> None:
+    """Hugging Face computes norms and angles in float32 whatever the dtype; here they are as exact as ours."""
+    a = architecture
+    inverse = 1.0 / a.rope_theta ** (torch.arange(0, a.head_dim, 2, dtype=torch.float64) / a.head_dim)
+    theirs.model.rotary_emb = ExactRotary(inverse)
+    for module in theirs.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = partial(exact_norm, module)
+
+
+def exact_norm(module: Any, x: Tensor) -> Tensor:
+    scaled: Tensor = x * (x.square().mean(-1, keepdim=True) + module.variance_epsilon).rsqrt() * module.weight
+    return scaled
+
+
+class ExactRotary(torch.nn.Module):
+    """Hugging Face's rotary embedding without its cast to float32."""
+
+    def __init__(self, inverse: Tensor) -> None:
+        super().__init__()
+        self.inverse = inverse
+
+    def forward(self, x: Tensor, position_ids: Tensor, **_: object) -> tuple[Tensor, Tensor]:
+        angle = position_ids[:, :, None].double() * self.inverse
+        angle = torch.cat([angle, angle], -1)
+        return angle.cos(), angle.sin()
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25])
+def test_rotary_turns_pairs_of_the_leading_share_by_their_angle(fraction: float) -> None:
+    size, theta = 16, 100.0
+    rotary = Rotary(size, theta, 50, fraction)
+    x = torch.randn(4, 3, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([0, 1, 7, 49])
+    turned = rotary.rotate(x, *rotary.at(positions))
+    rotated = int(size * fraction)
+    wanted = x.clone()
+    for n, position in enumerate(positions.tolist()):
+        for pair in range(rotated // 2):
+            angle = position / theta ** (2 * pair / rotated)
+            turn = complex(math.cos(angle), math.sin(angle))
+            for head in range(3):
+                a, b = x[n, head, pair].item(), x[n, head, pair + rotated // 2].item()
+                point = complex(a, b) * turn
+                wanted[n, head, pair], wanted[n, head, pair + rotated // 2] = point.real, point.imag
+    torch.testing.assert_close(turned, wanted, atol=1e-12, rtol=0)
+
+
+def merged(model: Transformer, architecture: Architecture) -> Transformer:
+    """The same model with the adapter added into its weights, as one would do by hand."""
+    twin = Transformer(architecture).double()
+    twin.load_state_dict({k: v for k, v in model.state_dict().items() if k in twin.state_dict()})
+    for layer, other in zip(model.layers, twin.layers, strict=True):
+        for name in ("qkv", "output", "gate_up", "down"):
+            linear = getattr(layer, name)
+            rank = linear.lora_a.shape[0] // len(linear.part_sizes)
+            deltas = [b @ linear.lora_a[i * rank : (i + 1) * rank] for i, b in enumerate(linear.lora_b)]
+            getattr(other, name).weight.data += torch.cat(deltas)
+    twin.mask_embedding = model.mask_embedding
+    return twin
+
+
+def test_clean_rows_run_the_base_and_noisy_rows_the_merged_adapter_in_one_forward() -> None:
+    model = tiny.model("causal-shift")
+    whole = merged(model, tiny.ARCHITECTURE)
+    base = merged(model, tiny.ARCHITECTURE)
+    base.load_state_dict({k: v for k, v in model.state_dict().items() if k in base.state_dict()})
+    count, clean = 11, 6
+    masked = torch.tensor([False] * 8 + [True] * 3)
+
+    def forward(one: Transformer, rows: slice, num_clean: int) -> Tensor:
+        at = list(range(count))[rows]
+        # Noisy and clean rows see only their own kind, so that each can be computed without the other.
+        start, end = at[0], at[-1] + 1
+        parts = [(start, clean), (clean, end)] if start < clean < end else [(start, end)]
+        seen = [
+            Visibility(
+                [p - start for p in range(a, b)], [0] * (b - a), [a] * (b - a), [b] * (b - a), list(range(b))
+            )
+            for a, b in parts
+        ]
+        pool = one.new_pool(count)
+        bundle = Rows(
+            torch.tensor(IDS[:count])[rows],
+            torch.tensor(at),
+            masked[rows],
+            num_clean,
+            torch.tensor(at),
+            plan_groups(seen, len(at), 2, pool),
+        )
+        with torch.inference_mode():
+            return one.logits(one(bundle, pool))
+
+    mixed = forward(model, slice(0, count), clean)
+    torch.testing.assert_close(mixed[:clean], forward(base, slice(0, clean), clean), atol=1e-11, rtol=0)
+    noisy = forward(whole, slice(clean, count), 0)
+    torch.testing.assert_close(mixed[clean:], noisy, atol=1e-11, rtol=0)
+    assert (mixed[clean:] - forward(base, slice(clean, count), 0)).abs().max() > 0.1
+
+
+def test_the_adapter_scale_multiplies_its_product() -> None:
+    from vermilion.models.layers import GatedLinear
+
+    generator = torch.Generator().manual_seed(0)
+    linear = GatedLinear(6, (4, 3)).double()
+    linear.weight.data = torch.randn(7, 6, generator=generator).double()
+    pairs = [
+        (torch.randn(2, 6, generator=generator).double(), torch.randn(size, 2, generator=generator).double())
+        for size in (4, 3)
+    ]
+    linear.adapt(pairs, 1.75)
+    x = torch.randn(5, 6, generator=generator).double()
+    y = linear(x, 2)
+    full = linear.weight + 1.75 * torch.cat([b @ a for a, b in pairs])
+    torch.testing.assert_close(y, torch.cat([x[:2] @ linear.weight.T, x[2:] @ full.T]))
+
+
+@st.composite
+def visibilities(
+    draw: st.DrawFn,
+) -> list[tuple[list[int], list[int], list[int], list[int], set[tuple[int, int]]]]:
+    """Requests as (sees, own start, own end, pool slots, also)."""
+    requests = []
+    free = draw(st.permutations(range(60)))
+    for _ in range(draw(st.integers(1, 4))):
+        num_rows = draw(st.integers(1, 4))
+        length = draw(st.integers(1, 12))
+        contiguous = draw(st.booleans())
+        first = draw(st.integers(0, 60 - length))
+        slots = list(range(first, first + length)) if contiguous else [free.pop() for _ in range(length)]
+        sees = [draw(st.integers(0, length)) for _ in range(num_rows)]
+        own = [
+            sorted(draw(st.tuples(st.integers(0, length), st.integers(0, length)))) for _ in range(num_rows)
+        ]
+        also = draw(st.sets(st.tuples(st.integers(0, num_rows - 1), st.integers(0, length - 1)), max_size=4))
+        # Every row sees something: it writes a slot of its own.
+        also |= {(row, draw(st.integers(0, length - 1))) for row in range(num_rows)}
+        requests.append((sees, [a for a, _ in own], [b for _, b in own], slots, also))
+        free = [slot for slot in free if slot not in slots] if contiguous else free
+        if len(free) < 12:
+            break
+    return requests
+
+
+@given(visibilities(), st.randoms(use_true_random=False))
+def test_attention_equals_a_plain_masked_softmax(requests: Any, chance: Any) -> None:
+    num_rows = sum(len(sees) for sees, *_ in requests)
+    order = list(range(num_rows))
+    chance.shuffle(order)
+    generator = torch.Generator().manual_seed(chance.randrange(2**31))
+    q = torch.randn(num_rows, 6, 4, generator=generator, dtype=torch.float64)
+    pool = torch.randn(60, 2, 3, 4, generator=generator, dtype=torch.float64)
+    visible = torch.zeros(num_rows, 60, dtype=torch.bool)
+    groups = []
+    taken = 0
+    for sees, start, end, slots, also in requests:
+        rows = order[taken : taken + len(sees)]
+        # One request alone must cover the rows in order.
+        rows = list(range(num_rows)) if len(requests) == 1 else rows
+        taken += len(rows)
+        contiguous = slots == list(range(slots[0], slots[0] + len(slots)))
+        groups.append(Visibility(rows, sees, start, end, slots, sorted(also), contiguous))
+        for i, row in enumerate(rows):
+            for logical, slot in enumerate(slots):
+                own = start[i] <= logical < end[i]
+                visible[row, slot] = logical < sees[i] or own or (i, logical) in also
+    got = attend(q, pool, plan_groups(groups, num_rows, 2, pool))
+    keys, values = (pool[:, i].repeat_interleave(2, 1) for i in (0, 1))
+    scores = torch.einsum("nhd,shd->hns", q, keys) / 2.0
+    wanted = torch.einsum("hns,shd->nhd", scores.masked_fill(~visible, -math.inf).softmax(-1), values)
+    torch.testing.assert_close(got, wanted, atol=1e-12, rtol=0)
+
+
+def test_prefill_through_scrambled_pages_leaves_the_keys_of_one_forward() -> None:
+    model = tiny.model("causal-shift")
+    ids = tuple(range(2, 31))
+    size = 4
+    chunked, whole = Worker(model, 16, size, tiny.MASK), Worker(model, 16, size, tiny.MASK)
+    whole.run([Job(list(range(8)), Pass((Segment(ids, 0, 0, 0, span=1),)), [])])
+    pages = [13, 2, 7, 5, 11, 0, 15, 4]
+    for start, end in ((0, 3), (3, 4), (4, 17), (17, 29)):
+        chunked.run([Job(pages, Pass((Segment(ids[start:end], start, start, start, span=1),)), [])])
+    slots = torch.tensor([pages[i // size] * size + i % size for i in range(len(ids))])
+    torch.testing.assert_close(chunked.pool[:, slots], whole.pool[:, : len(ids)], atol=1e-12, rtol=0)
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    tensors = {name: torch.zeros(shape) for name, shape in weights.expected_shapes(tiny.ARCHITECTURE).items()}
+    model = Transformer(replace(tiny.ARCHITECTURE, ffn_size=40))
+    with pytest.raises(ValueError, match="checkpoint"):
+        load_tensors(model, tensors)
