@@ -47,7 +47,7 @@ EFFORTS = {
 MODULES = (
     "calendar", "textwrap", "shlex", "fractions", "csv", "cmd", "statistics", "gzip", "sched", "bisect",
 )  # fmt: skip
-TOPICS = ("assignment", "classes", "execmodel", "import", "exceptions", "lambda", "if")
+TOPICS = ("assignment", "class", "naming", "import", "exceptions", "lambda", "if")
 MAX_TOKENS = 48
 CONTEXT_CHARACTERS = (700, 300)
 
@@ -174,7 +174,8 @@ def _parses(hole: Hole, text: str) -> bool:
     indent = len(lines[0]) - len(lines[0].lstrip())
     block = "\n".join(line[indent:] if line[:indent].isspace() else line for line in lines)
     if block.rstrip().endswith(":"):
-        block += " pass" if "\n" not in block else "\n    " * 4 + "pass"
+        last = block.rstrip().rpartition("\n")[2]
+        block = f"{block.rstrip()}\n{' ' * (len(last) - len(last.lstrip()) + 4)}pass"
     if block.startswith(("elif", "else")):
         block = f"if x: pass\n{block}"
     if block.startswith("except"):
