@@ -19,7 +19,7 @@ from vermilion.decoding.commit import (
     settle,
 )
 from vermilion.decoding.passes import Reading
-from vermilion.types import Decoding, DecoderName
+from vermilion.types import DecoderName, Decoding
 
 # Few values, so that ties are common.
 LOGPROBS = st.sampled_from([0.0, -0.05, -0.1, -0.5, -1.0, -1.0, -2.3, -7.0])

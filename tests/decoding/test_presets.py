@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from vermilion.decoding.presets import PRESETS, resolve
 from vermilion.errors import BadParameter
-from vermilion.types import Decoding
 
 
 def test_knobs_are_set_over_the_preset_and_leave_it_as_it_was() -> None:
     assert resolve(None, None) == PRESETS["lossless"]
     assert resolve(None, {}, default="ar").decoder == "ar"
     got = resolve("fast", {"block_length": 6, "accept_above": 1, "branches": 2})
-    assert got == Decoding("relaxed", block_length=6, draft_nodes=8, accept_above=1.0, branches=2)
-    assert PRESETS["fast"].block_length == 4
+    assert got == replace(PRESETS["fast"], block_length=6, accept_above=1.0, branches=2)
+    assert PRESETS["fast"].block_length != 6 and resolve("fast", None) is PRESETS["fast"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_seeds_and_positions_are_independent_keys() -> None:
     ]
     for tokens in (by_position, by_seed):
         pairs = {(a, b): 0 for a in range(1, SIZE) for b in range(1, SIZE)}
-        for pair in zip(tokens, tokens[1:], strict=False):
+        for pair in pairwise(tokens):
             pairs[pair] += 1
         expected = 1999 / len(pairs)
         chi_square = sum((count - expected) ** 2 / expected for count in pairs.values())

@@ -172,6 +172,11 @@ def test_what_cannot_be_answered_is_refused_before_it_is_queued(service: Service
     async def scenario() -> None:
         with pytest.raises(ContextLengthExceeded):
             await collect(service, replace(REQUEST, prompt=(5,) * 2000))
+        for token in (-1, tiny.VOCAB):
+            with pytest.raises(BadRequest, match="logit_bias"):
+                await collect(
+                    service, replace(REQUEST, sampling=Sampling(max_tokens=3, logit_bias={token: 1.0}))
+                )
         with pytest.raises(BadRequest, match="empty"):
             await collect(service, replace(REQUEST, prompt=()))
         gate.open.clear()

@@ -114,7 +114,7 @@ def test_logits_equal_hugging_face(tmp_path: Path, name: str, dtype: torch.dtype
 
 
 def without_casts(theirs: Any, architecture: Architecture) -> None:
-    """Hugging Face computes norms and angles in float32 whatever the dtype; here they are as exact as ours."""
+    """Hugging Face computes norms and angles in float32 whatever the dtype; here they are exact."""
     a = architecture
     inverse = 1.0 / a.rope_theta ** (torch.arange(0, a.head_dim, 2, dtype=torch.float64) / a.head_dim)
     theirs.model.rotary_emb = ExactRotary(inverse)

@@ -12,9 +12,9 @@ from vermilion.types import Decoding
 PRESETS: Mapping[str, Decoding] = MappingProxyType(
     {
         "ar": Decoding(decoder="ar"),
-        "lossless": Decoding(decoder="lossless", block_length=4, draft_nodes=8),
-        "balanced": Decoding(decoder="relaxed", block_length=4, draft_nodes=8, accept_above=0.3),
-        "fast": Decoding(decoder="relaxed", block_length=4, draft_nodes=8, accept_above=0.1),
+        "lossless": Decoding(decoder="lossless", block_length=3, draft_nodes=3),
+        "balanced": Decoding(decoder="relaxed", block_length=4, draft_nodes=3, accept_above=0.3),
+        "fast": Decoding(decoder="relaxed", block_length=4, draft_nodes=4, accept_above=0.05),
     }
 )
 

@@ -68,6 +68,10 @@ class Engine:
         if total >= self.model.context_length:
             raise ContextLengthExceeded(self.model.context_length, total)
         room = self.model.context_length - total
+        foreign = [token for token in request.sampling.logit_bias if not 0 <= token < self.model.vocab_size]
+        if foreign:
+            # The logits have no such column: the whole step would fail, and every request in it.
+            raise BadParameter("logit_bias", foreign[0], f"token ids from 0 to {self.model.vocab_size - 1}")
         if not 1 <= request.sampling.max_tokens <= room:
             raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
 

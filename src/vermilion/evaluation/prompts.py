@@ -30,6 +30,26 @@ PROSE = (
     "Once upon a time, in a village surrounded by mountains, there lived",
 )
 
+SUBJECTS = (
+    "volcanoes", "the violin", "bread", "chess", "the Roman Empire", "bees", "gravity", "coffee", "bicycles",
+    "the ocean tides", "maps", "glass", "the printing press", "owls", "mathematics", "tea", "bridges",
+)  # fmt: skip
+FUNCTIONS = (
+    "reverse a string", "count the vowels in a text", "merge two sorted lists", "parse a CSV line",
+    "compute the mean of a list", "flatten a nested list", "check for balanced brackets", "find duplicates",
+    "convert Celsius to Fahrenheit", "rotate a list", "sum the digits of a number", "remove white space",
+    "group words by length", "find the longest word", "validate an e-mail address", "shuffle a deck of cards",
+    "transpose a matrix",
+)  # fmt: skip
+OPENINGS = (
+    "When the train finally arrived,", "The recipe begins with", "Nobody in the office knew that",
+    "Scientists have long wondered why", "On the first day of winter,", "The history of the city begins",
+    "My grandmother always said that", "To repair a broken chair, you", "The market was crowded, and",
+    "The report concludes that", "At the bottom of the lake lay", "In the middle of the night,",
+    "The river flows through", "Every good story needs", "The museum's oldest painting shows",
+    "After years of practice, she",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -49,3 +69,12 @@ def fixed(limit: int | None = None) -> list[Prompt]:
     longest = max(len(texts) for _, texts in kinds)
     mixed = [Prompt(kind, texts[i]) for i in range(longest) for kind, texts in kinds if i < len(texts)]
     return mixed[:limit]
+
+
+def hundred() -> list[Prompt]:
+    """A hundred prompts and a few more, chat, code and prose alike, for measurements of exactness."""
+    chat = [Prompt("chat", f"Tell me three interesting things about {subject}.") for subject in SUBJECTS]
+    chat += [Prompt("chat", f"Write a Python function to {task}.") for task in FUNCTIONS]
+    code = [Prompt("code", f'def solve(value):\n    """Function to {task}."""\n') for task in FUNCTIONS]
+    prose = [Prompt("prose", opening) for opening in OPENINGS]
+    return [*fixed(), *chat, *code, *prose]
