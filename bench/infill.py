@@ -214,7 +214,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def effort(arm: str) -> Effort:
-    """"bridge-1+patience=3+neutral=0.0": a row of EFFORTS with fields changed."""
+    """ "bridge-1+patience=3+neutral=0.0": a row of EFFORTS with fields changed."""
     name, *changes = arm.split("+")
     fields = (change.split("=") for change in changes)
     numbers = {field: float(value) if "." in value else int(value) for field, value in fields}

@@ -26,7 +26,7 @@ from vermilion.types import Decoding, Finish, Request, Sampling
 pytestmark = pytest.mark.model
 
 ROUNDING = 2e-3
-"""Logits of the embedded model are of the order of 20; fp32 sums over 30 layers differ by up to about 1e-4."""
+"""Logits of the embedded model are of the order of 20; fp32 sums over 30 layers differ by about 1e-4."""
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +66,14 @@ def gap(llm: LLM, context: Sequence[int], one: int, other: int) -> float:
         (Segment(tuple(context), 0, 0, sees=0, span=1),),
         (Read(len(context) - 1, len(context), "check", (one, other)),),
     )
-    [[reading]] = llm.engine.worker.run(
-        [Job(pages, rows, [Wanted(Sampling(), len(context), (one, other))])]
-    )
+    [[reading]] = llm.engine.worker.run([Job(pages, rows, [Wanted(Sampling(), len(context), (one, other))])])
     cache.release(pages)
     return abs(reading.target_logprobs[0] - reading.target_logprobs[1])
 
 
-def assert_same_or_tied(llm: LLM, prompt: Sequence[int], expected: Sequence[int], given: Sequence[int]) -> bool:
+def assert_same_or_tied(
+    llm: LLM, prompt: Sequence[int], expected: Sequence[int], given: Sequence[int]
+) -> bool:
     """Whether the answers are equal; fails unless the first difference is a tie."""
     if tuple(expected) == tuple(given):
         return True
@@ -109,7 +109,9 @@ def test_greedy_text_equals_transformers(llm: LLM) -> None:
         assert_same_or_tied(llm, prompt, made[0, len(prompt) :].tolist(), answer)
 
 
-@pytest.mark.parametrize("size", [pytest.param(12, id="some"), pytest.param(100, marks=pytest.mark.slow, id="all")])
+@pytest.mark.parametrize(
+    "size", [pytest.param(12, id="some"), pytest.param(100, marks=pytest.mark.slow, id="all")]
+)
 def test_lossless_text_equals_autoregression(llm: LLM, size: int) -> None:
     prompts = [ids(llm, prompt) for prompt in hundred()][: None if size == 100 else size]
     assert len(prompts) >= size

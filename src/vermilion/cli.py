@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from vermilion.errors import BadParameter, BadRequest, ConfigError, EngineFailure, VermilionError
-from vermilion.options import DEFAULT_MODEL, AnswerOptions, ServeOptions, with_options
+from vermilion.options import DEFAULT_MODEL, AnswerOptions, BenchOptions, ServeOptions, with_options
 from vermilion.terminal import AnswerView, Figures, Stopwatch, neutralise
 from vermilion.types import Decoding, Event, Finish, FinishReason, Sampling, Text
 
@@ -178,6 +178,33 @@ def rm(model: Annotated[str, typer.Argument(help="A name of `vermilion models`."
 
 
 @app.command()
+@with_options(BenchOptions)
+def bench(*, options: BenchOptions) -> None:
+    """Measure the presets side by side; a table, then one JSON document."""
+    from vermilion.config import EngineConfig, build
+    from vermilion.decoding.presets import resolve
+    from vermilion.evaluation import speed
+
+    presets = tuple(options.presets.split(","))
+    for preset in presets:
+        resolve(preset, None)
+    try:
+        concurrency = tuple(int(number) for number in options.concurrency.split(","))
+    except ValueError:
+        concurrency = (0,)
+    if min(concurrency) < 1:
+        raise BadParameter("--concurrency", options.concurrency, "whole numbers from 1, separated by commas")
+    settings = {"dtype": options.dtype, "device": options.device, "prefix_cache": False}
+    engine = build(EngineConfig, {**settings, "max_running": max(concurrency)})
+    speed.main(
+        speed.BenchConfig(
+            options.model, presets, concurrency, options.prompts, options.max_tokens, options.repeats,
+            options.output, engine,
+        )
+    )  # fmt: skip
+
+
+@app.command()
 def demo(
     url: Annotated[str, typer.Option(help="A running service.")] = "http://127.0.0.1:8000",
     prompt: Annotated[str | None, typer.Option(help="What to ask it.")] = None,
@@ -222,10 +249,7 @@ def _answer(llm: LLM, prompt: str | Sequence[int], question: Question) -> Reply:
     finish: Finish | None = None
     canvas = _animated() and not (question.json or question.quiet)
     # Closing it cancels the answer.
-    stream = cast(
-        "Generator[Event, None, None]",
-        llm.stream(prompt, question.sampling, question.decoding, suffix=question.suffix, canvas=canvas),
-    )
+    stream = llm.stream(prompt, question.sampling, question.decoding, suffix=question.suffix, canvas=canvas)
     try:
         with closing(stream), _shown(question, canvas) as show:
             for event in stream:

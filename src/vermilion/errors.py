@@ -43,8 +43,8 @@ class ContextLengthExceeded(BadRequest):
 
     def __init__(self, limit: int, given: int) -> None:
         super().__init__(
-            f"This model's maximum context length is {limit} tokens. However, your prompt has {given} tokens. "
-            "Please reduce the length of the prompt.",
+            f"This model's maximum context length is {limit} tokens. However, your prompt has {given} "
+            "tokens. Please reduce the length of the prompt.",
             param="messages",
             code="context_length_exceeded",
         )

@@ -60,6 +60,21 @@ class ServeOptions:
     ] = None
 
 
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """What a benchmark runs."""
+
+    model: Model = DEFAULT_MODEL
+    presets: Annotated[str, typer.Option(help="Separated by commas.")] = "ar,lossless,balanced,fast"
+    concurrency: Annotated[str, typer.Option(help="Streams at once, separated by commas.")] = "1"
+    prompts: Annotated[int, typer.Option(min=1, help="How many of the fixed prompts.")] = 6
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 64
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 5
+    dtype: Dtype = "auto"
+    device: Device = "auto"
+    output: Annotated[Path | None, typer.Option(help="JSON Lines file that takes the rows.")] = None
+
+
 def with_options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turns the last parameter of a command, a `kind`, into one command-line option per field."""
 

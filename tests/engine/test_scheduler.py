@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 from tests import tiny
 from tests.engine.shadow import DECODERS, Memory, ShadowWorker, engine
 from vermilion.engine.engine import Engine
+from vermilion.errors import BadParameter
 from vermilion.types import Canvas, Decoding, Event, Finish, Request, Sampling, Text
 
 PAGE = (5, 9, 3, 13, 12, 7, 2, 11)
@@ -233,6 +234,16 @@ def test_decoding_goes_on_while_a_long_prompt_is_stored(prefill_chunk: int) -> N
     for _ in range(20):
         assert "short" in {name for name, _ in built.step()}
     assert worker.most_rows <= 16
+
+
+def test_drafts_that_can_never_fit_are_refused_not_waited_for() -> None:
+    sizes = Memory(num_pages=16)
+    built, _ = engine(tiny.TRAITS["causal-shift"], sizes, 120)
+    wide = Decoding("lossless", block_length=8, draft_nodes=16, branches=4)
+    sampling = Sampling(max_tokens=40, ignore_eos=True)
+    tiny.run(built, [Request("fits", (5,) * 40, sampling, wide)])
+    with pytest.raises(BadParameter, match="48"):
+        built.submit(Request("never", (5,) * 41, sampling, wide))
 
 
 def _machine(name: str) -> type[Traffic]:

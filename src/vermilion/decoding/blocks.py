@@ -122,7 +122,13 @@ class Blocks(Program):
         choice, or a revision's, which stands."""
         first = len(known) - num_proposed
         return [
-            Read(position - 1 - self.cached, position, "check", (known[position],), tuple(known[first:position]))
+            Read(
+                position - 1 - self.cached,
+                position,
+                "check",
+                (known[position],),
+                tuple(known[first:position]),
+            )
             for position in range(first + 1, len(known))
         ]
 
@@ -132,8 +138,10 @@ class Blocks(Program):
         first_row = sum(len(segment.ids) for segment in segments) - noisy.start
         segments.append(noisy)
         filled = [token for token in canvas.ids if token is not None]
-        history = (*known[len(self.tokens) :], *filled) if canvas.start >= len(self.tokens) else tuple(
-            token for token in canvas.ids[len(self.tokens) - canvas.start :] if token is not None
+        history = (
+            (*known[len(self.tokens) :], *filled)
+            if canvas.start >= len(self.tokens)
+            else tuple(token for token in canvas.ids[len(self.tokens) - canvas.start :] if token is not None)
         )
         shift = 1 if self.traits.shift else 0
         return [

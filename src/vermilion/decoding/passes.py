@@ -2,9 +2,9 @@
 
 Every attention kind is the same sentence with other numbers. A row of a segment sees
 
-    the logical slots [0, sees)   and   the slots [slot, slot + reach) of its own segment,
+    the logical slots [0, sees), the slots [slot, slot + reach) of its own segment, and those in `also`,
 
-and the slots listed in `also`, where `reach` ends at the row itself (causal: span 1), at the end of its block (block-causal: span = block
+where `reach` ends at the row itself (causal: span 1), at the end of its block (block-causal: span = block
 length, counted on absolute positions) or at the end of the segment (bidirectional: span 0). Logical slot p
 holds the key and value of the clean token at position p; noisy rows borrow the slots behind the last clean
 one and leave nothing there.

@@ -57,7 +57,7 @@ class Reference:
 
 
 class _Answer:
-    """The text so far and the two questions one can ask of the model: what a clean row and what a canvas says."""
+    """The text so far, and the two questions to ask of the model: what a clean row, what a canvas says."""
 
     def __init__(
         self, model: Transformer, traits: Traits, tokens: list[int], sampling: Sampling, decoding: Decoding
@@ -120,7 +120,7 @@ class _Answer:
         return draft_tree(levels, self.decoding.draft_nodes)
 
     def slide(self) -> None:
-        """A window of masks behind the text; each pass the base gives its first token, the rule some others."""
+        """A window of masks behind the text; each pass the base gives its first token, the rule others."""
         window: list[int | None] = []
         while not self.ended:
             self.passes += 1
@@ -196,7 +196,9 @@ class _Answer:
                 *self.tokens[len(self.prompt) : start],
                 *(t for i, t in enumerate(block) if t is not None and start + i >= len(self.prompt)),
             ]
-            readings = self.canvas(self.tokens[:start], block, [start + i for i in masked], history[self._old() :])
+            readings = self.canvas(
+                self.tokens[:start], block, [start + i for i in masked], history[self._old() :]
+            )
             if forced is not None:
                 block[0] = forced.token
             for index in settle(self.decoding, readings, forced, cap - step):
@@ -300,9 +302,7 @@ class _Answer:
         wanted = [self._wanted(p, history, (), settled) for p in positions]
         return self._read(logits, [p - shift for p in positions], wanted)
 
-    def _wanted(
-        self, position: int, history: Sequence[int], targets: Sequence[int], settled: int
-    ) -> Wanted:
+    def _wanted(self, position: int, history: Sequence[int], targets: Sequence[int], settled: int) -> Wanted:
         changes = []
         if needed(self.sampling):
             banned = self.eos if position < len(self.prompt) + self.sampling.min_tokens else ()

@@ -60,13 +60,16 @@ def _entropy(logits_RV: Tensor, total_R: Tensor, wanted: Sequence[Wanted]) -> Te
     if not any(want.entropy for want in wanted):
         return torch.zeros(len(wanted), dtype=torch.float64, device=logits_RV.device)
     logprob_RV = logits_RV - total_R[:, None]
-    return torch.special.entr(logprob_RV.exp()).sum(-1).double()
+    entropy_R: Tensor = torch.special.entr(logprob_RV.exp()).sum(-1)
+    return entropy_R.double()
 
 
 def _targets(logits_RV: Tensor, total_R: Tensor, wanted: Sequence[Wanted]) -> list[tuple[float, ...]]:
     if not any(want.targets for want in wanted):
         return [()] * len(wanted)
-    rows = torch.tensor([row for row, want in enumerate(wanted) for _ in want.targets], device=logits_RV.device)
+    rows = torch.tensor(
+        [row for row, want in enumerate(wanted) for _ in want.targets], device=logits_RV.device
+    )
     tokens = torch.tensor([token for want in wanted for token in want.targets], device=logits_RV.device)
     values = iter((logits_RV[rows, tokens] - total_R[rows]).double().tolist())
     return [tuple(next(values) for _ in want.targets) for want in wanted]
@@ -98,7 +101,9 @@ def _sample(logits_V: Tensor, want: Wanted) -> Tensor:
 def _filtered(scaled_V: Tensor, sampling: Sampling) -> Tensor:
     """-inf outside top-k, top-p (the smallest set that holds that mass) and min-p, in this order."""
     if sampling.top_k and sampling.top_k < scaled_V.shape[-1]:
-        scaled_V = scaled_V.masked_fill(scaled_V < torch.topk(scaled_V, sampling.top_k).values[-1], float("-inf"))
+        scaled_V = scaled_V.masked_fill(
+            scaled_V < torch.topk(scaled_V, sampling.top_k).values[-1], float("-inf")
+        )
     if sampling.top_p < 1.0:
         ordered, order = torch.sort(scaled_V, descending=True, stable=True)
         probability = torch.softmax(ordered, -1)

@@ -74,6 +74,20 @@ class Engine:
             raise BadParameter("logit_bias", foreign[0], f"token ids from 0 to {self.model.vocab_size - 1}")
         if not 1 <= request.sampling.max_tokens <= room:
             raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
+        self._check_canvas(request, total + request.sampling.max_tokens)
+
+    def _check_canvas(self, request: Request, text: int) -> None:
+        """Drafts and branches lie behind the text in memory; what can never fit would wait for ever."""
+        decoding = request.decoding
+        branches = max(1, min(decoding.branches, decoding.draft_nodes + 1))
+        rows = decoding.draft_nodes + branches * decoding.block_length
+        slots = self.scheduler.cache.num_pages * self.scheduler.cache.page_size
+        if decoding.decoder in ("lossless", "relaxed") and text + rows > slots:
+            raise BadParameter(
+                "decoding.draft_nodes", decoding.draft_nodes,
+                f"with branches and block_length, at most {max(0, slots - text)} rows beside this text",
+                f"These ask for {rows}.",
+            )  # fmt: skip
 
     def submit(self, request: Request) -> Program:
         """Queue a request; its events come out of `step`. Raises `BadRequest` and its kinds.

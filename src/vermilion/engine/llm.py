@@ -79,14 +79,18 @@ class LLM:
     ) -> Generator[Event, None, None]:
         """The events of one answer as they come; closing the iterator cancels it.
 
-        With `suffix` the answer fills the gap between the two. Errors are raised here, not at the first event.
+        With `suffix` the answer fills the gap between the two. Errors are raised at once.
         """
         return self._drain(self._open(prompt, sampling, decoding, suffix, canvas))
 
-    def chat_prompt(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[int]:
+    def chat_prompt(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
         """A conversation as token ids, through the model's chat template."""
         if self.template is None:
-            raise BadRequest(f"{self.model.id} has no chat template; pass plain text instead.", param="messages")
+            raise BadRequest(
+                f"{self.model.id} has no chat template; pass plain text instead.", param="messages"
+            )
         return self.template.encode(messages, self.tokenizer, tools=tools)
 
     def close(self) -> None:

@@ -62,12 +62,15 @@ def assemble(model: Transformer, family: Family, tokenizer: Tokenizer, config: E
     size = config.page_size
     if traits.block_grid and size % traits.block_grid:
         raise ConfigError(
-            f"engine.page_size: {size} is not a multiple of {family.name}'s block length, {traits.block_grid}."
+            f"engine.page_size: {size} is not a multiple of the block length of {family.name}, "
+            f"{traits.block_grid}."
         )
     num_pages = config.kv_tokens // size
     context = min(family.architecture.context_length, num_pages * size - _CANVAS_RESERVE)
     if context < size:
-        raise ConfigError(f"engine.kv_tokens: {config.kv_tokens} leaves no room for a prompt; give at least 512.")
+        raise ConfigError(
+            f"engine.kv_tokens: {config.kv_tokens} leaves no room for a prompt; give at least 512."
+        )
     device = model.norm.weight.device
     # A fully bidirectional model stores nothing that a later pass could use.
     share = config.prefix_cache and traits.context != "full"
@@ -102,7 +105,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"engine.device: {name!r} is not a device; try auto, cpu, cuda or cuda:0.") from error
+        raise ConfigError(
+            f"engine.device: {name!r} is not a device; try auto, cpu, cuda or cuda:0."
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"engine.device: {name!r} was asked for, but PyTorch finds no GPU here.")
     return device

@@ -39,7 +39,8 @@ class Output:
                 program.finish = "stop"
                 break
         if program.finish is not None and not self.stopped:
-            shown.append(self._flushed())
+            tail, self.stopped = self._flushed()
+            shown.append(tail)
             if self.stopped:
                 program.finish = "stop"
         events: list[Event] = []
@@ -63,18 +64,20 @@ class Output:
         )
         return Finish(reason, usage, message)
 
-    def _flushed(self) -> str:
-        """What was held back; a stop string that could have grown into a longer one is now decided."""
+    def _flushed(self) -> tuple[str, bool]:
+        """What was held back, and whether it held a stop string that could have grown into a longer one."""
         tail, hit = self._scanner.push(self._detokenizer.flush())
         if hit is None:
             rest, hit = self._scanner.flush()
             tail += rest
-        self.stopped = hit is not None
-        return tail
+        return tail, hit is not None
 
     def _info(self, settled: Settled) -> TokenInfo:
         reading = settled.reading
-        top = tuple((token, self._tokenizer.token_text(token), logprob) for token, logprob in reading.top[: self._request.sampling.logprobs])
+        top = tuple(
+            (token, self._tokenizer.token_text(token), logprob)
+            for token, logprob in reading.top[: self._request.sampling.logprobs]
+        )
         text = self._tokenizer.token_text(settled.token)
         # Rounding can put the logarithm of a certainty a hair above zero.
         logprob = min(0.0, reading.logprob)
@@ -105,6 +108,4 @@ class Output:
                 masked.append(span)
             if piece and position.edited:
                 edited.append(span)
-        return Canvas(
-            "".join(pieces), settled, tuple(masked), tuple(edited), self._progress, program.passes
-        )
+        return Canvas("".join(pieces), settled, tuple(masked), tuple(edited), self._progress, program.passes)

@@ -14,6 +14,7 @@ from vermilion.decoding.program import Program
 from vermilion.decoding.speculative import Speculative
 from vermilion.engine.cache import Digest, PageCache
 from vermilion.engine.output import Output
+from vermilion.errors import EngineFailure
 from vermilion.types import Request
 
 
@@ -173,6 +174,8 @@ class Scheduler:
             if pages is not None:
                 sequence.pages += pages
                 return True
+            if self.running == [sequence]:
+                raise EngineFailure(f"A pass of {planned.num_slots} slots can never fit the memory.")
             victim = self.running[-1]
             work.pop(id(victim), None)
             self._preempt(victim)

@@ -16,11 +16,11 @@ CHAT = (
     "List five uses for a paper clip.",
 )
 CODE = (
-    "import json\n\n\ndef read_config(path):\n    \"\"\"Read a JSON file and return a dictionary.\"\"\"\n",
-    "def fibonacci(n):\n    \"\"\"Return the n-th Fibonacci number.\"\"\"\n    if n < 2:\n",
+    'import json\n\n\ndef read_config(path):\n    """Read a JSON file and return a dictionary."""\n',
+    'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n    if n < 2:\n',
     "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n",
     "import unittest\n\n\nclass TestAddition(unittest.TestCase):\n    def test_add(self):\n",
-    "for i in range(1, 101):\n    if i % 15 == 0:\n        print(\"FizzBuzz\")\n",
+    'for i in range(1, 101):\n    if i % 15 == 0:\n        print("FizzBuzz")\n',
     "def is_prime(number):\n    if number < 2:\n        return False\n    for",
 )
 PROSE = (

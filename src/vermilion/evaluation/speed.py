@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class BenchConfig:
     repeats: int = 5
     output: Path | None = None
     """JSON Lines file that takes one row per preset and concurrency."""
-    engine: EngineConfig = EngineConfig(prefix_cache=False)
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(prefix_cache=False))
 
 
 @dataclass(slots=True)

@@ -46,7 +46,9 @@ class Group:
     """0 where a row sees a slot, -inf where not; the query-head group is folded into Q."""
 
 
-def plan_groups(requests: Sequence[Visibility], num_rows: int, heads_per_key: int, like: Tensor) -> list[Group]:
+def plan_groups(
+    requests: Sequence[Visibility], num_rows: int, heads_per_key: int, like: Tensor
+) -> list[Group]:
     """Batch requests of equal row count and similar length, so that padding stays under half.
 
     `like` gives dtype and device of the bias.

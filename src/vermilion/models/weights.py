@@ -183,7 +183,7 @@ def _side_by_side(
         names = [name.replace(parts[0], part) for part in parts]
         sizes = [shapes[each][0] for each in names]
         whole = torch.empty(sum(sizes), shape[1], dtype=dtype, device=device)
-        homes.update(zip(names, whole.split(sizes), strict=True))
+        homes.update(zip(names, torch.split(whole, sizes), strict=True))
     return homes
 
 
