@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ def _product_share(llm: LLM, prompt: list[int], decoding: Decoding) -> float:
     list(llm.stream(prompt, Sampling(max_tokens=2), decoding))
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         list(llm.stream(prompt, Sampling(max_tokens=16), decoding))
-    events = profiled.key_averages()  # type: ignore[no-untyped-call]
+    events = profiled.key_averages()
     total = sum(event.self_cpu_time_total for event in events)
     products = sum(event.self_cpu_time_total for event in events if event.key in _PRODUCTS)
     return products / total if total else 0.0
@@ -274,7 +274,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _print(rows: Sequence[Row]) -> None:
     table = Table(box=None, header_style="bold")
-    columns = {
+    columns: dict[str, Callable[[Row], str]] = {
         "preset": lambda r: r.preset,
         "at once": lambda r: str(r.concurrency),
         "tokens/s": lambda r: f"{r.tokens_per_s:.1f}",
