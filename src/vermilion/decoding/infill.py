@@ -3,6 +3,9 @@
 The tree of middles lies behind the settled text as in speculation: each token in play is one clean row, run
 once, whose key and value stay in its slot. In the same pass ride the probes (the suffix's head behind one
 middle, causal) and the bridges (noisy canvases with the suffix's start at their right edge).
+
+Default: one line and bridges of 2 and 4 masks, fewer passes than the base alone at about its quality. On gaps
+of code and prose it joins 85 in 100, yet is less like the true text than continuation told where to stop.
 """
 
 from __future__ import annotations
