@@ -35,7 +35,8 @@ def llm() -> Iterator[LLM]:
         catalog.find(catalog.DEFAULT_MODEL)
     except ModelFileError as error:
         pytest.skip(str(error))
-    yield LLM(config=EngineConfig(dtype="float32", device="cpu"))
+    # Enough rows that every request drafts, however many there are.
+    yield LLM(config=EngineConfig(dtype="float32", device="cpu", draft_rows=10_000))
 
 
 def ids(llm: LLM, prompt: Prompt) -> tuple[int, ...]:
@@ -110,7 +111,11 @@ def test_greedy_text_equals_transformers(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [pytest.param(12, id="some"), pytest.param(100, marks=pytest.mark.slow, id="all")]
+    "size",
+    [
+        pytest.param(12, id="some"),
+        pytest.param(100, marks=[pytest.mark.exhaustive, pytest.mark.timeout(1800)], id="all"),
+    ],
 )
 def test_lossless_text_equals_autoregression(llm: LLM, size: int) -> None:
     prompts = [ids(llm, prompt) for prompt in hundred()][: None if size == 100 else size]
@@ -118,7 +123,6 @@ def test_lossless_text_equals_autoregression(llm: LLM, size: int) -> None:
     sampling = Sampling(max_tokens=128 if size == 100 else 40)
     expected = answers(llm, prompts, sampling, PRESETS["ar"])
     equal = 0
-    # Eight at a time: few enough that every one of them still drafts.
     wide = replace(PRESETS["lossless"], block_length=6, draft_nodes=6, branches=2)
     for start in range(0, len(prompts), 8):
         decoding = PRESETS["lossless"] if start % 16 == 0 else wide

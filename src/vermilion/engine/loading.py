@@ -21,8 +21,9 @@ from vermilion.types import DecoderName, ModelInfo
 
 _CANVAS_RESERVE = 128
 """Slots kept from a request's context for the noisy rows behind it."""
-_CHEAP_ROWS = {"cpu": 64, "cuda": 2048}
-"""Rows of a forward up to which more rows cost little beside the weights' own traffic."""
+_CHEAP_ROWS = {"cpu": 8, "cuda": 2048}
+"""Rows of a forward up to which more of them cost little beside the weights' own traffic. On two cores four
+lossless streams that draft are slower than four that do not (bench/results/speed.jsonl)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def _round(
         passes=sum(usage.passes for usage in usages),
         wall_s=wall_s,
         first_text_s=statistics.median(first.values()),
-        timing=worker.timing,
+        timing=replace(worker.timing),
         answers=answers,
         edits=sum(usage.edits for usage in usages),
     )

@@ -65,6 +65,11 @@ class GatedLinear(nn.Module):
             return y_NO
         low = product(x_NI[num_clean:], self.lora_a)
         rank = self.lora_a.shape[0] // len(self.part_sizes)
+        if torch.is_grad_enabled():
+            # Autograd refuses a write into a product that it may need again.
+            added = [product(part, b) for part, b in zip(low.split(rank, -1), self.lora_b, strict=True)]
+            noisy = y_NO[num_clean:] + torch.cat(added, -1)
+            return torch.cat([y_NO[:num_clean], noisy]) if num_clean else noisy
         column = 0
         for part, (size, b) in enumerate(zip(self.part_sizes, self.lora_b, strict=True)):
             y_NO[num_clean:, column : column + size] += product(low[:, part * rank : (part + 1) * rank], b)

@@ -1,0 +1,1 @@
+"""Training and conversion: corruption, objectives, data, one flat loop, checkpoints."""
