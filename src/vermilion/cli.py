@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_TOKENS = 512
 DEFAULT_COMPLETION_TOKENS = 64
 DECODERS_WITH_THRESHOLD = ("threshold", "entropy", "cumulative")
+DECODING_KNOBS = ("decoder", "threshold", "block_length", "revise_below")
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -309,7 +310,7 @@ def _loaded(options: AnswerOptions) -> Iterator[LLM]:
 def _decoding(options: AnswerOptions) -> Decoding:
     from vermilion.decoding.presets import resolve
 
-    knobs = {name: getattr(options, name) for name in ("decoder", "threshold", "block_length")}
+    knobs = {name: getattr(options, name) for name in DECODING_KNOBS}
     decoding = resolve(options.preset, {name: value for name, value in knobs.items() if value is not None})
     if options.threshold is not None and decoding.decoder not in DECODERS_WITH_THRESHOLD:
         raise BadParameter(

@@ -34,6 +34,9 @@ class AnswerOptions:
         float | None, typer.Option(min=0.0, help="The bar a position must reach to settle, by decoder.")
     ] = None
     block_length: Annotated[int | None, typer.Option(min=1, max=64, help="Positions of a canvas.")] = None
+    revise_below: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Reopen what the base finds less likely than this.")
+    ] = None
     dtype: Dtype = "auto"
     device: Device = "auto"
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: text, usage.")] = False

@@ -74,6 +74,7 @@ def fixed(limit: int | None = None) -> list[Prompt]:
 def hundred() -> list[Prompt]:
     """A hundred prompts and a few more, chat, code and prose alike, for measurements of exactness."""
     chat = [Prompt("chat", f"Tell me three interesting things about {subject}.") for subject in SUBJECTS]
+    chat += [Prompt("chat", f"Write a short paragraph on the history of {subject}.") for subject in SUBJECTS]
     chat += [Prompt("chat", f"Write a Python function to {task}.") for task in FUNCTIONS]
     code = [Prompt("code", f'def solve(value):\n    """Function to {task}."""\n') for task in FUNCTIONS]
     prose = [Prompt("prose", opening) for opening in OPENINGS]
