@@ -56,8 +56,9 @@ def main() -> None:
         if output:
             row = {
                 "benchmark": "products", "date": time.strftime("%Y-%m-%d"), "device": platform.processor(),
-                "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": num_rows,
-                "x_wt_ms": plain, "x_wt_spread": plain_spread, "w_xt_ms": turned, "w_xt_spread": turned_spread,
+                "torch": torch.__version__, "threads": torch.get_num_threads(),
+                "rows": num_rows, "x_wt_ms": plain, "x_wt_spread": plain_spread,
+                "w_xt_ms": turned, "w_xt_spread": turned_spread,
             }  # fmt: skip
             with output.open("a") as file:
                 file.write(json.dumps(row) + "\n")

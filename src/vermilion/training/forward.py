@@ -1,14 +1,14 @@
 """The backbone over whole rows of text, with gradients: what the pool-based forward computes, for training.
 
 Two passes (`clean`, then `noisy` over its keys and values) or one over both streams (`joint`); both give the
-same numbers. Shapes: B rows, L positions, N = streams x B x L rows of a product, H hidden, J key heads,
-D head dim.
+same numbers. Shapes: B rows, L positions, S streams (one or two), N = S x B x L rows of a product, H hidden,
+J key heads, D head dim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,39 +23,120 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
-    """A model with how its layers are to be run."""
+class NoisyRows:
+    """The noisy stream: tokens, and which of them are hidden behind the mask embedding."""
 
-    model: Transformer
-    recompute: bool = False
-    """Drop a noisy layer's activations and compute them again in the backward pass."""
-    compiled: bool = False
-    _layer: list[object] = field(default_factory=list, init=False, repr=False)
+    ids_BL: Tensor
+    masked_BL: Tensor
+    """bool"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What every layer of one forward shares."""
+
+    rotary: Rotary
+    turn: tuple[Tensor, Tensor]
+    mask: Tensor
+    """bool [B, S L, keys], True where the query may look."""
+    num_clean: int
+    shape: tuple[int, int, int]
+    """(S, B, L)"""
+
+
+class Forward:
+    """A model, and how its layers are run."""
+
+    def __init__(self, model: Transformer, *, recompute: bool = False, compiled: bool = False) -> None:
+        """`recompute`: drop the noisy pass's activations and compute them again when going backward, one
+        layer at a time; `compiled`: run each layer through torch.compile."""
+        self.model = model
+        self._recompute = recompute
+        self._layer = torch.compile(_layer) if compiled else _layer
 
     def clean(self, ids_BL: Tensor, position_BL: Tensor, mask_BLL: Tensor) -> tuple[Tensor, list[KeysValues]]:
         """Hidden states [B, L, H] of the clean stream after the last norm, and every layer's `KeysValues`."""
-        rows = _Rows(self.model, position_BL, ids_BL.numel(), mask_BLL)
         x_NH = F.embedding(ids_BL.reshape(-1), self.model.embedding)
+        call = self._call(position_BL, mask_BLL, x_NH, num_streams=1, num_clean=x_NH.shape[0])
         stored = []
         for layer in self.model.layers:
-            x_NH, keys_values = rows.run(layer, x_NH, None)
+            x_NH, keys_values = self._layer(layer, x_NH, call, None)
             stored.append(keys_values)
-        return self.model.norm(x_NH).unflatten(0, ids_BL.shape), stored
+        return self.model.norm(x_NH).unflatten(0, tuple(ids_BL.shape)), stored
 
     def noisy(
-        self,
-        ids_BL: Tensor,
-        masked_BL: Tensor,
-        position_BL: Tensor,
-        mask_BL2L: Tensor,
-        past: Sequence[KeysValues],
+        self, rows: NoisyRows, position_BL: Tensor, mask_BL2L: Tensor, past: Sequence[KeysValues]
     ) -> Tensor:
         """Hidden states [B, L, H] of the noisy stream over `past`, the clean stream's keys and values."""
-        rows = _Rows(self.model, position_BL, 0, mask_BL2L)
-        x_NH = _embed(self.model, ids_BL.reshape(-1), masked_BL.reshape(-1))
+        x_NH = self._embed(rows)
+        call = self._call(position_BL, mask_BL2L, x_NH, num_streams=1, num_clean=0)
         for layer, before in zip(self.model.layers, past, strict=True):
-            if self.recompute and torch.is_grad_enabled():
-                x_NH, _ = checkpoint(rows.run, layer, x_NH, before, use_reentrant=False)
+            if self._recompute and torch.is_grad_enabled():
+                x_NH, _ = checkpoint(self._layer, layer, x_NH, call, before, use_reentrant=False)
             else:
-                x_NH, _ = rows.run(layer, x_NH, before)
-        return self.model.norm(x_NH).unflatten(0, ids_BL.shape)
+                x_NH, _ = self._layer(layer, x_NH, call, before)
+        hidden_BLH: Tensor = self.model.norm(x_NH).unflatten(0, tuple(rows.ids_BL.shape))
+        return hidden_BLH
+
+    def joint(
+        self, ids_BL: Tensor, rows: NoisyRows, position_BL: Tensor, mask_B2L2L: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states of both streams, each [B, L, H], from one forward; gradients reach both."""
+        clean_NH = F.embedding(ids_BL.reshape(-1), self.model.embedding)
+        x_NH = torch.cat([clean_NH, self._embed(rows)])
+        call = self._call(position_BL, mask_B2L2L, x_NH, num_streams=2, num_clean=clean_NH.shape[0])
+        for layer in self.model.layers:
+            x_NH, _ = self._layer(layer, x_NH, call, None)
+        both = self.model.norm(x_NH).view(2, *ids_BL.shape, -1)
+        return both[0], both[1]
+
+    def _embed(self, rows: NoisyRows) -> Tensor:
+        x_NH = F.embedding(rows.ids_BL.reshape(-1), self.model.embedding)
+        if self.model.mask_embedding is None:
+            return x_NH
+        return torch.where(rows.masked_BL.reshape(-1, 1), self.model.mask_embedding, x_NH)
+
+    def _call(
+        self, position_BL: Tensor, mask: Tensor, like: Tensor, num_streams: int, num_clean: int
+    ) -> _Call:
+        cos, sin = self.model.rotary.at(position_BL.reshape(-1).repeat(num_streams))
+        turn = (cos.to(like.dtype), sin.to(like.dtype))
+        num_rows, length = position_BL.shape
+        return _Call(self.model.rotary, turn, mask, num_clean, (num_streams, num_rows, length))
+
+
+def _layer(layer: Layer, x_NH: Tensor, call: _Call, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+    """`Layer.forward` with the keys at hand instead of in a pool."""
+    num_heads, num_keys, head_dim = layer.num_heads, layer.num_keys, layer.head_dim
+    qkv = layer.qkv(layer.attention_norm(x_NH), call.num_clean)
+    heads = qkv.unflatten(-1, (num_heads + 2 * num_keys, head_dim))
+    qk, v = heads[:, : num_heads + num_keys], heads[:, num_heads + num_keys :]
+    if layer.q_norm is not None and layer.k_norm is not None:
+        qk = torch.cat([layer.q_norm(qk[:, :num_heads]), layer.k_norm(qk[:, num_heads:])], 1)
+    qk = call.rotary.rotate(qk, *call.turn)
+    q, k, v = (_by_head(each, call.shape) for each in (qk[:, :num_heads], qk[:, num_heads:], v))
+    keys, values = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
+    seen = F.scaled_dot_product_attention(
+        q, _widened(keys, num_heads), _widened(values, num_heads), attn_mask=call.mask[:, None]
+    )
+    x_NH = x_NH + layer.output(_by_row(seen, call.shape), call.num_clean)
+    gate_up = layer.gate_up(layer.ffn_norm(x_NH), call.num_clean)
+    inner = F.silu(gate_up[:, : layer.ffn_size]) * gate_up[:, layer.ffn_size :]
+    return x_NH + layer.down(inner, call.num_clean), (k, v)
+
+
+def _by_head(x_NJD: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """[N, J, D] to [B, J, S L, D]."""
+    return x_NJD.view(*shape, *x_NJD.shape[1:]).permute(1, 3, 0, 2, 4).flatten(2, 3)
+
+
+def _by_row(x_BJKD: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """[B, J, S L, D] back to [N, J D]."""
+    num_streams, num_rows, length = shape
+    split = x_BJKD.unflatten(2, (num_streams, length)).permute(2, 0, 3, 1, 4)
+    return split.reshape(num_streams * num_rows * length, -1)
+
+
+def _widened(x_BJKD: Tensor, num_heads: int) -> Tensor:
+    """Every key head once per query head that reads it."""
+    return x_BJKD.repeat_interleave(num_heads // x_BJKD.shape[1], 1)
