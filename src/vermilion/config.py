@@ -34,7 +34,7 @@ class EngineConfig:
     """`auto`, `cpu`, `cuda`, `cuda:1`, ... `auto` takes the first GPU there is."""
     threads: int = 0
     """CPU threads of a forward pass; 0 for all cores."""
-    kv_tokens: int = 10240
+    kv_tokens: int = 8320
     """Positions the key-value cache holds, over all requests."""
     page_size: int = 16
     """Positions of one page, the unit in which the cache is lent out."""
