@@ -67,7 +67,9 @@ class GatedLinear(nn.Module):
         rank = self.lora_a.shape[0] // len(self.part_sizes)
         if torch.is_grad_enabled():
             # Autograd refuses a write into a product that it may need again.
-            added = [product(part, b) for part, b in zip(low.split(rank, -1), self.lora_b, strict=True)]
+            added = [
+                product(part, b) for part, b in zip(torch.split(low, rank, -1), self.lora_b, strict=True)
+            ]
             noisy = y_NO[num_clean:] + torch.cat(added, -1)
             return torch.cat([y_NO[:num_clean], noisy]) if num_clean else noisy
         column = 0

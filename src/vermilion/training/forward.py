@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,7 @@ class Forward:
         """`recompute`: drop the noisy pass's activations and compute them again when going backward, one
         layer at a time; `compiled`: run each layer through torch.compile."""
         self.model = model
+        self._layers = cast(Sequence[Layer], model.layers)
         self._recompute = recompute
         self._layer = torch.compile(_layer) if compiled else _layer
 
@@ -59,7 +61,7 @@ class Forward:
         x_NH = F.embedding(ids_BL.reshape(-1), self.model.embedding)
         call = self._call(position_BL, mask_BLL, x_NH, num_streams=1, num_clean=x_NH.shape[0])
         stored = []
-        for layer in self.model.layers:
+        for layer in self._layers:
             x_NH, keys_values = self._layer(layer, x_NH, call, None)
             stored.append(keys_values)
         return self.model.norm(x_NH).unflatten(0, tuple(ids_BL.shape)), stored
@@ -70,7 +72,7 @@ class Forward:
         """Hidden states [B, L, H] of the noisy stream over `past`, the clean stream's keys and values."""
         x_NH = self._embed(rows)
         call = self._call(position_BL, mask_BL2L, x_NH, num_streams=1, num_clean=0)
-        for layer, before in zip(self.model.layers, past, strict=True):
+        for layer, before in zip(self._layers, past, strict=True):
             if self._recompute and torch.is_grad_enabled():
                 x_NH, _ = checkpoint(self._layer, layer, x_NH, call, before, use_reentrant=False)
             else:
@@ -85,7 +87,7 @@ class Forward:
         clean_NH = F.embedding(ids_BL.reshape(-1), self.model.embedding)
         x_NH = torch.cat([clean_NH, self._embed(rows)])
         call = self._call(position_BL, mask_B2L2L, x_NH, num_streams=2, num_clean=clean_NH.shape[0])
-        for layer in self.model.layers:
+        for layer in self._layers:
             x_NH, _ = self._layer(layer, x_NH, call, None)
         both = self.model.norm(x_NH).view(2, *ids_BL.shape, -1)
         return both[0], both[1]
@@ -133,8 +135,8 @@ def _by_head(x_NJD: Tensor, shape: tuple[int, int, int]) -> Tensor:
 def _by_row(x_BJKD: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """[B, J, S L, D] back to [N, J D]."""
     num_streams, num_rows, length = shape
-    split = x_BJKD.unflatten(2, (num_streams, length)).permute(2, 0, 3, 1, 4)
-    return split.reshape(num_streams * num_rows * length, -1)
+    split = x_BJKD.reshape(num_rows, -1, num_streams, length, x_BJKD.shape[-1])
+    return split.permute(2, 0, 3, 1, 4).reshape(num_streams * num_rows * length, -1)
 
 
 def _widened(x_BJKD: Tensor, num_heads: int) -> Tensor:

@@ -1,0 +1,201 @@
+"""Rows packed from documents; where reading stands is a value. Shapes: B rows, L positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vermilion.errors import ConfigError
+from vermilion.training.corpus import Corpus
+
+_PADDING = -1
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Packed rows, all [B, L]."""
+
+    ids_BL: Tensor
+    document_BL: Tensor
+    """Counted from 0 in each row; -1 is padding."""
+    position_BL: Tensor
+    """From 0 in each document."""
+    weight_BL: Tensor
+    """float32: 1 for tokens to train on, 0 for prompts and padding."""
+    fill_BL: Tensor
+    """bool: copies of EOS behind a document's own."""
+
+    def rows(self, start: int, end: int) -> TokenBatch:
+        """The rows [start, end)."""
+        return TokenBatch(*(getattr(self, field.name)[start:end] for field in fields(self)))
+
+    def to(self, device: torch.device) -> TokenBatch:
+        return TokenBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One corpus of a recipe."""
+
+    path: Path
+    """A corpus folder, or a JSON Lines file of prompts and responses."""
+    share: float = 1.0
+    """Of the rows, relative to the other sources."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataState:
+    """Where reading stands."""
+
+    rows: int = 0
+    """Rows drawn so far, over all sources."""
+    cursors: tuple[tuple[int, int, int], ...] = ()
+    """Per source: epoch, index in that epoch's order, tokens of that document already used."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """What is read, and how rows are cut from it."""
+
+    sources: tuple[Source, ...] = ()
+    length: int = 256
+    """Tokens of a row."""
+    held_out: int = 8
+    """Documents at the start of each source that are kept for validation."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if any(source.share <= 0 for source in self.sources):
+            raise ConfigError("data.sources: every share must be above 0.")
+        if self.length < 2 or self.held_out < 0:
+            raise ConfigError("data: length must be at least 2, held_out at least 0.")
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The opened corpora of a DataConfig, with what the model adds."""
+
+    config: DataConfig
+    corpora: tuple[Corpus, ...]
+    eos_token_ids: tuple[int, ...] = ()
+    num_fill: int = 0
+    """Copies of EOS put behind a document that ends in one: all that a block may hold behind it."""
+
+    def __post_init__(self) -> None:
+        if not self.corpora:
+            raise ConfigError("data.sources: at least one is needed, such as [{ path = 'answers.jsonl' }].")
+        for source, corpus in zip(self.config.sources, self.corpora, strict=True):
+            if len(corpus) <= self.config.held_out:
+                raise ConfigError(
+                    f"{source.path}: {len(corpus)} documents, of which data.held_out keeps "
+                    f"{self.config.held_out}; nothing is left to train on."
+                )
+
+
+def next_batch(dataset: Dataset, num_rows: int, state: DataState) -> tuple[TokenBatch, DataState]:
+    """The next rows and the state behind them; the same state always gives the same rows."""
+    cursors = list(state.cursors or [(0, 0, 0)] * len(dataset.corpora))
+    shares = np.array([source.share for source in dataset.config.sources])
+    rows = []
+    for number in range(state.rows, state.rows + num_rows):
+        chosen = np.random.default_rng([dataset.config.seed, number]).choice(
+            len(shares), p=shares / shares.sum()
+        )
+        row, cursors[chosen] = _pack(dataset, int(chosen), cursors[chosen])
+        rows.append(row)
+    return _stack(rows), DataState(state.rows + num_rows, tuple(cursors))
+
+
+def held_out(dataset: Dataset) -> TokenBatch | None:
+    """One row per held-out document, cut to the row length; None without any."""
+    rows = []
+    for corpus in dataset.corpora:
+        for index in range(dataset.config.held_out):
+            row = _Row(dataset.config.length)
+            document = corpus[index]
+            row.add(document.ids[: row.room], 0, document.num_prompt)
+            _fill(row, dataset)
+            rows.append(row)
+    return _stack(rows) if rows else None
+
+
+class _Row:
+    """One row while it is being filled."""
+
+    def __init__(self, length: int) -> None:
+        self.table = np.zeros((5, length), np.int64)
+        self.table[1] = _PADDING
+        self.used, self.documents = 0, 0
+
+    @property
+    def room(self) -> int:
+        return self.table.shape[1] - self.used
+
+    def add(self, ids: Sequence[int], first: int, num_prompt: int) -> None:
+        """A document, or its piece from token `first` on."""
+        at = slice(self.used, self.used + len(ids))
+        trained = np.arange(first, first + len(ids)) >= num_prompt
+        positions = np.arange(len(ids))
+        self.table[:, at] = np.stack(
+            [ids, np.full(len(ids), self.documents), positions, trained, trained * 0]
+        )
+        self.used += len(ids)
+        self.documents += 1
+
+    def fill(self, token: int, count: int) -> None:
+        """Copies of `token` behind the last document."""
+        at = slice(self.used, self.used + count)
+        last = self.table[:, self.used - 1]
+        self.table[:, at] = np.array([token, last[1], 0, 1, 1])[:, None]
+        self.table[2, at] = last[2] + 1 + np.arange(count)
+        self.used += count
+
+
+def _pack(dataset: Dataset, source: int, cursor: tuple[int, int, int]) -> tuple[_Row, tuple[int, int, int]]:
+    """Documents in the epoch's order until the row is full.
+
+    A text is cut where the row ends and goes on in the next row as a document of its own. An answer is not
+    parted from its prompt: what does not fit the rest of a row waits for the next, and one that is longer
+    than a whole row is cut at its end.
+    """
+    corpus, length = dataset.corpora[source], dataset.config.length
+    epoch, index, used = cursor
+    row = _Row(length)
+    while row.room > 1:
+        order = _order(dataset.config.seed, source, epoch, len(corpus) - dataset.config.held_out)
+        document = corpus[int(order[index]) + dataset.config.held_out]
+        whole = document.num_prompt > 0
+        if whole and row.used and len(document.ids) > row.room:
+            break
+        piece = document.ids[used : used + row.room]
+        row.add(piece, used, document.num_prompt)
+        if used + len(piece) < len(document.ids) and not whole:
+            used += len(piece)
+            break
+        if used + len(piece) == len(document.ids):
+            _fill(row, dataset)
+        epoch, index, used = (epoch, index + 1, 0) if index + 1 < len(order) else (epoch + 1, 0, 0)
+    return row, (epoch, index, used)
+
+
+def _fill(row: _Row, dataset: Dataset) -> None:
+    last = int(row.table[0, row.used - 1]) if row.used else -1
+    if last in dataset.eos_token_ids:
+        row.fill(last, min(dataset.num_fill, row.room))
+
+
+@lru_cache(maxsize=16)
+def _order(seed: int, source: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, source, epoch]).permutation(count)
+
+
+def _stack(rows: Sequence[_Row]) -> TokenBatch:
+    table = torch.from_numpy(np.stack([row.table for row in rows], 1))
+    return TokenBatch(table[0], table[1], table[2], table[3].float(), table[4].bool())

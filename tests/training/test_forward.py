@@ -1,0 +1,171 @@
+"""The training forward: what must not leak does not, to the bit, and it computes what inference computes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import tiny
+from vermilion.models.attention import Group
+from vermilion.models.transformer import Rows, Transformer
+from vermilion.training.forward import Forward, NoisyRows
+from vermilion.training.masks import Context, Layout, dense, number_blocks, two_pass
+
+LENGTH, BLOCK = 20, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Two rows of two documents; every token of a row is another, so that gradients tell positions apart."""
+
+    ids: Tensor
+    noisy: NoisyRows
+    position: Tensor
+    layout: Layout
+
+
+def text(context: Context = "causal", seed: int = 0) -> Text:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.stack([2 + torch.randperm(90, generator=generator)[:LENGTH] for _ in range(2)])
+    document = torch.tensor([[0] * 13 + [1] * 7, [0] * LENGTH])
+    position = torch.tensor([[*range(13), *range(7)], [*range(LENGTH)]])
+    block = number_blocks(document, position, BLOCK, torch.tensor([[0], [3]]))
+    masked = torch.rand(2, LENGTH, generator=generator) < 0.6
+    return Text(ids, NoisyRows(ids, masked), position, Layout(document, block, context))
+
+
+def two_pass_logits(model: Transformer, one: Text) -> tuple[Tensor, Tensor]:
+    forward = Forward(model)
+    clean_mask, noisy_mask = two_pass(one.layout)
+    clean, past = forward.clean(one.ids, one.position, clean_mask)
+    noisy = forward.noisy(one.noisy, one.position, noisy_mask, past)
+    return model.logits(clean.flatten(0, 1)), model.logits(noisy.flatten(0, 1))
+
+
+def joint_logits(model: Transformer, one: Text) -> tuple[Tensor, Tensor]:
+    both = Forward(model).joint(one.ids, one.noisy, one.position, dense(one.layout))
+    return model.logits(both[0].flatten(0, 1)), model.logits(both[1].flatten(0, 1))
+
+
+@pytest.mark.parametrize("context", ["causal", "block"])
+def test_one_forward_and_two_passes_agree(context: Context) -> None:
+    model, one = tiny.model("causal-shift"), text(context)
+    for ours, theirs in zip(two_pass_logits(model, one), joint_logits(model, one), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("way", [two_pass_logits, joint_logits])
+@pytest.mark.parametrize("context", ["causal", "block"])
+def test_a_changed_token_changes_no_row_that_must_not_see_it(way, context: Context) -> None:  # type: ignore[no-untyped-def]
+    model, one = tiny.model("causal-shift"), text(context)
+    before = way(model, one)
+    block, document = one.layout.block_BL[0], one.layout.document_BL[0]
+    for j in range(LENGTH):
+        ids = one.ids.clone()
+        ids[0, j] = 95
+        # Clean token j: blind are the noisy rows of its own and earlier blocks and of the other document.
+        after = way(model, dataclasses.replace(one, ids=ids))
+        blind = (block <= block[j]) | (document != document[j])
+        same = (after[1] == before[1]).view(2, LENGTH, -1).all(-1)
+        assert same[0][blind].all() and same[1].all()
+        earlier = torch.arange(LENGTH) < j if context == "causal" else block < block[j]
+        unseen = earlier | (document != document[j])
+        assert (after[0] == before[0]).view(2, LENGTH, -1).all(-1)[0][unseen].all()
+        # Noisy token j: only its own block may notice, and the clean stream never.
+        masked = one.noisy.masked_BL.clone()
+        masked[0, j] = ~masked[0, j]
+        after = way(model, dataclasses.replace(one, noisy=NoisyRows(one.ids, masked)))
+        changed = (after[1] != before[1]).view(2, LENGTH, -1).any(-1)
+        assert torch.equal(after[0], before[0])
+        assert changed[0][block == block[j]].all() and not changed[0][block != block[j]].any()
+        assert not changed[1].any()
+
+
+def test_no_gradient_flows_from_a_row_to_what_it_must_not_see() -> None:
+    model, one = tiny.model("causal-shift"), text()
+    model.requires_grad_(True)
+    visible = dense(one.layout)[0]
+    closed = visible
+    for _ in range(5):
+        closed = closed | (closed.double() @ closed.double() > 0)
+    nothing_masked = NoisyRows(one.ids, torch.zeros_like(one.noisy.masked_BL))
+    for row in range(LENGTH):
+        # Not the logits: the head reads the embedding too.
+        hidden = Forward(model).joint(one.ids, nothing_masked, one.position, dense(one.layout))[1]
+        (gradient,) = torch.autograd.grad(hidden[0, row].sum(), [model.embedding])
+        reached = gradient[one.ids[0]].abs().sum(-1) > 0
+        sees = closed[LENGTH + row]
+        assert torch.equal(reached, sees[:LENGTH] | sees[LENGTH:])
+
+
+def test_clean_rows_ignore_the_adapter_and_equal_the_base() -> None:
+    model, one = tiny.model("causal-shift"), text()
+    with_adapter, _ = two_pass_logits(model, one)
+    for layer in model.layers:
+        for linear in (layer.qkv, layer.output, layer.gate_up, layer.down):
+            linear.lora_a = None
+    assert torch.equal(two_pass_logits(model, one)[0], with_adapter)
+
+
+def test_packed_documents_equal_documents_alone() -> None:
+    model, one = tiny.model("causal-shift"), text()
+    _, packed = two_pass_logits(model, one)
+    part = slice(13, LENGTH)
+    alone = Text(
+        one.ids[:1, part],
+        NoisyRows(one.ids[:1, part], one.noisy.masked_BL[:1, part]),
+        one.position[:1, part],
+        Layout(
+            one.layout.document_BL[:1, part],
+            number_blocks(
+                one.layout.document_BL[:1, part], one.position[:1, part], BLOCK, torch.tensor([[0]])
+            ),
+            "causal",
+        ),
+    )
+    _, single = two_pass_logits(model, alone)
+    torch.testing.assert_close(packed.view(2, LENGTH, -1)[0, part], single, rtol=0, atol=1e-10)
+
+
+def test_a_block_in_training_equals_a_canvas_in_inference() -> None:
+    model, one = tiny.model("causal-shift"), text()
+    _, noisy = two_pass_logits(model, one)
+    block = one.layout.block_BL[1]
+    for number in range(1, int(block.max()) + 1):
+        at = (block == number).nonzero()[:, 0]
+        start, end = int(at[0]), int(at[-1]) + 1
+        where = torch.arange(end)
+        clean = where < start
+        visible = torch.where(clean[:, None], clean & (where[None] <= where[:, None]), True)
+        pool = model.new_pool(end)
+        bias = torch.zeros(end, end, dtype=pool.dtype).masked_fill(~visible, float("-inf")).repeat(2, 1)
+        masked = torch.where(clean, False, one.noisy.masked_BL[1, :end])
+        rows = Rows(one.ids[1, :end], where, masked, start, where, [Group(None, None, (0, end), bias[None])])
+        with torch.inference_mode():
+            expected = model.logits(model(rows, pool))[start:]
+        torch.testing.assert_close(noisy.view(2, LENGTH, -1)[1, start:end], expected, rtol=0, atol=1e-10)
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    model, one = tiny.model("causal-shift"), text()
+    clean_mask, noisy_mask = two_pass(one.layout)
+    gradients = []
+    for recompute in (False, True):
+        forward = Forward(model, recompute=recompute)
+        with torch.no_grad():
+            _, past = forward.clean(one.ids, one.position, clean_mask)
+        hidden = forward.noisy(one.noisy, one.position, noisy_mask, past)
+        gradients.append(torch.autograd.grad(hidden.square().sum(), [model.layers[0].qkv.lora_a]))  # type: ignore[union-attr,list-item]
+    assert torch.equal(gradients[0][0], gradients[1][0])
+
+
+def test_the_adapter_trains_as_it_infers() -> None:
+    linear = tiny.model("causal-shift").layers[0].qkv
+    x = torch.randn(9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for num_clean in (0, 4, 9):
+        with torch.no_grad():
+            expected = linear(x, num_clean)  # type: ignore[operator]
+        torch.testing.assert_close(linear(x, num_clean), expected, rtol=0, atol=1e-12)  # type: ignore[operator]
