@@ -112,19 +112,20 @@ def _layer(layer: Layer, x_NH: Tensor, call: _Call, past: KeysValues | None) -> 
     num_heads, num_keys, head_dim = layer.num_heads, layer.num_keys, layer.head_dim
     qkv = layer.qkv(layer.attention_norm(x_NH), call.num_clean)
     heads = qkv.unflatten(-1, (num_heads + 2 * num_keys, head_dim))
-    qk, v = heads[:, : num_heads + num_keys], heads[:, num_heads + num_keys :]
+    # Split, not sliced: the gradient of a slice is a whole tensor of zeros.
+    qk, v = torch.split(heads, [num_heads + num_keys, num_keys], 1)
     if layer.q_norm is not None and layer.k_norm is not None:
-        qk = torch.cat([layer.q_norm(qk[:, :num_heads]), layer.k_norm(qk[:, num_heads:])], 1)
-    qk = call.rotary.rotate(qk, *call.turn)
-    q, k, v = (_by_head(each, call.shape) for each in (qk[:, :num_heads], qk[:, num_heads:], v))
+        q, k = torch.split(qk, [num_heads, num_keys], 1)
+        qk = torch.cat([layer.q_norm(q), layer.k_norm(k)], 1)
+    q, k = torch.split(call.rotary.rotate(qk, *call.turn), [num_heads, num_keys], 1)
+    q, k, v = (_by_head(each, call.shape) for each in (q, k, v))
     keys, values = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
     seen = F.scaled_dot_product_attention(
         q, _widened(keys, num_heads), _widened(values, num_heads), attn_mask=call.mask[:, None]
     )
     x_NH = x_NH + layer.output(_by_row(seen, call.shape), call.num_clean)
-    gate_up = layer.gate_up(layer.ffn_norm(x_NH), call.num_clean)
-    inner = F.silu(gate_up[:, : layer.ffn_size]) * gate_up[:, layer.ffn_size :]
-    return x_NH + layer.down(inner, call.num_clean), (k, v)
+    gate, up = layer.gate_up(layer.ffn_norm(x_NH), call.num_clean).chunk(2, -1)
+    return x_NH + layer.down(F.silu(gate) * up, call.num_clean), (k, v)
 
 
 def _by_head(x_NJD: Tensor, shape: tuple[int, int, int]) -> Tensor:
