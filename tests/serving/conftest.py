@@ -29,7 +29,7 @@ def open_client(backend: FakeBackend) -> Open:
     @asynccontextmanager
     async def opened(**settings: object) -> AsyncIterator[httpx.AsyncClient]:
         transport = httpx.ASGITransport(create_app(fake_service(backend, **settings)))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield client
 
     return opened

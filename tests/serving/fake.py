@@ -44,6 +44,9 @@ class FakeTokenizer:
     def encode(self, text: str, special: bool = False) -> list[int]:
         return [ord(letter) for letter in text]
 
+    def token_text(self, token_id: int) -> str:
+        return chr(token_id)
+
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(map(chr, ids))
 

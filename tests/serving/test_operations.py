@@ -16,6 +16,34 @@ from vermilion.serving.edge import canonical_path
 from vermilion.serving.service import Service
 
 pytestmark = pytest.mark.anyio
+GET_ROUTES = {
+    "/v1/models",
+    "/v1/models/{id}",
+    "/v1/chat/completions/models",
+    "/v1/fim/completions/models",
+    "/v1/edit/completions/models",
+    "/api/version",
+    "/api/tags",
+    "/api/v0/models",
+    "/api/v0/models/{id}",
+    "/health",
+    "/ready",
+    "/metrics",
+}
+POST_ROUTES = {
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/fim/completions",
+    "/v1/messages",
+    "/v1/tokenize",
+    "/v1/detokenize",
+    "/api/show",
+    "/api/chat",
+    "/api/generate",
+    "/api/v0/chat/completions",
+    "/api/v0/completions",
+    "/infill",
+}
 QUESTION = {"messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -42,6 +70,11 @@ def test_the_service_never_imports_torch() -> None:
         ("/models/a/b", "/v1/models/a/b"),
         ("/v1/health", "/health"),
         ("/metrics/", "/metrics"),
+        ("/fim/completions", "/v1/fim/completions"),
+        ("/messages", "/v1/messages"),
+        ("/tokenize", "/v1/tokenize"),
+        ("/v1/infill", "/infill"),
+        ("/api/tags/", "/api/tags"),
         ("/v1", "/"),
         ("/", "/"),
         ("/v1x/models", "/v1x/models"),
@@ -76,7 +109,7 @@ async def test_an_unknown_model_is_a_404(client: httpx.AsyncClient) -> None:
 async def test_readiness_follows_the_model_and_the_drain_while_health_stays() -> None:
     service = Service(ServeConfig())
     transport = httpx.ASGITransport(create_app(service))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
 
         async def statuses() -> tuple[int, int, str]:
             reply = await client.post("/v1/chat/completions", json=QUESTION)
@@ -170,24 +203,21 @@ async def test_browsers_may_call_from_local_pages_and_configured_origins(
 async def test_the_reference_describes_every_route_and_field(client: httpx.AsyncClient) -> None:
     assert "swagger" in (await client.get("/docs")).text.lower()
     document = (await client.get("/openapi.json")).json()
-    assert set(document["paths"]) == {
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/models",
-        "/v1/models/{id}",
-        "/health",
-        "/ready",
-        "/metrics",
-    }
+    assert set(document["paths"]) == GET_ROUTES | POST_ROUTES
     schemas = document["components"]["schemas"]
-    for route, body in (("/v1/chat/completions", "ChatBody"), ("/v1/completions", "CompletionBody")):
+    for route in POST_ROUTES:
         operation = document["paths"][route]["post"]
         content = operation["requestBody"]["content"]["application/json"]
-        assert content["schema"]["$ref"].endswith(body)
+        body = content["schema"]["$ref"].rpartition("/")[2]
         assert "422" not in operation["responses"]
         for example in content["examples"].values():
-            assert (await client.post(route, json=example["value"])).status_code == 200
-        bare = {"stream_options"}
+            fields = {
+                **example["value"],
+                **({"model": "tiny-diffusion"} if "model" in example["value"] else {}),
+            }
+            reply = await client.post(route, json=fields)
+            assert reply.status_code == 200, reply.text
+        bare = {"stream_options", "messages"}
         assert all("description" in f for n, f in schemas[body]["properties"].items() if n not in bare)
 
 

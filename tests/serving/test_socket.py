@@ -111,7 +111,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_forgotten() -> 
     async with running(FakeBackend()) as server:
         address = server.url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(address[0], int(address[1]))
-        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{")
         await writer.drain()
         writer.close()
         line = 'route="/v1/chat/completions",status="499"} 1.0'
@@ -206,7 +206,7 @@ async def test_a_client_that_never_reads_does_not_hold_up_the_end(
         host, port = server.url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port), limit=1000)
         body = json.dumps({**QUESTION, "stream": True}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         await until(lambda: backend.requests and not backend.running)
         server.stop.set()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
 from pydantic import BaseModel, ValidationError
@@ -50,10 +51,15 @@ def parse(content: bytes, kind: type[Body]) -> Body:
         raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise BadRequest("The request body must be a JSON object.", code="invalid_type")
+    return convert(value, kind, {})
+
+
+def convert(value: Mapping[str, Any], kind: type[Body], names: Mapping[str, str]) -> Body:
+    """Fields as a `kind`. Raises `BadRequest`, which calls fields by the caller's own `names`."""
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise _explain(error.errors(include_url=False, include_context=False)[0]) from None
+        raise _explain(error.errors(include_url=False, include_context=False)[0], names) from None
 
 
 async def _receive(request: HttpRequest, limit_bytes: int) -> bytes:
@@ -68,11 +74,17 @@ async def _receive(request: HttpRequest, limit_bytes: int) -> bytes:
     return bytes(content)
 
 
-def _explain(detail: ErrorDetails) -> BadRequest:
+def _explain(detail: ErrorDetails, names: Mapping[str, str]) -> BadRequest:
     """One sentence: where, what is wrong, what was given."""
     path = ""
     for step in detail["loc"]:
-        path += f"[{step}]" if isinstance(step, int) else f".{step[:_LONGEST_SHOWN]}" if path else step
+        path += (
+            f"[{step}]"
+            if isinstance(step, int)
+            else f".{step[:_LONGEST_SHOWN]}"
+            if path
+            else names.get(step, step)
+        )
     reason = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
         return BadRequest(f"{path}: this field is required.", path, "missing_required_parameter")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,34 +12,38 @@ from vermilion.decoding.presets import resolve
 from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded, ModelNotFound
 from vermilion.serving.backend import Served
 from vermilion.serving.config import ServeConfig
-from vermilion.serving.openai import ChatBody, CompletionBody, Generation
+from vermilion.serving.openai import ChatBody, CompletionBody, Generation, TokenizeBody
 from vermilion.types import Decoding, ModelInfo, Request, Sampling
 
 DEFAULT_COMPLETION_TOKENS = 512
+MERCURY_NAMES = (
+    "mercury",
+    "mercury-2",
+    "mercury-coder",
+    "mercury-coder-small",
+    "mercury-edit",
+    "mercury-edit-2",
+)
+_NO_SUFFIX = "<|endoftext|>"
+"""What Continue sends as the suffix where nothing follows the cursor."""
 _INLINE_CHARACTERS = 16_384
 """Longer prompts are tokenised on a thread: some 10 ms of this core would hold up every other stream."""
 _SEEDS = 2**63
 _LEAST_TOP_P = 1e-6
 
 
-async def chat_requests(body: ChatBody, served: Served, config: ServeConfig, id: str) -> list[Request]:
-    """One request per choice. Raises `BadRequest` and `ModelNotFound`."""
+async def chat_requests(
+    body: ChatBody, served: Served, config: ServeConfig, id: str, begun: str = ""
+) -> list[Request]:
+    """One request per choice; `begun` is the beginning of the answer, which the model goes on from.
+
+    Raises `BadRequest` and `ModelNotFound`.
+    """
     check_model(body.model, served.backend.model, config)
-    template, tokenizer = served.template, served.tokenizer
-    if template is None:
-        raise BadRequest(
-            f"{served.backend.model.id} has no chat template: it continues texts. Use /v1/completions.",
-            code="chat_not_supported",
-        )
     if body.top_logprobs is not None and not body.logprobs:
         raise BadParameter("top_logprobs", body.top_logprobs, "nothing, unless logprobs is true")
-    # Templates know the role by its older name.
-    messages = [
-        {"role": "system" if message.role == "developer" else message.role, "content": message.content}
-        for message in body.messages
-    ]
-    num_characters = sum(len(message.content) for message in body.messages)
-    prompt = await _encode(lambda: template.encode(messages, tokenizer), num_characters)
+    prompt = await _chat_tokens(body, served)
+    prompt += await _token_ids(begun, served)
     sampling = _sampling(
         body,
         served.backend.model,
@@ -57,7 +61,7 @@ async def completion_requests(
     model = served.backend.model
     check_model(body.model, model, config)
     prompt = await _token_ids(body.prompt, served)
-    suffix = await _token_ids(body.suffix or "", served)
+    suffix = await _token_ids("" if body.suffix in (None, _NO_SUFFIX) else body.suffix, served)
     if not prompt:
         if not suffix:
             raise BadParameter("prompt", body.prompt, "at least one token, or a suffix to write towards")
@@ -70,25 +74,88 @@ async def completion_requests(
     return _choices(base, body, model, "prompt")
 
 
+async def infill_requests(
+    body: CompletionBody, context: Sequence[tuple[str, str]], served: Served, config: ServeConfig, id: str
+) -> list[Request]:
+    """As `completion_requests`, with pieces of other files (name, text) before it, the most telling last.
+
+    They get at most half of the context, and leave the answer a quarter; the first ones go for lack of room.
+    """
+    requests = await completion_requests(body, served, config, id)
+    request = requests[0]
+    length = served.backend.model.context_length
+    num_free = length - len(request.prompt) - len(request.suffix)
+    room = min(length // 2, num_free - min(request.sampling.max_tokens, length // 4))
+    before: list[int] = []
+    for name, text in reversed(context):
+        tokens = await _token_ids(f"--- {name} ---\n{text}\n\n", served)
+        if len(before) + len(tokens) > room:
+            break
+        before = [*tokens, *before]
+    max_tokens = min(request.sampling.max_tokens, num_free - len(before))
+    min_tokens = min(request.sampling.min_tokens, max_tokens)
+    return [
+        replace(
+            request,
+            prompt=(*before, *request.prompt),
+            sampling=replace(request.sampling, max_tokens=max_tokens, min_tokens=min_tokens),
+        )
+        for request in requests
+    ]
+
+
+async def token_ids(body: TokenizeBody, served: Served, config: ServeConfig) -> list[int]:
+    """The tokens a text, or a conversation through the chat template, comes to. Raises as the others do."""
+    check_model(body.model, served.backend.model, config)
+    if body.messages is None:
+        return await _token_ids(body.text, served)
+    chat = ChatBody.model_construct(messages=body.messages)
+    return await _chat_tokens(chat, served)
+
+
+async def text_of(tokens: list[int], served: Served) -> str:
+    """Raises `BadParameter` for ids outside the vocabulary."""
+    return served.tokenizer.decode(await _token_ids(tokens, served, "tokens"))
+
+
 def check_model(name: str | None, model: ModelInfo, config: ServeConfig) -> None:
     """Raises `ModelNotFound` unless `name` is the served model, an alias of it, or not given."""
-    if name and config.aliases.get(name, name) != model.id:
-        raise ModelNotFound(name[:100], (model.id, *served_aliases(model, config)))
+    known = names(model, config)
+    if name and name not in known:
+        raise ModelNotFound(name[:100], known)
 
 
-def served_aliases(model: ModelInfo, config: ServeConfig) -> list[str]:
-    return [alias for alias, id in config.aliases.items() if id == model.id]
+def names(model: ModelInfo, config: ServeConfig) -> tuple[str, ...]:
+    """The model's id and every other name it answers to."""
+    aliases = [alias for alias, id in config.aliases.items() if id == model.id]
+    return tuple(dict.fromkeys((model.id, *aliases, *(MERCURY_NAMES if config.mercury_names else ()))))
 
 
 async def _encode(encode: Callable[[], list[int]], num_characters: int) -> list[int]:
     return encode() if num_characters < _INLINE_CHARACTERS else await asyncio.to_thread(encode)
 
 
-async def _token_ids(prompt: str | list[int], served: Served) -> list[int]:
+async def _chat_tokens(body: ChatBody, served: Served) -> list[int]:
+    template, tokenizer = served.template, served.tokenizer
+    if template is None:
+        raise BadRequest(
+            f"{served.backend.model.id} has no chat template: it continues texts. Use /v1/completions.",
+            code="chat_not_supported",
+        )
+    # Templates know the role by its older name.
+    messages = [
+        {"role": "system" if message.role == "developer" else message.role, "content": message.content}
+        for message in body.messages
+    ]
+    num_characters = sum(len(message.content) for message in body.messages)
+    return await _encode(lambda: template.encode(messages, tokenizer), num_characters)
+
+
+async def _token_ids(prompt: str | list[int], served: Served, param: str = "prompt") -> list[int]:
     if isinstance(prompt, str):
         return await _encode(lambda: served.tokenizer.encode(prompt, special=False), len(prompt))
     for token in prompt:
-        _check_token("prompt", token, served.backend.model)
+        _check_token(param, token, served.backend.model)
     return prompt
 
 

@@ -21,6 +21,11 @@ class ServeConfig:
     """Needed to listen on anything but this computer: without accounts, whoever reaches it may use it."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names a client may ask for, each with the id of the model that then answers."""
+    mercury_names: bool = False
+    """Whether the served model also answers to the names of Inception's, which some clients insist on."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names besides this computer's own that a Host header may carry when `host` is a loopback address, such
+    as that of a proxy in front; `*` for any. Web pages of other names must not reach the service."""
     max_body_bytes: int = 8 * 1024 * 1024
     drain_timeout_s: float = 30.0
     """How long running answers may go on after SIGTERM before they are cut short."""

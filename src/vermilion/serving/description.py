@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
-
-from vermilion.serving.openai import ChatBody, CompletionBody
 
 OVERVIEW = """An open diffusion language model behind OpenAI's API: point any OpenAI client at `/v1`.
 
@@ -19,7 +19,11 @@ and with a slash at the end. Unknown fields are ignored; errors have the shape
 
 TAGS: list[dict[str, Any]] = [
     {"name": "generation", "description": "Text from the model."},
-    {"name": "models", "description": "What is served."},
+    {"name": "models", "description": "What is served, and its tokens."},
+    {"name": "anthropic", "description": "For clients of Anthropic's Messages API; text only."},
+    {"name": "ollama", "description": 'For clients of Ollama. Errors have the shape `{"error": "..."}`.'},
+    {"name": "lm studio", "description": "For clients of LM Studio: OpenAI's shapes and figures of speed."},
+    {"name": "llama.cpp", "description": "For editors that complete with llama.cpp's server."},
     {"name": "operations", "description": "For load balancers and monitoring."},
 ]
 
@@ -118,6 +122,30 @@ CHAT: dict[str, Any] = {
     },
 }
 
+
+def operation(
+    tag: str,
+    summary: str,
+    text: str,
+    request: tuple[str, dict[str, object]] | None,
+    example: object,
+    stream: str | dict[str, Any] = "",
+) -> dict[str, Any]:
+    """What a route decorator takes. `request` is the body's class name and named examples of it; `stream`
+    an example in server-sent events, or a content entry of another media type."""
+    content: dict[str, Any] = {"application/json": {"example": example}}
+    if isinstance(stream, dict):
+        content |= stream
+    elif stream:
+        content["text/event-stream"] = {"example": stream}
+    responses: dict[int, Any] = {200: {"description": "The reply.", "content": content}, 503: _REFUSALS[503]}
+    more: dict[str, Any] = {}
+    if request:
+        responses |= _REFUSALS
+        more["openapi_extra"] = _body(*request)
+    return {"tags": [tag], "summary": summary, "description": text, "responses": responses, **more}
+
+
 COMPLETIONS: dict[str, Any] = {
     "tags": ["generation"],
     "summary": "Continue a text, or fill a gap in it",
@@ -148,20 +176,6 @@ COMPLETIONS: dict[str, Any] = {
     },
 }
 
-_MODEL = {"id": "smollm2-135m-diffusion", "object": "model", "created": 1767225600, "owned_by": "vermilion"}
-
-MODELS: dict[str, Any] = {
-    "tags": ["models"],
-    "summary": "List the models and their aliases",
-    "responses": {**_reply("The list.", {"object": "list", "data": [_MODEL]}), 503: _REFUSALS[503]},
-}
-
-MODEL: dict[str, Any] = {
-    "tags": ["models"],
-    "summary": "One model",
-    "responses": {**_reply("The model.", _MODEL), 404: _REFUSALS[404], 503: _REFUSALS[503]},
-}
-
 HEALTH: dict[str, Any] = {
     "tags": ["operations"],
     "summary": "Whether the process lives",
@@ -184,10 +198,10 @@ METRICS: dict[str, Any] = {
 }
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> None:
     """Adds the request bodies to the application's schema; the routes read them by themselves."""
     _, schema = models_json_schema(
-        [(ChatBody, "validation"), (CompletionBody, "validation")],
+        [(body, "validation") for body in bodies],
         ref_template="#/components/schemas/{model}",
     )
     plain = app.openapi

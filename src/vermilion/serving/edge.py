@@ -1,4 +1,4 @@
-"""The outermost layer of the service: addresses, request ids, metrics, and whatever nobody caught."""
+"""The outermost layer of the service: hosts, addresses, request ids, metrics, and whatever nobody caught."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import logging
 import secrets
 from time import perf_counter
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vermilion.serving.connection import ClientGone
-from vermilion.serving.errors import internal_error
+from vermilion.serving.errors import error_response, internal_error
+from vermilion.serving.hosts import HostNotAllowed, check_host
 from vermilion.serving.service import Service
 
-_VERSIONED = ("/chat", "/completions", "/models")
+_VERSIONED = ("/chat", "/completions", "/fim", "/edit", "/messages", "/models", "/tokenize", "/detokenize")
 _CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a request whose client left before a reply began; only metrics and the log see it."""
 
@@ -21,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 def canonical_path(path: str) -> str:
-    """The one spelling of a route: /v1 before OpenAI's, never before ours; no slash at the end."""
+    """The one spelling of a route: /v1 before OpenAI's and its kin, never before others; no last slash."""
     bare = path.rstrip("/")
     if bare == "/v1" or bare.startswith("/v1/"):
         bare = bare.removeprefix("/v1")
@@ -42,7 +44,8 @@ class Edge:
             return
         started_s = perf_counter()
         request_id = f"req-{secrets.token_hex(12)}"
-        scope = {**scope, "path": canonical_path(scope["path"])}
+        path = canonical_path(scope["path"])
+        scope = {**scope, "path": path}
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -54,7 +57,11 @@ class Edge:
             await send(message)
 
         try:
+            check_host(Headers(scope=scope).get("host"), self._service.config)
             await self._app(scope, receive, send_with_id)
+        except HostNotAllowed as error:
+            self._metrics.errors.labels(error.code).inc()
+            await error_response(error, "/")(scope, receive, send_with_id)
         except ClientGone:
             status = status or _CLIENT_CLOSED_REQUEST
         except asyncio.CancelledError:
@@ -66,7 +73,7 @@ class Edge:
             _log.exception("%s failed", request_id)
             self._metrics.errors.labels("internal_error").inc()
             if not status:
-                await internal_error(request_id)(scope, receive, send_with_id)
+                await internal_error(request_id, path)(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             duration_s = perf_counter() - started_s

@@ -1,8 +1,9 @@
-"""Errors in OpenAI's shape."""
+"""Errors, in the shape that the clients of each route read."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -10,15 +11,39 @@ from starlette.responses import Response
 from vermilion.errors import VermilionError
 
 _SERVER_ERROR = 500
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
-def error_body(error: VermilionError) -> dict[str, object]:
+def openai_error(error: VermilionError) -> dict[str, Any]:
     return {"error": {"message": str(error), "type": error.kind, "param": error.param, "code": error.code}}
 
 
-def error_response(error: VermilionError) -> Response:
+def anthropic_error(error: VermilionError) -> dict[str, Any]:
+    other = "api_error" if error.status >= _SERVER_ERROR else "invalid_request_error"
+    kind = _ANTHROPIC_TYPES.get(error.status, other)
+    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+
+
+def ollama_error(error: VermilionError) -> dict[str, Any]:
+    return {"error": str(error)}
+
+
+def error_response(error: VermilionError, path: str) -> Response:
+    """The reply of the route at `path`, in its canonical spelling."""
+    shape = openai_error
+    if path.startswith("/v1/messages"):
+        shape = anthropic_error
+    elif path.startswith("/api/") and not path.startswith("/api/v0"):
+        shape = ollama_error
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return Response(json.dumps(error_body(error)), error.status, headers, "application/json")
+    return Response(json.dumps(shape(error)), error.status, headers, "application/json")
 
 
 def refusal(method: str, path: str, error: HTTPException) -> Response:
@@ -27,13 +52,13 @@ def refusal(method: str, path: str, error: HTTPException) -> Response:
     wrong.status = error.status_code
     wrong.kind = "invalid_request_error" if error.status_code < _SERVER_ERROR else "server_error"
     wrong.code = "unknown_url"
-    response = error_response(wrong)
+    response = error_response(wrong, path)
     response.headers.update(error.headers or {})
     return response
 
 
-def internal_error(request_id: str) -> Response:
+def internal_error(request_id: str, path: str) -> Response:
     """An error of ours; the log has its trace under the id."""
     return error_response(
-        VermilionError(f"An internal error occurred. The server's log says more under {request_id}.")
+        VermilionError(f"An internal error occurred. The server's log says more under {request_id}."), path
     )

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from vermilion.types import Decoding
 
-MOST_STOPS = 16
+MOST_STOPS = 64
 MOST_CHOICES = 8
 _PENALTY = "Lowers (above 0) or raises the score of tokens "
 
@@ -50,19 +50,19 @@ def single_prompt(prompt: object) -> object:
     raise ValueError("must be a string, a list of one string, or a list of token ids")
 
 
-_WIRE = ConfigDict(strict=True, extra="ignore", frozen=True)
+WIRE = ConfigDict(strict=True, extra="ignore", frozen=True)
 """No conversion between types, nothing unknown refused."""
 
 
 class TextPart(BaseModel):
-    model_config = _WIRE
+    model_config = WIRE
 
     type: Literal["text"]
     text: str
 
 
 class Message(BaseModel):
-    model_config = _WIRE
+    model_config = WIRE
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
@@ -70,8 +70,13 @@ class Message(BaseModel):
     ] = Field("", description="A string, a list of text parts, or null.")
 
 
+Stops = Annotated[
+    list[str] | None, BeforeValidator(list_stops, json_schema_input_type=str | list[str] | None)
+]
+
+
 class StreamOptions(BaseModel):
-    model_config = _WIRE
+    model_config = WIRE
 
     include_usage: bool | None = Field(None, description="Send `usage` in a chunk of its own at the end.")
 
@@ -79,7 +84,7 @@ class StreamOptions(BaseModel):
 class Generation(BaseModel):
     """What chat and plain completion have in common."""
 
-    model_config = _WIRE
+    model_config = WIRE
 
     model: str | None = Field(None, description="Id or alias of a served model; the only one if left out.")
     max_tokens: int | None = Field(None, ge=1, description="Longest answer; cut to what fits.")
@@ -96,9 +101,9 @@ class Generation(BaseModel):
     seed: int | None = Field(
         None, ge=-(2**63), lt=2**63, description="Same seed, same answer; the i-th choice uses seed + i."
     )
-    stop: Annotated[
-        list[str] | None, BeforeValidator(list_stops, json_schema_input_type=str | list[str] | None)
-    ] = Field(None, max_length=MOST_STOPS, description="The answer ends before any of these strings.")
+    stop: Stops = Field(
+        None, max_length=MOST_STOPS, description="The answer ends before any of these strings."
+    )
     n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="How many answers.")
     presence_penalty: FiniteFloat | None = Field(None, ge=-2, le=2, description=_PENALTY + "already used.")
     frequency_penalty: FiniteFloat | None = Field(None, ge=-2, le=2, description=_PENALTY + "per use.")
@@ -146,12 +151,41 @@ class ChatBody(Generation):
         return bool(self.stream or self.diffusing)
 
 
+Prompt = Annotated[
+    str | list[int],
+    BeforeValidator(single_prompt, json_schema_input_type=str | list[str] | list[int]),
+    Field(description="Text to go on from, unchanged by any chat template; or its token ids."),
+]
+
+
 class CompletionBody(Generation):
     """Body of POST /v1/completions."""
 
-    prompt: Annotated[
-        str | list[int],
-        BeforeValidator(single_prompt, json_schema_input_type=str | list[str] | list[int]),
-    ] = Field(description="Text to go on from, unchanged by any chat template; or its token ids.")
+    prompt: Prompt
     suffix: str | None = Field(None, description="Text right of the gap: the answer fills in between.")
     logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each token.")
+
+
+class TokenizeBody(BaseModel):
+    """Body of POST /v1/tokenize: one of three kinds of text."""
+
+    model_config = WIRE
+
+    model: str | None = Field(None, description="Id or alias of a served model; the only one if left out.")
+    prompt: str | None = Field(None, description="Text to count.")
+    content: str | None = Field(None, description="The same, as clients of llama.cpp name it.")
+    messages: list[Message] | None = Field(None, description="A conversation, through the chat template.")
+    return_token_strs: bool | None = Field(None, description="Send each token's text as well.")
+
+    @property
+    def text(self) -> str:
+        return self.prompt if self.prompt is not None else self.content or ""
+
+
+class DetokenizeBody(BaseModel):
+    """Body of POST /v1/detokenize."""
+
+    model_config = WIRE
+
+    model: str | None = Field(None, description="Id or alias of a served model; the only one if left out.")
+    tokens: list[int] = Field(description="Token ids.")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
-from vermilion.decoding.presets import PRESETS
 from vermilion.serving.answers import Answers
-from vermilion.types import Event, Finish, FinishReason, ModelInfo, Text, TokenInfo, Usage
+from vermilion.types import Event, Finish, FinishReason, Text, TokenInfo, Usage
 
 _LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON lacks."""
@@ -34,13 +33,30 @@ class Choice:
     tokens: list[TokenInfo] = field(default_factory=list)
     reason: FinishReason = "stop"
     usage: Usage = field(default_factory=Usage)
+    started_s: float = field(default_factory=perf_counter)
+    """On the clock of `perf_counter`, as the two below."""
+    first_text_s: float = 0.0
+    ended_s: float = 0.0
 
     def add(self, event: Event) -> None:
         if isinstance(event, Text):
+            self.first_text_s = self.first_text_s or perf_counter()
             self.texts.append(event.text)
             self.tokens.extend(event.tokens)
         elif isinstance(event, Finish):
             self.reason, self.usage = event.reason, event.usage
+            self.ended_s = perf_counter()
+            self.first_text_s = self.first_text_s or self.ended_s
+
+    @property
+    def prompt_s(self) -> float:
+        """From the request to the first settled text."""
+        return self.first_text_s - self.started_s
+
+    @property
+    def text_s(self) -> float:
+        """From the first settled text to the end."""
+        return self.ended_s - self.first_text_s
 
     @property
     def text(self) -> str:
@@ -57,7 +73,7 @@ async def fold(answers: Answers, num_choices: int) -> list[Choice]:
     return choices
 
 
-def chat_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> bytes:
+def chat_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> dict[str, Any]:
     return _reply(
         head,
         "chat.completion",
@@ -74,7 +90,7 @@ def chat_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> bytes:
     )
 
 
-def completion_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> bytes:
+def completion_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> dict[str, Any]:
     return _reply(
         head,
         "text_completion",
@@ -91,8 +107,10 @@ def completion_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> b
     )
 
 
-def _reply(head: Head, kind: str, rendered: list[dict[str, Any]], choices: Sequence[Choice]) -> bytes:
-    reply = {
+def _reply(
+    head: Head, kind: str, rendered: list[dict[str, Any]], choices: Sequence[Choice]
+) -> dict[str, Any]:
+    return {
         "id": head.id,
         "object": kind,
         "created": head.created,
@@ -100,7 +118,6 @@ def _reply(head: Head, kind: str, rendered: list[dict[str, Any]], choices: Seque
         "choices": rendered,
         "usage": usage_body([choice.usage for choice in choices]),
     }
-    return json.dumps(reply, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def usage_body(usages: Sequence[Usage]) -> dict[str, Any]:
@@ -167,31 +184,4 @@ def _scored(text: str, logprob: float) -> dict[str, Any]:
         "token": text,
         "logprob": max(logprob, _LEAST_LOGPROB),
         "bytes": list(text.encode("utf-8", "replace")),
-    }
-
-
-def model_body(model: ModelInfo, id: str, parameters: Mapping[str, object]) -> dict[str, Any]:
-    """One row of the model list: OpenAI's fields and Mercury's; `parameters` are those chat understands."""
-    presets = {
-        name: preset.decoder
-        for name, preset in PRESETS.items()
-        if not model.decoders or preset.decoder in model.decoders
-    }
-    return {
-        "id": id,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "vermilion",
-        "name": model.id,
-        "description": model.description,
-        "input_modalities": ["text"],
-        "output_modalities": ["text"],
-        "context_length": model.context_length,
-        "max_output_length": model.context_length - 1,
-        "pricing": dict.fromkeys(("prompt", "completion", "input_cache_reads", "input_cache_writes"), "0"),
-        "supported_sampling_parameters": sorted(set(parameters) - {"model", "messages"}),
-        "supported_features": [],
-        "supported_endpoints": ["chat.completions", "completions"],
-        "decoders": list(model.decoders),
-        "presets": presets,
     }

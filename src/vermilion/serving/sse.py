@@ -1,8 +1,7 @@
-"""Server-sent events: frames of bytes, and the response that writes them while somebody listens."""
+"""Streams: frames of bytes, and the response that writes them while somebody listens."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -14,12 +13,10 @@ from starlette.types import Receive, Scope, Send
 from vermilion.errors import EngineFailure, VermilionError
 from vermilion.serving.answers import Answers
 from vermilion.serving.connection import while_connected
-from vermilion.serving.errors import error_body
 from vermilion.serving.metrics import Metrics
 from vermilion.types import Event
 
-DONE = b"data: [DONE]\n\n"
-KEEP_ALIVE = b": keep-alive\n\n"
+EVENT_STREAM = "text/event-stream"
 Frames = AsyncGenerator[bytes, None]
 
 _log = logging.getLogger(__name__)
@@ -28,11 +25,18 @@ _log = logging.getLogger(__name__)
 class StreamRenderer(Protocol):
     """Turns the events of one call into frames."""
 
+    media_type: str
+    keep_alive: bytes
+    """A frame that says nothing; empty where the format has none."""
+
     def render(self, index: int, event: Event) -> bytes:
         """Frames for one event; empty where it shows nothing."""
 
     def close(self) -> bytes:
-        """Frames after the last event, before `[DONE]`."""
+        """Frames after the last event."""
+
+    def fail(self, error: VermilionError) -> bytes:
+        """Frames that end a stream which has begun and cannot go on."""
 
 
 async def frames(answers: Answers, renderer: StreamRenderer, metrics: Metrics) -> Frames:
@@ -41,11 +45,11 @@ async def frames(answers: Answers, renderer: StreamRenderer, metrics: Metrics) -
     try:
         async with aclosing(answers):
             async for arrival in answers:
-                content = renderer.render(*arrival) if arrival else KEEP_ALIVE
+                content = renderer.render(*arrival) if arrival else renderer.keep_alive
                 if content:
                     started = True
                     yield content
-        yield renderer.close() + DONE
+        yield renderer.close()
     except Exception as error:
         if not started:
             raise
@@ -53,19 +57,18 @@ async def frames(answers: Answers, renderer: StreamRenderer, metrics: Metrics) -
             _log.exception("a stream failed")
             error = EngineFailure("An internal error ended this answer.")
         metrics.errors.labels(error.code or error.kind).inc()
-        yield b"data: " + json.dumps(error_body(error)).encode() + b"\n\n" + DONE
+        yield renderer.fail(error)
 
 
-class EventStream(Response):
+class FrameStream(Response):
     """Sends frames as they come; closes their generator as soon as the client is gone.
 
     The status waits for the first frame, so that a request the engine refuses gets a status of its own.
     """
 
-    media_type = "text/event-stream"
-
-    def __init__(self, content: Frames) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, content: Frames, media_type: str) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(headers=headers, media_type=media_type)
         del self.headers["content-length"]
         self._frames = content
 

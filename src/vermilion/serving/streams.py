@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 
+from vermilion.errors import VermilionError
+from vermilion.serving.errors import openai_error
 from vermilion.serving.replies import Choice, Head, chat_logprobs, completion_logprobs, usage_body
+from vermilion.serving.sse import EVENT_STREAM
 from vermilion.types import Canvas, Event, Finish, Text, Usage
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
 
 _quote = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class _Stream:
-    """What the streams share: the head of every chunk and the usage at the end."""
+    """What the streams share: the head of every chunk, the usage at the end and `[DONE]`."""
+
+    media_type = EVENT_STREAM
+    keep_alive = KEEP_ALIVE
 
     def __init__(self, head: Head, kind: str, include_usage: bool) -> None:
         self._head = (
@@ -21,15 +30,18 @@ class _Stream:
         self._usages: dict[int, Usage] = {}
         self._include_usage = include_usage
 
-    def _chunk(self, choice: str, more: str = "") -> str:
+    def chunk(self, choice: str, more: str = "") -> str:
+        """One frame; `choice` and `more` are JSON, the latter begins with a comma."""
         return f"{self._head}{choice}]{more}}}\n\n"
 
     def close(self) -> bytes:
-        """The usage chunk, where it was asked for."""
         if not self._include_usage:
-            return b""
+            return DONE
         usage = usage_body([self._usages[index] for index in sorted(self._usages)])
-        return self._chunk("", f',"usage":{_quote(usage)}').encode()
+        return self.chunk("", f',"usage":{_quote(usage)}').encode() + DONE
+
+    def fail(self, error: VermilionError) -> bytes:
+        return b"data: " + json.dumps(openai_error(error)).encode() + b"\n\n" + DONE
 
 
 class ChatStream(_Stream):
@@ -51,7 +63,7 @@ class ChatStream(_Stream):
         return chunks.encode("utf-8", "replace")
 
     def _delta(self, index: int, delta: str, logprobs: str = "null", reason: str = "null") -> str:
-        return self._chunk(
+        return self.chunk(
             f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{reason}}}'
         )
 
@@ -79,7 +91,7 @@ class DiffusionStream(_Stream):
         whole = Canvas(text, ((0, len(text)),) if text else (), progress=1.0, pass_number=event.usage.passes)
         logprobs = f',"logprobs":{_quote(chat_logprobs(choice.tokens))}' if choice.tokens else ""
         reason = f'"{event.reason}"'
-        closing = self._chunk(f'{{"index":{index},"delta":{{}},"finish_reason":{reason}}}')
+        closing = self.chunk(f'{{"index":{index},"delta":{{}},"finish_reason":{reason}}}')
         return self._frame(index, whole, logprobs, reason) + closing.encode()
 
     def _frame(self, index: int, canvas: Canvas, logprobs: str = "", reason: str = "null") -> bytes:
@@ -92,18 +104,19 @@ class DiffusionStream(_Stream):
             "pass": canvas.pass_number,
         }
         delta = f'{{"role":"assistant","content":{_quote(canvas.text)},"tool_calls":[]}}'
-        return self._chunk(
+        return self.chunk(
             f'{{"index":{index},"delta":{delta}{logprobs},"finish_reason":{reason}}}',
             f',"diffusion_meta":{_quote(meta)}',
         ).encode("utf-8", "replace")
 
 
 class CompletionStream(_Stream):
-    """Appending chunks of plain completion."""
+    """Appending chunks of plain completion; with `delta` each says its text in chat's form as well."""
 
-    def __init__(self, head: Head, include_usage: bool, num_choices: int) -> None:
+    def __init__(self, head: Head, include_usage: bool, num_choices: int, delta: bool = False) -> None:
         super().__init__(head, "text_completion", include_usage)
         self._offsets = [0] * num_choices
+        self._delta = delta
 
     def render(self, index: int, event: Event) -> bytes:
         text, logprobs, reason = "", "null", "null"
@@ -117,6 +130,8 @@ class CompletionStream(_Stream):
             reason = f'"{event.reason}"'
         else:
             return b""
-        return self._chunk(
-            f'{{"index":{index},"text":{_quote(text)},"logprobs":{logprobs},"finish_reason":{reason}}}'
+        quoted = _quote(text)
+        delta = f'"delta":{{"content":{quoted}}},' if self._delta else ""
+        return self.chunk(
+            f'{{"index":{index},"text":{quoted},{delta}"logprobs":{logprobs},"finish_reason":{reason}}}'
         ).encode("utf-8", "replace")

@@ -1,0 +1,58 @@
+"""One call of a client: its body, its answers whole or as a stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
+
+from vermilion.serving.answers import answer
+from vermilion.serving.backend import Served
+from vermilion.serving.body import Body, read
+from vermilion.serving.connection import while_connected
+from vermilion.serving.replies import Choice, fold
+from vermilion.serving.service import Service
+from vermilion.serving.sse import FrameStream, StreamRenderer, frames
+from vermilion.types import ModelInfo, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that the service has taken up."""
+
+    http: HttpRequest
+    service: Service
+    served: Served
+
+    @classmethod
+    def admit(cls, http: HttpRequest, service: Service) -> Call:
+        """Raises `Draining` or `ModelLoading`."""
+        return cls(http, service, service.admit())
+
+    @property
+    def model(self) -> ModelInfo:
+        return self.served.backend.model
+
+    async def body(self, kind: type[Body]) -> Body:
+        """Raises what `read` raises."""
+        return await read(self.http, kind, self.service.config.max_body_bytes)
+
+    async def whole(self, requests: Sequence[Request]) -> list[Choice]:
+        """The finished answers, in order. Raises what the engine raises, `ClientGone` if nobody waits."""
+        answers = answer(self.service, self.served.backend, requests)
+        return await while_connected(self.http.receive, fold(answers, len(requests)))
+
+    def stream(self, requests: Sequence[Request], renderer: StreamRenderer) -> Response:
+        """The answers as they come."""
+        answers = answer(self.service, self.served.backend, requests, self.service.config.keep_alive_s)
+        return FrameStream(frames(answers, renderer, self.service.metrics), renderer.media_type)
+
+
+def json_response(content: Mapping[str, Any]) -> Response:
+    """Text that is no Unicode, such as half of a surrogate pair, shows as a question mark."""
+    encoded = json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(encoded, media_type="application/json")

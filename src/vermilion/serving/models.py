@@ -1,0 +1,142 @@
+"""The lists of models, and their tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
+
+from vermilion.decoding.presets import PRESETS
+from vermilion.errors import BadRequest, ModelNotFound
+from vermilion.serving import chat
+from vermilion.serving.backend import Served
+from vermilion.serving.call import Call, json_response
+from vermilion.serving.description import operation
+from vermilion.serving.openai import ChatBody, DetokenizeBody, TokenizeBody
+from vermilion.serving.service import Service
+
+_NO_SAMPLING = {"model", "messages", "stream", "stream_options", "diffusing"}
+_PARAMETERS = sorted(set(ChatBody.model_fields) - _NO_SAMPLING)
+
+
+def model_body(served: Served, name: str) -> dict[str, Any]:
+    """One row of the model list: OpenAI's fields, Mercury's and ours."""
+    model = served.backend.model
+    endpoints = ["completions", "fim.completions"]
+    return {
+        "id": name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "vermilion",
+        "name": model.id,
+        "description": model.description,
+        "input_modalities": ["text"],
+        "output_modalities": ["text"],
+        "context_length": model.context_length,
+        "max_output_length": model.context_length - 1,
+        "pricing": dict.fromkeys(("prompt", "completion", "input_cache_reads", "input_cache_writes"), "0"),
+        "supported_sampling_parameters": _PARAMETERS,
+        "supported_features": [],
+        "supported_endpoints": endpoints if served.template is None else ["chat.completions", *endpoints],
+        "openrouter": None,
+        "datacenters": [],
+        "decoders": list(model.decoders),
+        "presets": {
+            preset: decoding.decoder
+            for preset, decoding in PRESETS.items()
+            if not model.decoders or decoding.decoder in model.decoders
+        },
+    }
+
+
+def add_routes(router: APIRouter, service: Service) -> None:
+    def rows(endpoint: str = "") -> dict[str, dict[str, Any]]:
+        served = service.admit()
+        names = chat.names(served.backend.model, service.config)
+        bodies = {name: model_body(served, name) for name in names}
+        return {
+            name: row
+            for name, row in bodies.items()
+            if not endpoint or endpoint in row["supported_endpoints"]
+        }
+
+    def listed(endpoint: str = "") -> Response:
+        return json_response({"object": "list", "data": list(rows(endpoint).values())})
+
+    @router.get("/v1/models", **MODELS)
+    async def models() -> Response:
+        return listed()
+
+    @router.get("/v1/chat/completions/models", **MODELS)
+    async def chat_models() -> Response:
+        return listed("chat.completions")
+
+    @router.get("/v1/fim/completions/models", **MODELS)
+    async def fim_models() -> Response:
+        return listed("fim.completions")
+
+    @router.get("/v1/edit/completions/models", **MODELS)
+    async def edit_models() -> Response:
+        return listed("edit.completions")
+
+    @router.get("/v1/models/{id:path}", **MODEL)
+    async def model(id: str) -> Response:
+        known = rows()
+        if id not in known:
+            raise ModelNotFound(id[:100], tuple(known))
+        return json_response(known[id])
+
+
+def add_token_routes(router: APIRouter, service: Service) -> None:
+    @router.post("/v1/tokenize", **TOKENIZE)
+    async def tokenize(http: HttpRequest) -> Response:
+        call = Call.admit(http, service)
+        body = await call.body(TokenizeBody)
+        if sum(given is not None for given in (body.prompt, body.content, body.messages)) != 1:
+            raise BadRequest(
+                "prompt: give one of prompt, content and messages.", "prompt", "missing_required_parameter"
+            )
+        tokens = await chat.token_ids(body, call.served, service.config)
+        reply: dict[str, Any] = {
+            "count": len(tokens),
+            "max_model_len": call.model.context_length,
+            "tokens": tokens,
+        }
+        if body.return_token_strs:
+            reply["token_strs"] = [call.served.tokenizer.token_text(token) for token in tokens]
+        return json_response(reply)
+
+    @router.post("/v1/detokenize", **DETOKENIZE)
+    async def detokenize(http: HttpRequest) -> Response:
+        call = Call.admit(http, service)
+        body = await call.body(DetokenizeBody)
+        chat.check_model(body.model, call.model, service.config)
+        text = await chat.text_of(body.tokens, call.served)
+        return json_response({"prompt": text, "content": text})
+
+
+_MODEL = {"id": "smollm2-135m-diffusion", "object": "model", "created": 1767225600, "owned_by": "vermilion"}
+MODELS = operation(
+    "models",
+    "List the models and their aliases",
+    "Under an endpoint's path, those that can be asked there.",
+    None,
+    {"object": "list", "data": [_MODEL]},
+)
+MODEL = operation("models", "One model", "404 for names that are not served.", None, _MODEL)
+TOKENIZE = operation(
+    "models",
+    "Count and list the tokens of a text or a conversation",
+    "Strings that look like control tokens are ordinary text.",
+    ("TokenizeBody", {"A text": {"prompt": "Hello world", "return_token_strs": True}}),
+    {"count": 2, "max_model_len": 8192, "tokens": [19556, 905], "token_strs": ["Hello", " world"]},
+)
+DETOKENIZE = operation(
+    "models",
+    "The text of tokens",
+    "Control tokens are left out.",
+    ("DetokenizeBody", {"Two tokens": {"tokens": [72, 105]}}),
+    {"prompt": "Hi", "content": "Hi"},
+)

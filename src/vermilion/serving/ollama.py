@@ -1,0 +1,233 @@
+"""Ollama's API: its model lists, and its chats and completions as lines of JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
+
+import vermilion
+from vermilion.errors import ModelNotFound, VermilionError
+from vermilion.serving import chat, ollama_bodies
+from vermilion.serving.call import Call, json_response
+from vermilion.serving.description import operation
+from vermilion.serving.errors import ollama_error
+from vermilion.serving.ollama_bodies import OllamaChatBody, OllamaGenerateBody, OllamaShowBody
+from vermilion.serving.openai import ChatBody
+from vermilion.serving.replies import Choice
+from vermilion.serving.service import Service
+from vermilion.types import Event, Finish, ModelInfo, Request, Text
+
+API_LEVEL = "0.9.0"
+"""The release of Ollama whose routes these are; clients refuse servers that seem older than they need."""
+
+Say = Callable[[str], dict[str, Any]]
+"""Wraps a text as a line of the route carries it."""
+
+
+def _say_message(text: str) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": text}}
+
+
+def _say_response(text: str) -> dict[str, Any]:
+    return {"response": text}
+
+
+def _line(model: str, said: Mapping[str, Any], **more: object) -> dict[str, Any]:
+    created = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return {"model": model, "created_at": created, **said, **more}
+
+
+def _final(model: str, said: Mapping[str, Any], choice: Choice) -> dict[str, Any]:
+    """The line with the figures; durations are nanoseconds."""
+    return _line(
+        model,
+        said,
+        done=True,
+        done_reason=choice.reason,
+        total_duration=int((choice.prompt_s + choice.text_s) * 1e9),
+        load_duration=0,
+        prompt_eval_count=choice.usage.prompt_tokens,
+        prompt_eval_duration=int(choice.prompt_s * 1e9),
+        eval_count=choice.usage.completion_tokens,
+        eval_duration=int(choice.text_s * 1e9),
+    )
+
+
+class OllamaStream:
+    """A line of JSON per event."""
+
+    media_type = "application/x-ndjson"
+    keep_alive = b""
+
+    def __init__(self, model: str, say: Say) -> None:
+        self._model = model
+        self._say = say
+        self._choice = Choice()
+
+    def render(self, index: int, event: Event) -> bytes:
+        self._choice.add(event)
+        if isinstance(event, Text) and event.text:
+            return _encode(_line(self._model, self._say(event.text), done=False))
+        if isinstance(event, Finish):
+            return _encode(_final(self._model, self._say(""), self._choice))
+        return b""
+
+    def close(self) -> bytes:
+        return b""
+
+    def fail(self, error: VermilionError) -> bytes:
+        return _encode(ollama_error(error))
+
+
+def _encode(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+async def _reply(call: Call, requests: list[Request], name: str, say: Say, stream: bool) -> Response:
+    if stream:
+        return call.stream(requests, OllamaStream(name, say))
+    (choice,) = await call.whole(requests)
+    return json_response(_final(name, say(choice.text), choice))
+
+
+def _loaded(name: str, said: Mapping[str, Any]) -> Response:
+    """The answer to nothing asked, by which Ollama's clients have a model loaded; here it always is."""
+    return json_response(_line(name, said, done=True, done_reason="load"))
+
+
+def add_generating_routes(router: APIRouter, service: Service) -> None:
+    @router.post("/api/chat", **CHAT)
+    async def ollama_chat(http: HttpRequest) -> Response:
+        call = Call.admit(http, service)
+        body = await call.body(OllamaChatBody)
+        asked = body.chat(call.model.context_length)
+        chat.check_model(asked.model, call.model, service.config)
+        if not body.messages:
+            return _loaded(body.model, _say_message(""))
+        id = f"ollama-{secrets.token_hex(12)}"
+        requests = await chat.chat_requests(asked, call.served, service.config, id)
+        return await _reply(call, requests, body.model, _say_message, body.stream is not False)
+
+    @router.post("/api/generate", **GENERATE)
+    async def ollama_generate(http: HttpRequest) -> Response:
+        call = Call.admit(http, service)
+        body = await call.body(OllamaGenerateBody)
+        asked = body.request(call.model.context_length, call.served.template is not None)
+        chat.check_model(asked.model, call.model, service.config)
+        if not (body.prompt or body.suffix):
+            return _loaded(body.model, _say_response(""))
+        id = f"ollama-{secrets.token_hex(12)}"
+        if isinstance(asked, ChatBody):
+            requests = await chat.chat_requests(asked, call.served, service.config, id)
+        else:
+            requests = await chat.completion_requests(asked, call.served, service.config, id)
+        return await _reply(call, requests, body.model, _say_response, body.stream is not False)
+
+
+def add_model_routes(router: APIRouter, service: Service) -> None:
+    @router.get("/api/version", **VERSION)
+    async def ollama_version() -> Response:
+        return json_response({"version": API_LEVEL, "vermilion": vermilion.__version__})
+
+    @router.get("/api/tags", **TAGS)
+    async def ollama_tags() -> Response:
+        model = service.admit().backend.model
+        return json_response({"models": [_tag(model, name) for name in chat.names(model, service.config)]})
+
+    @router.post("/api/show", **SHOW)
+    async def ollama_show(http: HttpRequest) -> Response:
+        call = Call.admit(http, service)
+        body = await call.body(OllamaShowBody)
+        name = body.model or body.name
+        if not name:
+            raise ModelNotFound("", chat.names(call.model, service.config))
+        chat.check_model(ollama_bodies.plain_name(name), call.model, service.config)
+        return json_response(_show(call.model, call.served.template is not None))
+
+
+def _details() -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": "diffusion",
+        "families": ["diffusion"],
+        "parameter_size": "",
+        "quantization_level": "",
+    }
+
+
+def _tag(model: ModelInfo, name: str) -> dict[str, Any]:
+    return {
+        "name": f"{name}:latest",
+        "model": f"{name}:latest",
+        "modified_at": _modified_at(model),
+        "size": 0,
+        # Clients tell models apart by it; of the name, since no one file holds the model.
+        "digest": hashlib.sha256(name.encode()).hexdigest(),
+        "details": _details(),
+    }
+
+
+def _show(model: ModelInfo, chats: bool) -> dict[str, Any]:
+    return {
+        "license": "",
+        "modelfile": "",
+        "parameters": "",
+        "template": "",
+        "modified_at": _modified_at(model),
+        "details": _details(),
+        "model_info": {
+            "general.architecture": "diffusion",
+            "general.basename": model.id,
+            "diffusion.context_length": model.context_length,
+            "diffusion.vocab_size": model.vocab_size,
+        },
+        # A client offers to chat with a model only where it completes.
+        "capabilities": ["completion", "insert"] if chats else ["insert"],
+    }
+
+
+def _modified_at(model: ModelInfo) -> str:
+    return datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")
+
+
+_NAME = "smollm2-135m-diffusion"
+_EXAMPLE = ModelInfo(_NAME, 8192, 49152, (2,), 16, 1767225600)
+_LINES = {"application/x-ndjson": {"example": '{"model":"m","message":{"content":"Hi"},"done":false}\n'}}
+_DONE = {"model": _NAME, "done": True, "done_reason": "stop", "eval_count": 3, "eval_duration": 41000000}
+CHAT = operation(
+    "ollama",
+    "Answer a conversation",
+    "A stream of JSON lines unless `stream` is false.",
+    ("OllamaChatBody", {"A question": {"model": _NAME, "messages": [{"role": "user", "content": "Hi"}]}}),
+    {**_DONE, **_say_message("Hello!")},
+    _LINES,
+)
+GENERATE = operation(
+    "ollama",
+    "Answer a prompt, continue it or fill a gap",
+    "The chat template is applied, except with `raw`; with `suffix` the answer stands between the two.",
+    (
+        "OllamaGenerateBody",
+        {"A gap": {"model": _NAME, "prompt": "def f(x):", "suffix": "\n", "stream": False}},
+    ),
+    {**_DONE, **_say_response(" return x")},
+    _LINES,
+)
+VERSION = operation("ollama", "The release of Ollama whose API this is", "", None, {"version": API_LEVEL})
+TAGS = operation("ollama", "List the models", "", None, {"models": [_tag(_EXAMPLE, _NAME)]})
+SHOW = operation(
+    "ollama",
+    "One model",
+    "",
+    ("OllamaShowBody", {"By name": {"model": _NAME}}),
+    _show(_EXAMPLE, True),
+)

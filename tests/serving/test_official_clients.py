@@ -1,0 +1,68 @@
+"""The official clients of Inception and Anthropic, strict about every type, over a real socket."""
+
+from __future__ import annotations
+
+import anthropic
+import inceptionai
+import pytest
+from fake import FakeBackend
+from test_socket import running
+
+pytestmark = pytest.mark.anyio
+MODEL = "tiny-diffusion"
+QUESTION = [{"role": "user", "content": "hi"}]
+
+
+async def test_inceptions_client_lists_chats_diffuses_and_fills_gaps() -> None:
+    async with (
+        running(FakeBackend()) as server,
+        inceptionai.AsyncInception(
+            base_url=server.url, api_key="any", max_retries=0, _strict_response_validation=True
+        ) as client,
+    ):
+        assert [model.id for model in (await client.models.list()).data] == [MODEL]
+
+        whole = await client.chat.completions.create(model=MODEL, messages=QUESTION)
+        assert whole.choices[0].message.content == "Hello, world!"
+        assert whole.usage.prompt_tokens_details.cached_tokens == 4
+        stream = await client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True)
+        texts = [choice.delta.content or "" async for chunk in stream for choice in chunk.choices]
+        assert "".join(texts) == "Hello, world!"
+        stream = await client.chat.completions.create(
+            model=MODEL,
+            messages=QUESTION,
+            stream=True,
+            diffusing=True,
+            stream_options={"include_usage": True},
+        )
+        frames = [choice.delta.content async for chunk in stream for choice in chunk.choices]
+        assert [frame for frame in frames if frame][-1] == "Hello, world!"
+
+        gap = {"model": MODEL, "prompt": "a(", "suffix": ")"}
+        filled = await client.fim.completions.create(**gap)
+        assert (filled.choices[0].text, filled.usage.total_tokens) == ("Hello, world!", 6)
+        stream = await client.fim.completions.create(**gap, stream=True)
+        assert "".join([chunk.choices[0].text async for chunk in stream]) == "Hello, world!"
+
+        with pytest.raises(inceptionai.NotFoundError):
+            await client.chat.completions.create(model="other", messages=QUESTION)
+
+
+async def test_anthropics_client_asks_streams_and_knows_our_errors() -> None:
+    async with (
+        running(FakeBackend()) as server,
+        anthropic.AsyncAnthropic(
+            base_url=server.url, api_key="any", max_retries=0, _strict_response_validation=True
+        ) as client,
+    ):
+        asked = {"model": MODEL, "max_tokens": 64, "messages": QUESTION}
+        message = await client.messages.create(**asked)
+        assert (message.content[0].text, message.stop_reason) == ("Hello, world!", "end_turn")
+        async with client.messages.stream(**asked) as stream:
+            assert "".join([text async for text in stream.text_stream]) == "Hello, world!"
+            final = await stream.get_final_message()
+        assert (final.content[0].text, final.usage.output_tokens) == ("Hello, world!", 4)
+        with pytest.raises(anthropic.BadRequestError, match="cannot call tools"):
+            await client.messages.create(**asked, tools=[{"name": "f", "input_schema": {"type": "object"}}])
+        with pytest.raises(anthropic.NotFoundError):
+            await client.messages.create(**{**asked, "model": "other"})
