@@ -21,6 +21,9 @@ async def test_inceptions_client_lists_chats_diffuses_and_fills_gaps() -> None:
         ) as client,
     ):
         assert [model.id for model in (await client.models.list()).data] == [MODEL]
+        assert [model.id for model in (await client.models.list_chat()).data] == [MODEL]
+        assert [model.id for model in (await client.models.list_edit()).data] == []
+        assert [model.id for model in (await client.models.list_fim()).data] == [MODEL]
 
         whole = await client.chat.completions.create(model=MODEL, messages=QUESTION)
         assert whole.choices[0].message.content == "Hello, world!"
