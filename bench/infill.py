@@ -1,12 +1,14 @@
 """Measure infill: gaps cut out of Python source and prose, filled with and without the text to their right.
 
-    python bench/infill.py --gaps 60 --arms left,default [--out bench/results/infill.jsonl]
+    python bench/infill.py --gaps 60 --arms left,told,default [--out bench/results/infill.jsonl]
 
 Gaps come from the running Python's standard library and its language reference (`pydoc_data.topics`), by a
 fixed seed: `line` a line's rest behind its first word, `inside` a piece of a line with more of it to the
-right, `lines` two whole lines, `prose` a few words of a sentence. Arms: `left` plain continuation, cut at
-the first line break where the gap ends at one, else at the true length (which favours it); `default` the
-engine's own choice; any other name is a row of EFFORTS. The last line of output is one JSON object.
+right, `lines` two whole lines, `prose` a few words of a sentence. Arms: `left` plain continuation up to the
+line's end (two lines' end for a gap that begins with a line break), which knows as much of where to stop as
+the engine's rule for continuations; `told` the same, but cut at the true length where the gap does not end
+with its line, which no editor can do; `default` the engine with the text to the right. The constants of
+`decoding/infill.py` were chosen on seed 1. The last line of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -21,29 +23,16 @@ import statistics
 import sysconfig
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
 
-from vermilion.decoding import infill
-from vermilion.decoding.gap import Effort
-from vermilion.decoding.program import Task
 from vermilion.engine.llm import LLM
 from vermilion.types import Finish, Sampling, Text
 
-EFFORTS = {
-    "base": Effort(bridges=(), lines=1),
-    "base-2": Effort(bridges=(), lines=2),
-    "base-4": Effort(bridges=(), lines=4, openings=8),
-    "one-bridge": Effort(bridges=(4,), lines=1),
-    "bridge-1": Effort(lines=1),
-    "bridge-2": Effort(lines=2),
-    "bridge-4": Effort(lines=4, openings=8),
-}
 MODULES = (
     "calendar", "textwrap", "shlex", "fractions", "csv", "cmd", "statistics", "gzip", "sched", "bisect",
 )  # fmt: skip
@@ -135,21 +124,20 @@ def _prose(rng: random.Random) -> Hole:
     return _cut("prose", text, words[at], words[at + rng.randrange(2, 7)])
 
 
-def fill(llm: LLM, hole: Hole, preset: str, *, right: bool) -> Outcome:
-    """One hole by one request; without `right`, cut at a line's end or else at the true length."""
+def fill(llm: LLM, hole: Hole, preset: str, arm: str) -> Outcome:
+    """One hole by one request; `arm` as the file's head says."""
     begun = time.perf_counter()
-    to_line_end = hole.kind == "line"
-    sampling = Sampling(max_tokens=MAX_TOKENS)
-    if not right:
-        true_length = len(llm.tokenizer.encode(hole.middle))
-        sampling = Sampling(
-            max_tokens=MAX_TOKENS if to_line_end else true_length, stop=("\n",) if to_line_end else ()
-        )
-    events = list(llm.stream(hole.before, sampling, preset, suffix=hole.after if right else ""))
+    cut = arm == "told" and hole.kind != "line"
+    breaks = () if cut or hole.kind == "lines" else ("\n",)
+    most = len(llm.tokenizer.encode(hole.middle)) if cut else MAX_TOKENS
+    sampling = Sampling(max_tokens=MAX_TOKENS) if arm == "default" else Sampling(max_tokens=most, stop=breaks)
+    events = list(llm.stream(hole.before, sampling, preset, suffix=hole.after if arm == "default" else ""))
     wall_s = time.perf_counter() - begun
     text = "".join(event.text for event in events if isinstance(event, Text))
-    if not right and not to_line_end:
+    if cut:
         text = text[: len(hole.middle)]
+    elif arm == "left" and hole.kind == "lines":
+        text = "\n".join(text.split("\n")[:3])
     finish = events[-1]
     assert isinstance(finish, Finish)
     return Outcome(
@@ -213,18 +201,10 @@ def _mean(values: Iterable[float]) -> float:
     return round(statistics.fmean(values), 4)
 
 
-def effort(arm: str) -> Effort:
-    """ "bridge-1+patience=3+neutral=0.0": a row of EFFORTS with fields changed."""
-    name, *changes = arm.split("+")
-    fields = (change.split("=") for change in changes)
-    numbers = {field: float(value) if "." in value else int(value) for field, value in fields}
-    return replace(EFFORTS[name], **numbers)  # type: ignore[arg-type]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--gaps", type=int, default=60)
-    parser.add_argument("--arms", default="left,default")
+    parser.add_argument("--arms", default="left,told,default")
     parser.add_argument("--preset", default="lossless")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -232,13 +212,10 @@ def main() -> None:
     chosen = parser.parse_args()
     llm = LLM()
     list(llm.stream("warm", Sampling(max_tokens=4)))
-    own = infill.effort_of
     for arm in chosen.arms.split(","):
-        # The engine asks `effort_of` for every request.
-        infill.effort_of = own if arm in ("left", "default") else partial(_always, effort(arm))
         outcomes = []
         for hole in holes(chosen.gaps, chosen.seed):
-            outcome = fill(llm, hole, chosen.preset, right=arm != "left")
+            outcome = fill(llm, hole, chosen.preset, arm)
             outcomes.append(outcome)
             if chosen.show:
                 print([hole.before[-60:], hole.middle, hole.after[:40], outcome.text, outcome.passes])
@@ -248,10 +225,6 @@ def main() -> None:
             with chosen.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-
-
-def _always(effort: Effort, task: Task) -> Effort:
-    return effort
 
 
 if __name__ == "__main__":

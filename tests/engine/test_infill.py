@@ -9,9 +9,8 @@ import pytest
 
 from tests import tiny
 from tests.engine.test_matches_reference import outcome, prompt
-from vermilion.decoding.between import trimmed
-from vermilion.decoding.gap import Effort, Gap, repeats
-from vermilion.decoding.passes import Reading
+from vermilion.decoding.between import repeats, trimmed
+from vermilion.decoding.infill import MARGIN, Candidate, chosen
 from vermilion.decoding.reference_infill import infill
 from vermilion.engine.llm import LLM
 from vermilion.types import Decoding, Finish, Request, Sampling, Text
@@ -22,7 +21,8 @@ BLOCKS = [
     Decoding("entropy", threshold=2.0, block_length=8),
 ]
 CASES = [(kind, decoding) for kind in tiny.TRAITS for decoding in BLOCKS] + [
-    ("causal-shift", decoding) for decoding in (Decoding("ar"), Decoding("lossless"))
+    ("causal-shift", decoding)
+    for decoding in (Decoding("ar"), Decoding("lossless"), Decoding("relaxed", branches=3, accept_above=0.1))
 ]
 SAMPLINGS = [
     Sampling(max_tokens=12),
@@ -52,6 +52,23 @@ def test_alone_and_in_any_company(kind: str, decoding: Decoding) -> None:
     assert outcome(crowded, wanted) == expected
 
 
+def test_line_breaks_end_the_continuation_alone_and_in_company() -> None:
+    """An eighth of the vocabulary breaks the line: some gaps begin with a break, some suffixes do."""
+    model, breaks = tiny.model("causal-shift"), frozenset(range(2, 90, 8))
+    suffixes = [(8 * i + 2 + i % 2, *prompt(4 + i, 70 + i)) for i in range(10)]
+    wanted = [
+        Request(f"{i}", prompt(4 + i, 30 + i), Sampling(max_tokens=1 + 6 * i), Decoding("lossless"), suffix)
+        for i, suffix in enumerate(suffixes)
+    ]
+    expected = [infill(model, tiny.TRAITS["causal-shift"], request, breaks) for request in wanted]
+    engine = tiny.engine("causal-shift", model, prefill_chunk=8, max_rows=24)
+    engine.line_breaks = breaks
+    assert outcome(engine, wanted) == expected
+    for result in expected:
+        assert not breaks.intersection(result.tokens) or result.tokens[0] in breaks
+    assert len({len(result.tokens) for result in expected}) > 2
+
+
 @pytest.mark.parametrize("kind", [kind for kind in tiny.TRAITS if not kind.startswith("full")])
 def test_short_memory_changes_nothing(kind: str) -> None:
     model = tiny.model(kind)
@@ -72,7 +89,7 @@ def test_another_suffix_gives_another_middle(kind: str) -> None:
         infill(
             model,
             tiny.TRAITS[kind],
-            Request("0", prompt(9, 1), Sampling(max_tokens=16), BLOCKS[0], prompt(6, seed)),
+            Request("0", prompt(9, 5), Sampling(max_tokens=16), BLOCKS[0], prompt(6, seed)),
         ).tokens
         for seed in range(8)
     }
@@ -103,23 +120,20 @@ def test_overlap_is_two_tokens_or_the_whole_suffix() -> None:
     assert trimmed((4, 9, 5, 6), (5, 6), frozenset({9})) == (4,)
 
 
-def test_the_join_with_the_better_right_side_wins() -> None:
-    """The base says 10, 11, 12; the suffix 20, 21 may begin behind any, but goes on best behind 11."""
-    gap = Gap((20, 21), room=3, banned=frozenset(), effort=Effort(bridges=(), lines=1))
-    fits = {1: -9.0, 2: -0.1, 3: -6.0}
-    for _ in range(20):
-        question = gap.ask()
-        depths = [gap.tree[node].depth for node in question.nodes]
-        base = [Reading(10 + d, -0.1, target_logprobs=(-1.0,), top=((10 + d, -0.1),)) for d in depths]
-        heads = [
-            [Reading(21, -0.1, target_logprobs=(fits[gap.tree[node].depth],), top=((21, -0.1),))]
-            for node in question.probes
-        ]
-        gap.learn(question, base, heads, [])
-        if gap.over:
-            break
-    assert gap.over
-    assert gap.tokens(gap.end) == (10, 11)
+def test_the_end_with_the_better_right_side_wins() -> None:
+    tried = [Candidate(1), Candidate(2), Candidate(3)]
+    line = [-0.1, -2.0, -0.1]
+    for within in (False, True):
+        assert chosen(tried, line, [[-1.0, -9.0], [-1.0, -0.1], [-1.0, -6.0]], within) == 1
+        assert chosen(tried, line, [[-1.0], [-1.0], [-1.0]], within) == 0
+    # Length costs only within a line.
+    assert [chosen(tried, line, [[-2.0], [-1.0], [-9.0]], within) for within in (False, True)] == [1, 0]
+
+
+def test_a_bridge_wins_by_more_than_the_margin() -> None:
+    tried = [Candidate(1), Candidate(0, (7,))]
+    for lead, winner in ((MARGIN - 0.1, 0), (MARGIN + 0.1, 1)):
+        assert chosen(tried, [-1.0], [[-8.0], [-3.0, lead - 6.0]], True) == winner
 
 
 @cache

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vermilion.decoding.commit import settle
-from vermilion.decoding.gap import repeats
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.models.families import Traits
@@ -20,6 +19,13 @@ HEAD = 16
 """Suffix tokens in sight of a block-causal model's canvas."""
 _ROWS = 96
 """Rows of one pass up to which further canvases are tried in it."""
+
+
+def repeats(middle: Sequence[int], suffix: Sequence[int]) -> int:
+    """By how many tokens the middle ends as the suffix begins; one counts only if the suffix is one."""
+    longest, shortest = min(len(middle), len(suffix)), min(2, len(suffix))
+    sizes = range(longest, shortest - 1, -1)
+    return next((size for size in sizes if tuple(middle[-size:]) == tuple(suffix[:size])), 0)
 
 
 def lengths(most: int) -> list[int]:

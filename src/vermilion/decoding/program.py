@@ -26,6 +26,8 @@ class Task:
     suffix: tuple[int, ...] = ()
     sampled: bool = False
     """Whether the temperature is above 0."""
+    breaks: frozenset[int] = frozenset()
+    """Tokens that hold a line break; given for an infill."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,27 @@
-"""Infill again, as plainly as it can be said: the same search, every opinion from a forward of its own.
+"""Infill again, as plainly as it can be said: every opinion from a forward of its own.
 
-What the search decides is shared with the engine's programs; how its questions become rows, slots and reads
-is not, and that is what the tests compare.
+What is decided is shared with the engine's programs; how questions become rows, slots and reads is not, and
+that is what the tests compare.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from vermilion.decoding.between import HEAD, canvas_start, lengths, surest, trimmed
 from vermilion.decoding.commit import settle
-from vermilion.decoding.gap import Bridge, Gap
-from vermilion.decoding.infill import effort_of
+from vermilion.decoding.infill import HEAD as SCORED
+from vermilion.decoding.infill import (
+    REACH,
+    RIGHT,
+    Candidate,
+    bridge_lengths,
+    bridges_of,
+    candidates,
+    chosen,
+    line_decoding,
+)
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.program import Task
 from vermilion.decoding.reference import Result, _Answer
@@ -20,59 +30,78 @@ from vermilion.models.transformer import Transformer
 from vermilion.types import Request
 
 
-def infill(model: Transformer, traits: Traits, request: Request) -> Result:
-    """The middle of `request`, by the decoding it names."""
+def infill(
+    model: Transformer, traits: Traits, request: Request, breaks: frozenset[int] = frozenset()
+) -> Result:
+    """The middle of `request`, by the decoding it names; `breaks`: the tokens that hold a line break."""
     answer = _Answer(model, traits, list(request.prompt), request.sampling, request.decoding)
     if traits.has_next_token:
-        return _searched(answer, request)
+        return _continued(answer, request, breaks)
     return _denoised(answer, request)
 
 
-def _searched(answer: _Answer, request: Request) -> Result:
-    traits, sampling = answer.traits, request.sampling
-    sampled = sampling.temperature > 0
-    task = Task(request.prompt, sampling.max_tokens, request.decoding, frozenset(), request.suffix, sampled)
-    banned = frozenset((*traits.eos_token_ids, traits.mask_token_id))
-    gap = Gap(request.suffix, sampling.max_tokens, banned, effort_of(task))
-    passes = 0
+def _continued(answer: _Answer, request: Request, breaks: frozenset[int]) -> Result:
+    limit, count = answer.limit, len(request.prompt)
+    task = Task(
+        request.prompt,
+        request.sampling.max_tokens,
+        request.decoding,
+        frozenset(),
+        request.suffix,
+        breaks=breaks,
+    )
+    fills = [bridge for length in bridge_lengths(task) for bridge in _bridges(answer, request, length)]
+    within = request.suffix[0] not in breaks
+    answer.decoding = line_decoding(request.decoding)
+    start = count
     while True:
-        question = gap.ask()
-        passes += 1
-        base = [_next(answer, gap, node) for node in question.nodes]
-        heads = [_head(answer, gap, node) for node in question.probes]
-        fills = [_fill(answer, gap, bridge) for bridge in question.bridges]
-        gap.learn(question, base, heads, fills)
-        if gap.over:
-            middle = gap.tokens(gap.end)
-            return Result((*answer.tokens[len(request.prompt) :], *middle), passes - 1, 0)
-        if gap.crowded:
-            node = gap.halfway
-            answer.tokens += gap.tokens(node)
-            gap = gap.moved(node)
+        stopped = _write(answer, limit, breaks)
+        if stopped and len(answer.tokens) == count + 1 and answer.tokens[-1] in breaks:
+            breaks = frozenset()
+            stopped = len(answer.tokens) < limit and _write(answer, limit, breaks)
+        if stopped:
+            answer.tokens.pop()
+        answer.passes += 1
+        line = answer.tokens[start:]
+        tried = candidates(task, answer.tokens[count:start], line, fills)
+        scores = [_scores(answer, start, candidate, request.suffix[:SCORED]) for candidate in tried]
+        logprobs = [
+            answer.base(answer.tokens[:p], [p], [answer.tokens[p]], since=p)[0].target_logprobs[0]
+            for p in range(start, len(answer.tokens))
+        ]
+        winner = tried[chosen(tried, logprobs, scores, within)]
+        middle = [*answer.tokens[count : start + winner.kept], *winner.bridge]
+        if stopped or winner.kept < len(line) or winner.bridge or len(answer.tokens) >= limit:
+            return Result(tuple(middle), answer.passes - 1, answer.edits)
+        start, fills = len(answer.tokens), []
 
 
-def _next(answer: _Answer, gap: Gap, node: int) -> Reading:
-    known = [*answer.tokens, *gap.tokens(node)]
-    since = len(answer.tokens)
-    return answer.base(known, [len(known)], gap.targets(node), since=since)[0]
+def _write(answer: _Answer, limit: int, breaks: frozenset[int]) -> bool:
+    """Grow the continuation; whether an end of text or of the line stopped it."""
+    ends = (*answer.traits.eos_token_ids, *breaks)
+    answer.limit, answer.eos = min(limit, len(answer.tokens) + REACH), ends
+    answer.ended = False
+    if answer.decoding.decoder == "ar":
+        answer.autoregress()
+    else:
+        answer.speculate()
+    return answer.tokens[-1] in ends
 
 
-def _head(answer: _Answer, gap: Gap, node: int) -> list[Reading]:
-    known = [*answer.tokens, *gap.tokens(node), *gap.head]
-    first = len(known) - len(gap.head) + 1
-    since = len(answer.tokens)
+def _bridges(answer: _Answer, request: Request, length: int) -> list[tuple[int, ...]]:
+    wanted = [len(request.prompt) + i for i in range(length)]
+    block = [*([None] * length), *request.suffix[:RIGHT]]
+    return bridges_of(answer.canvas(request.prompt, block, wanted, ()))
+
+
+def _scores(answer: _Answer, start: int, candidate: Candidate, head: Sequence[int]) -> list[float]:
+    context = answer.tokens[: start + candidate.kept]
+    text = [*context, *candidate.bridge, *head]
+    # The whole continuation counts for the penalties, and nothing else.
     return [
-        answer.base(known[:position], [position], [known[position]], since=since)[0]
-        for position in range(first, len(known))
+        answer.base(text[:p], [p], [text[p]], since=sys.maxsize)[0].target_logprobs[0]
+        for p in range(len(context), len(text))
     ]
-
-
-def _fill(answer: _Answer, gap: Gap, bridge: Bridge) -> list[Reading]:
-    middle, right = gap.tokens(bridge.node), gap.visible(bridge)
-    known = [*answer.tokens, *middle]
-    wanted = [len(known) + i for i in range(bridge.length)]
-    block = [*([None] * bridge.length), *right]
-    return answer.canvas(known, block, wanted, (*middle, *right))
 
 
 def _denoised(answer: _Answer, request: Request) -> Result:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence as Listing
+from dataclasses import replace
+from functools import cached_property
 from typing import Protocol
 
 from vermilion.decoding.between import Between
@@ -109,9 +111,17 @@ class Engine:
         sampled = sampling.temperature > 0
         task = Task(request.prompt, sampling.max_tokens, request.decoding, eos, request.suffix, sampled)
         if request.suffix and self.tokenizer.decode(request.suffix).strip():
-            return (Infill if self.traits.has_next_token else Between)(task, self.traits)
+            if not self.traits.has_next_token:
+                return Between(task, self.traits)
+            return Infill(replace(task, breaks=self.line_breaks), self.traits)
         kind = Speculative if request.decoding.decoder in SPECULATIVE else Blocks
         return kind(task, self.traits)
+
+    @cached_property
+    def line_breaks(self) -> frozenset[int]:
+        """Tokens that hold a line break."""
+        known = range(self.model.vocab_size)
+        return frozenset(token for token in known if b"\n" in self.tokenizer.token_bytes(token))
 
     def abort(self, request_id: str) -> Finish | None:
         """End a request now; None if it has ended already."""
