@@ -95,6 +95,17 @@ def test_a_stopped_run_ends_as_an_unbroken_one_bit_for_bit(base: Path, tmp_path:
     assert progress[0]["tokens"] == progress[1]["tokens"] > 0
 
 
+def test_recomputing_changes_nothing_and_bfloat16_little(base: Path, tmp_path: Path) -> None:
+    plain, recomputed, rounded = (
+        recipe(base, tmp_path / name, steps=3, **changes)
+        for name, changes in (("a", {}), ("b", {"recompute": True}), ("c", {"autocast": True}))
+    )
+    for one in (plain, recomputed, rounded):
+        train(run(one))
+    assert losses(recomputed) == losses(plain) != losses(rounded)
+    assert losses(rounded) == pytest.approx(losses(plain), rel=0.03)
+
+
 def test_a_finished_run_is_left_as_it_is(base: Path, tmp_path: Path) -> None:
     one = recipe(base, tmp_path, steps=2)
     train(run(one))

@@ -99,7 +99,7 @@ def save(
     (partial / "state.json").write_text(json.dumps(state, indent=1, default=str), encoding="utf-8")
     for path in partial.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
+            with path.open("r+b") as file:
                 os.fsync(file.fileno())
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)
