@@ -6,6 +6,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse, RedirectResponse, Response
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -40,7 +41,8 @@ _LOCAL_ORIGINS = (
 
 def create_app(service: Service) -> FastAPI:
     """The ASGI application of one service."""
-    app = FastAPI(
+    # Its page of /docs brings its own scripts: many a machine that serves a model has no way out.
+    app = FastAPIOffline(
         title="Vermilion",
         version=vermilion.__version__,
         description=description.OVERVIEW,
