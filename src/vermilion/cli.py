@@ -15,6 +15,7 @@ from rich.console import Console
 from vermilion.errors import BadParameter, BadRequest, ConfigError, EngineFailure, VermilionError
 from vermilion.options import DEFAULT_MODEL, AnswerOptions, BenchOptions, ServeOptions, with_options
 from vermilion.terminal import AnswerView, Figures, Stopwatch, neutralise
+from vermilion.training.command import convert
 from vermilion.types import Decoding, Event, Finish, FinishReason, Sampling, Text
 
 if TYPE_CHECKING:
@@ -176,6 +177,9 @@ def rm(model: Annotated[str, typer.Argument(help="A name of `vermilion models`."
 
     catalog.remove(model)
     _note(f"{model} is removed")
+
+
+app.command()(convert)
 
 
 @app.command()

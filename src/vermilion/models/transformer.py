@@ -113,12 +113,13 @@ class Transformer(nn.Module):
         return product(hidden_RH, self.embedding if self.head is None else self.head)
 
 
-_PARTS = {
+PARTS = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "output": ("self_attn.o_proj",),
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
+"""The projections, by Hugging Face's names, that each fused product of a layer holds, in order."""
 _NORMS = {
     "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -139,7 +140,7 @@ def load_tensors(model: Transformer, tensors: MutableMapping[str, Tensor]) -> No
             _place(model, "head", tensors.pop("lm_head.weight"))
         for index, layer in enumerate(model.layers):
             prefix = f"model.layers.{index}."
-            for fused, parts in _PARTS.items():
+            for fused, parts in PARTS.items():
                 linear = getattr(layer, fused)
                 _place(linear, "weight", _fused(tensors, prefix, parts, "weight"))
                 if linear.bias is not None:
@@ -158,7 +159,7 @@ def load_adapter(
 ) -> None:
     """Attach (A, B) pairs by module name (`model.layers.0.self_attn.q_proj`) and the mask embedding."""
     for index, layer in enumerate(model.layers):
-        for fused, parts in _PARTS.items():
+        for fused, parts in PARTS.items():
             pairs = [adapter[f"model.layers.{index}.{part}"] for part in parts]
             getattr(layer, fused).adapt(pairs, scale)
     if mask_embedding is not None:

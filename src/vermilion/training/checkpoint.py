@@ -23,17 +23,10 @@ from torch import Tensor, nn
 
 from vermilion.errors import ConfigError, ModelFileError
 from vermilion.models.families import Traits
-from vermilion.models.transformer import Transformer
+from vermilion.models.transformer import PARTS, Transformer
 from vermilion.text import read_json
 from vermilion.training.data import DataState
 
-PARTS = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "output": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
-"""The projections that each fused product of a layer holds, in order."""
 _PEFT_PREFIX = "base_model.model."
 _RNG = "rng"
 

@@ -17,7 +17,7 @@ from vermilion.errors import ConfigError, ModelFileError
 from vermilion.models import catalog, weights
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.families import Architecture, Family, Traits
-from vermilion.models.transformer import Transformer, load_tensors
+from vermilion.models.transformer import PARTS, Transformer, load_tensors
 from vermilion.training import checkpoint, toy
 from vermilion.training.checkpoint import Adapter, Progress
 from vermilion.training.corpus import Corpus, read_answers
@@ -69,7 +69,7 @@ def attach_adapter(model: Transformer, adapter: Adapter, seed: int) -> None:
     """A of normal entries with variance 1 / inputs, B zero; the mask embedding is the mean of all."""
     generator = torch.Generator().manual_seed(seed)
     for layer in model.layers:
-        for fused in checkpoint.PARTS:
+        for fused in PARTS:
             linear = getattr(layer, fused)
             inputs = linear.weight.shape[1]
             linear.adapt(

@@ -15,10 +15,9 @@ from safetensors.torch import save_file
 
 from vermilion.models import catalog
 from vermilion.models.families import Architecture
-from vermilion.models.transformer import Transformer
+from vermilion.models.transformer import PARTS, Transformer
 from vermilion.text import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from vermilion.training import objectives
-from vermilion.training.checkpoint import PARTS
 from vermilion.training.corpus import Corpus, read_answers
 from vermilion.training.data import DataConfig, Dataset, DataState, Source, next_batch
 from vermilion.training.forward import Forward
