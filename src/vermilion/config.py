@@ -50,8 +50,6 @@ class EngineConfig:
     """Rows of a pass up to which drafting pays; 0 for the device's own figure."""
     prefix_cache: bool = True
     """Whether the pages of a finished request serve later ones with the same beginning."""
-    default_preset: str = "lossless"
-    """The decoding of a request that names none."""
 
     def __post_init__(self) -> None:
         least = {

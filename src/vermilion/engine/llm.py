@@ -12,9 +12,8 @@ from vermilion.config import EngineConfig
 from vermilion.decoding.presets import resolve
 from vermilion.engine.loading import Loaded, load_model
 from vermilion.errors import BadRequest, EngineFailure
+from vermilion.models.catalog import DEFAULT_MODEL
 from vermilion.types import Decoding, Event, Finish, FinishReason, ModelInfo, Request, Sampling, Text, Usage
-
-DEFAULT_MODEL = "smollm2-135m-diffusion"
 
 
 @dataclass(frozen=True, slots=True)

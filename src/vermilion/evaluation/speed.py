@@ -26,10 +26,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from vermilion.config import EngineConfig
 from vermilion.decoding.presets import resolve
-from vermilion.engine.llm import DEFAULT_MODEL, LLM
+from vermilion.engine.llm import LLM
 from vermilion.engine.worker import Timing, Worker
 from vermilion.evaluation.likelihood import opinion
 from vermilion.evaluation.prompts import Prompt, fixed
+from vermilion.models.catalog import DEFAULT_MODEL
 from vermilion.types import Decoding, Finish, Request, Sampling, Text
 
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::linear")
