@@ -73,6 +73,16 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must be, from its first character to its last."""
+
+    kind: Literal["json_object", "json_schema", "regex", "lark"]
+    text: str = ""
+    """The schema as JSON, the regular expression, or the Lark grammar (llguidance's dialect, where `%json`
+    takes a schema); nothing for `json_object`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One answer to produce. `suffix` (token ids right of the gap) makes it an infill."""
 
@@ -83,6 +93,13 @@ class Request:
     suffix: tuple[int, ...] = ()
     canvas: bool = False
     """Whether `Canvas` events are wanted; they cost detokenising the whole text each pass."""
+    grammar: Grammar | None = None
+    existing: tuple[int, ...] = ()
+    """Text that the answer is expected to repeat in great part, as an edit does; it serves as a draft."""
+    adapter: str = ""
+    """Which adapter of the model answers; empty for the model as it was loaded."""
+    realtime: bool = False
+    """Whether the first text matters more than the rest: scheduled first, in smaller blocks."""
 
 
 @dataclass(frozen=True, slots=True)
