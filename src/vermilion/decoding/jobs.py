@@ -21,6 +21,8 @@ class Wanted:
     entropy: bool = False
     top: int = 0
     """How many of the likeliest tokens to list."""
+    allowed: bytes = b""
+    """The tokens that may be chosen, as bits over the vocabulary, lowest first; empty for all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vermilion.decoding.grammar import Constraint
 from vermilion.decoding.passes import Pass, Reading, Segment
 from vermilion.models.families import Traits
 from vermilion.types import Decoding, FinishReason
@@ -28,6 +29,8 @@ class Task:
     """Whether the temperature is above 0."""
     breaks: frozenset[int] = frozenset()
     """Tokens that hold a line break; given for an infill."""
+    constraint: Constraint | None = None
+    """The answer's place in its grammar, which settled tokens move on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,10 @@ class Program(ABC):
         chosen = reading.token if token is None else token
         self.tokens.append(chosen)
         self.settled.append(Settled(chosen, reading, self.passes))
-        if chosen in self.task.eos:
+        constraint = self.task.constraint
+        if constraint is not None:
+            constraint.settle(chosen)
+        if chosen in self.task.eos or (constraint is not None and constraint.complete):
             self.finish = "stop"
         elif len(self.tokens) >= self.limit:
             self.finish = "length"

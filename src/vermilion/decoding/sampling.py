@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,13 +19,14 @@ from vermilion.types import Sampling
 def read(logits_RV: Tensor, wanted: Sequence[Wanted], mask_token_id: int) -> list[Reading]:
     """Choose a token per row and measure it. Overwrites `logits_RV`.
 
-    The mask token is never chosen. At temperature 0 the choice is the likeliest token, else the maximum of
-    logits / temperature + Gumbel noise within top-k, top-p and min-p: an exact sample, whose noise depends on
-    (seed, position) alone.
+    The mask token is never chosen, nor what a grammar forbids. At temperature 0 the choice is the likeliest
+    token, else the maximum of logits / temperature + Gumbel noise within top-k, top-p and min-p: an exact
+    sample, whose noise depends on (seed, position) alone.
     """
     logits_RV = logits_RV.float() if logits_RV.dtype in (torch.bfloat16, torch.float16) else logits_RV
     logits_RV[:, mask_token_id] = float("-inf")
     _adjust(logits_RV, wanted)
+    _forbid(logits_RV, wanted)
     total_R = torch.logsumexp(logits_RV, -1)
     best_R, token_R = logits_RV.max(-1)
     sampled = [row for row, want in enumerate(wanted) if want.sampling.temperature > 0]
@@ -54,6 +56,14 @@ def _adjust(logits_RV: Tensor, wanted: Sequence[Wanted]) -> None:
     add = torch.tensor([change.add for _, change in flat], device=device, dtype=dtype)
     old = logits_RV[rows, tokens]
     logits_RV[rows, tokens] = torch.where(old > 0, old / repetition, old * repetition) + add
+
+
+def _forbid(logits_RV: Tensor, wanted: Sequence[Wanted]) -> None:
+    for row, want in enumerate(wanted):
+        if want.allowed:
+            bits = np.unpackbits(np.frombuffer(want.allowed, np.uint8), bitorder="little")
+            banned_V = torch.from_numpy(bits[: logits_RV.shape[1]] == 0).to(logits_RV.device)
+            logits_RV[row].masked_fill_(banned_V, float("-inf"))
 
 
 def _entropy(logits_RV: Tensor, total_R: Tensor, wanted: Sequence[Wanted]) -> Tensor:

@@ -15,8 +15,10 @@ draft and base makes the two agree about as often as rejection sampling would ac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vermilion.decoding.commit import Node, accepted_child, ancestors, draft_tree, likeliest_ends
+from vermilion.decoding.grammar import Constraint
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.models.families import Traits
@@ -127,6 +129,7 @@ class Speculative(Program):
         self._count_pass()
         settled, tree = len(self.tokens), self._tree
         path = self._verified(readings)
+        num_forced = len(self.tokens) - settled - len(path) - 1
         preview = [position.token for position in self.canvas()]
         self.edits += sum(a != b for a, b in zip(preview, self.tokens[settled:], strict=False))
         # The base's K/V of accepted drafts is good; off the first path it lies in a later slot.
@@ -141,7 +144,8 @@ class Speculative(Program):
             at = 1 + len(tree)
             for branch, wanted in self._branches.items():
                 if branch == end:
-                    self._tree = self._drafted(readings[at : at + len(wanted)])
+                    # What the grammar forced stands where the first of these guesses would.
+                    self._tree = self._drafted(readings[at + max(0, num_forced) : at + len(wanted)])
                 at += len(wanted)
 
     def _verified(self, readings: Sequence[Reading]) -> list[int]:
@@ -157,7 +161,17 @@ class Speculative(Program):
             end, reading = verdict
             self._settle(reading)
             path.append(end)
+        self._settle_forced()
         return path
+
+    def _settle_forced(self) -> None:
+        """What the grammar leaves no choice about needs no pass; the next one stores it with the rest."""
+        constraint = self.task.constraint
+        while constraint is not None and self.finish is None:
+            token = constraint.forced()
+            if token is None:
+                return
+            self._settle(Reading(token, 0.0))
 
     def _drafted(self, guesses: Sequence[Reading]) -> tuple[Node, ...]:
         if self.task.sampled:
@@ -165,7 +179,8 @@ class Speculative(Program):
             levels = [[(guess.token, guess.logprob)] for guess in guesses]
         else:
             levels = [list(guess.top[:_CHOICES]) for guess in guesses]
-        return draft_tree(levels, self.task.decoding.draft_nodes)
+        tree = draft_tree(levels, self.task.decoding.draft_nodes)
+        return tree if self.task.constraint is None else _kept(tree, self.task.constraint)
 
     def canvas(self) -> list[Open]:
         """The likeliest path of the tree."""
@@ -177,3 +192,15 @@ class Speculative(Program):
                 view.append(Open(node.token, masked=False))
                 parent = index
         return view
+
+
+def _kept(tree: Sequence[Node], constraint: Constraint) -> tuple[Node, ...]:
+    """The tree without the drafts that leave the grammar, nor what stands on them."""
+    kept: list[Node] = []
+    new_index = {-1: -1}
+    for index, node in enumerate(tree):
+        path = [tree[i].token for i in ancestors(tree, index)]
+        if node.parent in new_index and constraint.keeps(path):
+            new_index[index] = len(kept)
+            kept.append(replace(node, parent=new_index[node.parent]))
+    return tuple(kept)

@@ -14,10 +14,12 @@ from typing import Protocol
 
 from vermilion.decoding.between import Between
 from vermilion.decoding.blocks import Blocks
+from vermilion.decoding.grammar import Constraint, Grammars
 from vermilion.decoding.infill import Infill
 from vermilion.decoding.jobs import Job, Wanted
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import adjustments, needed
+from vermilion.decoding.presets import resolve
 from vermilion.decoding.program import Program, Task
 from vermilion.decoding.speculative import SPECULATIVE, Speculative
 from vermilion.engine.output import Output
@@ -48,6 +50,7 @@ class Engine:
         self.model = model
         self.traits = traits
         self.steps = 0
+        self.grammars = Grammars(tokenizer, model.vocab_size)
         self._sequences: dict[str, Sequence] = {}
 
     @property
@@ -55,7 +58,8 @@ class Engine:
         return bool(self._sequences)
 
     def check(self, request: Request) -> None:
-        """Raise the error that `submit` would; reads nothing that a step changes."""
+        """Raise the error that `submit` would; reads nothing that a step changes. A grammar is compiled
+        here, and kept."""
         if not request.prompt:
             raise BadRequest("The prompt is empty; give at least one token.", param="prompt")
         highest = max(request.prompt)
@@ -76,7 +80,21 @@ class Engine:
             raise BadParameter("logit_bias", foreign[0], f"token ids from 0 to {self.model.vocab_size - 1}")
         if not 1 <= request.sampling.max_tokens <= room:
             raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
+        self._check_grammar(request)
         self._check_canvas(request, total + request.sampling.max_tokens)
+
+    def _check_grammar(self, request: Request) -> None:
+        if request.grammar is None:
+            return
+        if request.suffix:
+            raise BadRequest("A text that fills a gap cannot be held to a grammar.", "response_format")
+        if not self.traits.has_next_token:
+            raise BadRequest(
+                f"{self.model.id} predicts no next token, so it cannot be held to a grammar.",
+                "response_format",
+                "unsupported_parameter",
+            )
+        self.grammars.constraint(request.grammar)
 
     def _check_canvas(self, request: Request, text: int) -> None:
         """Drafts and branches lie behind the text in memory; what can never fit would wait for ever."""
@@ -114,8 +132,21 @@ class Engine:
             if not self.traits.has_next_token:
                 return Between(task, self.traits)
             return Infill(replace(task, breaks=self.line_breaks), self.traits)
+        if request.grammar is not None:
+            return self._constrained(task, request)
         kind = Speculative if request.decoding.decoder in SPECULATIVE else Blocks
         return kind(task, self.traits)
+
+    def _constrained(self, task: Task, request: Request) -> Program:
+        """A grammar decides from left to right, as verified drafting does; other decoders fall back to it."""
+        assert request.grammar is not None
+        decoding = task.decoding
+        if decoding.decoder not in SPECULATIVE:
+            decoding = resolve("lossless", None)
+        # The grammar says where the answer may end, whatever `ignore_eos` asks for.
+        eos = frozenset(self.model.eos_token_ids)
+        constraint = self.grammars.constraint(request.grammar)
+        return Speculative(replace(task, eos=eos, decoding=decoding, constraint=constraint), self.traits)
 
     @cached_property
     def line_breaks(self) -> frozenset[int]:
@@ -140,6 +171,11 @@ class Engine:
         self._sequences.clear()
         return events
 
+    def _give_up(self, sequence: Sequence, message: str) -> Finish:
+        del self._sequences[sequence.request.id]
+        self.scheduler.remove(sequence)
+        return sequence.output.finish(sequence.program, "error", message)
+
     def step(self) -> list[tuple[str, Event]]:
         """Run one forward; the events it caused, by request id."""
         planned = self.scheduler.plan()
@@ -156,6 +192,11 @@ class Engine:
             if work.prefill:
                 continue
             name = sequence.request.id
+            constraint = sequence.program.task.constraint
+            if constraint is not None and constraint.error:
+                finish = self._give_up(sequence, "The grammar became too complex to follow.")
+                events.append((name, finish))
+                continue
             events += [(name, event) for event in sequence.output.take(sequence.program)]
             if sequence.program.finish is not None:
                 del self._sequences[name]
@@ -170,6 +211,8 @@ class Engine:
         sampling, task = sequence.request.sampling, sequence.program.task
         entropy = task.decoding.decoder == "entropy"
         top = sampling.logprobs or 0
+        if task.constraint is not None:
+            return self._wanted_by_grammar(work, task.constraint)
         if not needed(sampling):
             return [
                 Wanted(sampling, r.position, r.targets, (), entropy, max(top, r.top)) for r in work.rows.reads
@@ -181,6 +224,18 @@ class Engine:
             banned = task.eos if r.position < start + sampling.min_tokens else ()
             changes = adjustments(sampling, task.prompt, answer, r.history, banned)
             wanted.append(Wanted(sampling, r.position, r.targets, changes, entropy, max(top, r.top)))
+        return wanted
+
+    def _wanted_by_grammar(self, work: Work, constraint: Constraint) -> list[Wanted]:
+        """As `_wanted`; the base may choose only what the grammar allows behind each path of drafts."""
+        sampling, task = work.sequence.request.sampling, work.sequence.program.task
+        answer = Counter(work.sequence.program.tokens[len(task.prompt) :])
+        wanted = []
+        for r in work.rows.reads:
+            changes = adjustments(sampling, task.prompt, answer, r.history, ()) if needed(sampling) else ()
+            allowed = constraint.allowed(r.history) if r.purpose == "next" else b""
+            top = max(sampling.logprobs or 0, r.top)
+            wanted.append(Wanted(sampling, r.position, r.targets, changes, False, top, allowed))
         return wanted
 
     def stats(self) -> EngineStats:

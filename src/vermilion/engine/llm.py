@@ -13,7 +13,18 @@ from vermilion.decoding.presets import resolve
 from vermilion.engine.loading import Loaded, load_model
 from vermilion.errors import BadRequest, EngineFailure
 from vermilion.models.catalog import DEFAULT_MODEL
-from vermilion.types import Decoding, Event, Finish, FinishReason, ModelInfo, Request, Sampling, Text, Usage
+from vermilion.types import (
+    Decoding,
+    Event,
+    Finish,
+    FinishReason,
+    Grammar,
+    ModelInfo,
+    Request,
+    Sampling,
+    Text,
+    Usage,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +70,14 @@ class LLM:
         prompts: str | Sequence[int] | Sequence[str | Sequence[int]],
         sampling: Sampling | None = None,
         decoding: Decoding | str = "lossless",
+        grammar: Grammar | None = None,
     ) -> list[Answer]:
         """Answers to one prompt or many, batched, in the prompts' order. Text is taken as it is: for a chat
         pass `chat_prompt`'s ids."""
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         listed: Any = [prompts] if single else prompts
-        streams = [self._open(prompt, sampling, decoding, "", False) for prompt in listed]
+        shape = Request("", (), grammar=grammar)
+        streams = [self._open(prompt, sampling, decoding, "", shape) for prompt in listed]
         return [_folded(self._drain(name)) for name in streams]
 
     def stream(
@@ -75,12 +88,14 @@ class LLM:
         *,
         suffix: str | Sequence[int] = "",
         canvas: bool = False,
+        grammar: Grammar | None = None,
     ) -> Generator[Event, None, None]:
         """The events of one answer as they come; closing the iterator cancels it.
 
         With `suffix` the answer fills the gap between the two. Errors are raised at once.
         """
-        return self._drain(self._open(prompt, sampling, decoding, suffix, canvas))
+        shape = Request("", (), canvas=canvas, grammar=grammar)
+        return self._drain(self._open(prompt, sampling, decoding, suffix, shape))
 
     def chat_prompt(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
@@ -104,8 +119,9 @@ class LLM:
         sampling: Sampling | None,
         decoding: Decoding | str,
         suffix: str | Sequence[int],
-        canvas: bool,
+        shape: Request,
     ) -> str:
+        """Submits `shape` with an id, the tokens and the settings; its name."""
         chosen = resolve(decoding, None) if isinstance(decoding, str) else decoding
         ids = self._ids(prompt)
         after = self._ids(suffix)
@@ -114,7 +130,9 @@ class LLM:
         if room > 0:
             wanted = replace(wanted, max_tokens=min(wanted.max_tokens, room))
         name = f"llm-{next(self._numbers)}"
-        self.engine.submit(Request(name, ids, wanted, chosen, after, canvas))
+        self.engine.submit(
+            replace(shape, id=name, prompt=ids, sampling=wanted, decoding=chosen, suffix=after)
+        )
         self._events[name] = deque()
         return name
 

@@ -46,7 +46,11 @@ class Service:
         """
         if self._closing:
             raise Draining
-        self._engine.check(request)
+        if request.grammar is None:
+            self._engine.check(request)
+        else:
+            # Compiling a grammar may take a tenth of a second, which is nobody else's business.
+            await asyncio.to_thread(self._engine.check, request)
         if request.id in self._listeners:
             raise BadRequest(f"A request with id {request.id!r} is already running.", param="id")
         if len(self._listeners) >= self._most:

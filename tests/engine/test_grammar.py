@@ -1,0 +1,272 @@
+"""Answers held to a grammar: always inside it, the same for every way of verifying, alone or in company."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+from tests import tiny
+from vermilion.config import EngineConfig
+from vermilion.decoding.grammar import Grammars
+from vermilion.engine.engine import Engine
+from vermilion.engine.loading import assemble
+from vermilion.errors import BadRequest
+from vermilion.models.families import Family
+from vermilion.models.transformer import Transformer
+from vermilion.types import Decoding, Event, Finish, Grammar, Request, Sampling, Text
+
+EOS, MASK, FIRST_PAIR = 1, 2, 128
+PAIRS = ['{"', '": ', ', "', '": "', '", "', "tr", "ue", "12", "ab", '"}', "}}", "]}", "nul", "l,"]
+VOCAB = FIRST_PAIR + len(PAIRS)
+ARCHITECTURE = replace(tiny.ARCHITECTURE, vocab_size=VOCAB)
+TRAITS = replace(tiny.TRAITS["causal-shift"], mask_token_id=MASK, eos_token_ids=(EOS,))
+DECODINGS = [
+    Decoding("ar"),
+    Decoding("lossless", block_length=4, draft_nodes=8),
+    Decoding("lossless", block_length=6, draft_nodes=5, branches=3),
+    Decoding("relaxed", block_length=4, draft_nodes=8, accept_above=0.2),
+    Decoding("threshold", threshold=0.3, block_length=8),
+]
+
+
+class Bytes:
+    """ASCII, one token a character, and some tokens of several characters, so that literals can be cut in
+    more than one way."""
+
+    eos_token_ids = (EOS,)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        ids = []
+        while text:
+            pair = next((p for p in sorted(PAIRS, key=len, reverse=True) if text.startswith(p)), text[0])
+            ids.append(FIRST_PAIR + PAIRS.index(pair) if pair in PAIRS else ord(pair) % 128)
+            text = text[len(pair) :]
+        return ids
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in (0, EOS, MASK)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if token_id >= FIRST_PAIR:
+            return PAIRS[token_id - FIRST_PAIR].encode()
+        return b"" if self.is_special(token_id) else bytes([token_id])
+
+    def token_text(self, token_id: int) -> str:
+        return self.token_bytes(token_id).decode()
+
+    def decode(self, ids: list[int], skip_special: bool = True) -> str:
+        return "".join(map(self.token_text, ids))
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    built = Transformer(ARCHITECTURE).double()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in built.named_parameters():
+        parameter.data.fill_(1.0) if "norm" in name else parameter.data.normal_(0, 0.5, generator=generator)
+    tiny._adapt(built, generator)
+    return built
+
+
+def engine(built: Transformer, **settings: Any) -> Engine:
+    config = EngineConfig(**{"kv_tokens": 2048, "page_size": 8, "dtype": "float64", **settings})
+    return assemble(built, Family("tiny-json", ARCHITECTURE, TRAITS), Bytes(), config)  # type: ignore[arg-type]
+
+
+def request(name: str, grammar: Grammar | None, decoding: Decoding, **sampling: Any) -> Request:
+    prompt = tuple(random.Random(name[0]).randrange(32, 127) for _ in range(9))
+    return Request(name, prompt, Sampling(**{"max_tokens": 150, **sampling}), decoding, grammar=grammar)
+
+
+def text(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Text))
+
+
+def finish(events: list[Event]) -> Finish:
+    assert isinstance(events[-1], Finish)
+    return events[-1]
+
+
+def schema(dice: random.Random, depth: int = 0) -> dict[str, Any]:
+    """A random schema whose values are short."""
+    kinds = ["integer", "boolean", "null", "enum", "string", "const", "number"]
+    kind = dice.choice(kinds + (["object", "array", "anyOf"] if depth < 3 else []))
+    if depth == 0:
+        kind = dice.choice(["object", "array"])
+    if kind == "integer":
+        low = dice.randrange(-50, 50)
+        return {"type": "integer", "minimum": low, "maximum": low + dice.randrange(200)}
+    if kind == "number":
+        return {"type": "number", "minimum": 0, "maximum": 9}
+    if kind == "string":
+        return dice.choice(
+            [
+                {"type": "string", "maxLength": dice.randrange(9)},
+                {"type": "string", "pattern": "^[a-c]{1,3}[0-9]$"},
+                {"type": "string", "minLength": 2, "maxLength": 4},
+            ]
+        )
+    if kind == "enum":
+        return {"enum": dice.sample(["red", 7, None, True, "b", {"x": 1}], dice.randrange(1, 4))}
+    if kind == "const":
+        return {"const": dice.choice(["yes", 3, [1, 2]])}
+    if kind == "anyOf":
+        return {"anyOf": [schema(dice, depth + 1) for _ in range(2)]}
+    if kind == "array":
+        return {
+            "type": "array",
+            "items": schema(dice, depth + 1),
+            "minItems": dice.randrange(2),
+            "maxItems": dice.randrange(1, 3),
+        }
+    if kind == "object":
+        names = dice.sample(["a", "b", "name", "ab12", "z"], dice.randrange(1, 4))
+        return {
+            "type": "object",
+            "properties": {name: schema(dice, depth + 1) for name in names},
+            "required": names[: dice.randrange(len(names) + 1)],
+            "additionalProperties": False,
+        }
+    return {"type": kind}
+
+
+def valid_answers(built: Transformer, seeds: range) -> int:
+    """Runs a random schema per seed, 16 at a time; the number that ended by themselves."""
+    ended = 0
+    for start in range(seeds.start, seeds.stop, 16):
+        schemas = {
+            f"{seed:04}": schema(random.Random(seed)) for seed in range(start, min(start + 16, seeds.stop))
+        }
+        requests = [
+            request(
+                name,
+                Grammar("json_schema", json.dumps(wanted)),
+                DECODINGS[int(name) % len(DECODINGS)],
+                temperature=(0.0, 1.0)[int(name) // 7 % 2],
+                seed=int(name),
+            )
+            for name, wanted in schemas.items()
+        ]
+        for name, events in tiny.run(engine(built), requests).items():
+            end = finish(events)
+            assert end.reason in ("stop", "length"), (name, end)
+            if end.reason == "stop":
+                jsonschema.validate(json.loads(text(events)), schemas[name])
+                ended += 1
+    return ended
+
+
+def test_answers_fit_random_schemas(model: Transformer) -> None:
+    assert valid_answers(model, range(96)) >= 90
+
+
+@pytest.mark.exhaustive
+def test_answers_fit_a_thousand_random_schemas(model: Transformer) -> None:
+    assert valid_answers(model, range(1000)) >= 950
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 5}, {"frequency_penalty": 0.5}])
+def test_verified_drafts_give_the_autoregressive_text(model: Transformer, sampling: dict[str, Any]) -> None:
+    for seed in range(8):
+        grammar = Grammar("json_schema", json.dumps(schema(random.Random(seed))))
+        texts, passes = [], []
+        for decoding in DECODINGS[:3]:
+            events = tiny.run(engine(model), [request("x", grammar, decoding, **sampling)])["x"]
+            texts.append(text(events))
+            passes.append(finish(events).usage.passes)
+        assert texts[1] == texts[2] == texts[0]
+        assert max(passes[1:]) <= passes[0]
+
+
+def test_company_and_short_memory_change_nothing(model: Transformer) -> None:
+    grammar = Grammar("json_schema", json.dumps(schema(random.Random(3))))
+    requests = [
+        request(f"{i}", grammar if i % 2 else None, DECODINGS[i % 3], max_tokens=40) for i in range(8)
+    ]
+    alone = {one.id: text(tiny.run(engine(model), [one])[one.id]) for one in requests}
+    crowded = tiny.run(engine(model, kv_tokens=320, max_rows=24, prefill_chunk=4), requests)
+    assert {name: text(events) for name, events in crowded.items()} == alone
+
+
+def test_forced_text_costs_no_passes(model: Transformer) -> None:
+    grammar = Grammar("json_schema", json.dumps({"const": "a long literal that leaves no choice at all"}))
+    usage = finish(tiny.run(engine(model), [request("x", grammar, DECODINGS[0])])["x"]).usage
+    assert usage.completion_tokens > 20
+    assert usage.passes == 0
+
+
+@pytest.mark.parametrize(
+    ("grammar", "fits"),
+    [
+        (Grammar("regex", "[0-9]{3}-[a-z]{2}"), lambda t: len(t) == 6 and t[3] == "-" and t[:3].isdigit()),
+        (Grammar("lark", 'start: "yes" | "no"'), lambda t: t in ("yes", "no")),
+        (Grammar("json_object"), lambda t: t.startswith("{")),
+    ],
+)
+def test_other_kinds(model: Transformer, grammar: Grammar, fits: Any) -> None:
+    for decoding in DECODINGS:
+        assert fits(text(tiny.run(engine(model), [request("x", grammar, decoding)])["x"]))
+
+
+def test_no_setting_leads_out_of_the_grammar(model: Transformer) -> None:
+    grammar = Grammar("lark", 'start: "ab" | "ba"')
+    settings = {"min_tokens": 50, "ignore_eos": True, "logit_bias": {ord("x"): 100.0, ord("a"): -100.0}}
+    events = tiny.run(engine(model), [request("x", grammar, DECODINGS[1], **settings)])["x"]
+    assert text(events) in ("ab", "ba")
+    assert finish(events).reason == "stop"
+
+
+def test_an_answer_cut_short_says_so(model: Transformer) -> None:
+    events = tiny.run(
+        engine(model), [request("x", Grammar("regex", "[a-z]{50}"), DECODINGS[0], max_tokens=9)]
+    )
+    assert finish(events["x"]).reason == "length"
+    assert text(events["x"]).islower()
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar("json_schema", "{"),
+        Grammar("json_schema", '{"type": "nonsense"}'),
+        Grammar("regex", "("),
+        Grammar("lark", "start: missing"),
+        Grammar("lark", "x" * 300_000),
+    ],
+)
+def test_bad_grammars_are_refused_before_they_run(model: Transformer, grammar: Grammar) -> None:
+    one = engine(model)
+    with pytest.raises(BadRequest) as refusal:
+        one.submit(request("x", grammar, DECODINGS[0]))
+    assert refusal.value.param == "response_format"
+    assert not one.has_work
+
+
+def test_a_gap_and_a_model_without_a_next_token_take_no_grammar(model: Transformer) -> None:
+    gap = replace(request("x", Grammar("json_object"), DECODINGS[0]), suffix=(65, 66))
+    with pytest.raises(BadRequest, match="gap"):
+        engine(model).submit(gap)
+    full = tiny.engine("full", tiny.model("full"))
+    with pytest.raises(BadRequest, match="no next token"):
+        full.submit(replace(gap, prompt=(5, 6), suffix=(), decoding=DECODINGS[-1]))
+
+
+def test_masks_say_what_a_path_leaves_open() -> None:
+    place = Grammars(Bytes(), VOCAB).constraint(Grammar("lark", 'start: "a" ("b" | "c")'))  # type: ignore[arg-type]
+    ab = FIRST_PAIR + PAIRS.index("ab")
+
+    def tokens(mask: bytes) -> set[int]:
+        return {token for token in range(VOCAB) if mask[token // 8] >> token % 8 & 1}
+
+    assert tokens(place.allowed()) == {ord("a"), ab}
+    assert tokens(place.allowed([ord("a")])) == {ord("b"), ord("c")}
+    assert tokens(place.allowed([ab])) == {EOS}
+    assert not place.keeps([ord("a"), ord("x")])
+    assert place.keeps([ord("a"), ord("c")])
+    assert tokens(place.allowed()) == {ord("a"), ab}, "looking ahead must not move it"
