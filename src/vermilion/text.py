@@ -236,6 +236,8 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ModelFileError(f"The chat template cannot be read: {error}.") from error
         self._variables = dict(special_tokens or {})
+        self.takes_tools = bool(re.search(r"\btools\b", source))
+        """Whether the template itself writes out tools, calls and results."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTemplate:

@@ -99,7 +99,8 @@ class Request:
     adapter: str = ""
     """Which adapter of the model answers; empty for the model as it was loaded."""
     realtime: bool = False
-    """Whether the first text matters more than the rest: scheduled first, in smaller blocks."""
+    """Whether the first text matters more than the rest: scheduled first. No piece of its text ends on the
+    end of a sentence before it is known what follows, so that a voice can tell one from an abbreviation."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,11 +162,6 @@ def valid_answers(built: Transformer, seeds: range) -> int:
     return ended
 
 
-def test_answers_fit_random_schemas(model: Transformer) -> None:
-    assert valid_answers(model, range(96)) >= 90
-
-
-@pytest.mark.exhaustive
 def test_answers_fit_a_thousand_random_schemas(model: Transformer) -> None:
     assert valid_answers(model, range(1000)) >= 950
 

@@ -15,7 +15,18 @@ from vermilion.decoding.program import Open, Program, Task
 from vermilion.engine.output import Output
 from vermilion.types import Canvas, Decoding, Event, Finish, Request, Sampling, Text
 
-TEXTS = {1: b"", 10: b"a", 11: b"b", 12: b"c", 13: b"ab", 14: b"bca", 15: b"\xc3", 16: b"\xa9", 17: b"\n\n"}
+TEXTS = {
+    1: b"",
+    10: b"a",
+    11: b"b",
+    12: b"c",
+    13: b"ab",
+    14: b"bca",
+    15: b"\xc3",
+    16: b"\xa9",
+    17: b"\n\n",
+    18: b".",
+}
 IDS = {text: token for token, text in TEXTS.items()}
 
 
@@ -206,3 +217,11 @@ def test_guesses_read_as_text_and_are_marked() -> None:
     program.settle([10, 10], ())
     later = output.take(program)[-1]
     assert isinstance(later, Canvas) and later.text == "aaa" and later.progress == 3 / 9
+
+
+def test_realtime_text_never_ends_on_a_sentence_before_it_is_known_what_follows() -> None:
+    request = Request("x", (5, 6), Sampling(max_tokens=6), realtime=True)
+    events, _ = told(request, [[10, 18], [11], [18, 18], [18]])
+    assert [event.text for event in events if isinstance(event, Text)] == ["a", ".b", "..."]
+    plain, _ = told(replace(request, realtime=False), [[10, 18], [11]])
+    assert [event.text for event in plain if isinstance(event, Text)] == ["a.", "b"]

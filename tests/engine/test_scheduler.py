@@ -261,3 +261,16 @@ def test_random_traffic(kind: str) -> None:
         assert machine.shared_tokens > 100
     if kind == "causal-shift":
         assert machine.moves > 5
+
+
+def test_realtime_requests_go_first_but_not_for_ever() -> None:
+    model = tiny.model("causal-shift")
+    one = tiny.engine("causal-shift", model, max_running=1)
+    sampling = Sampling(max_tokens=2)
+    for name in ("slow-0", "slow-1", *(f"voice-{i}" for i in range(8))):
+        one.submit(Request(name, (5, 6), sampling, realtime=name.startswith("voice")))
+    finished = []
+    while one.has_work:
+        finished += [name for name, event in one.step() if isinstance(event, Finish)]
+    assert finished[:4] == [f"voice-{i}" for i in range(4)]
+    assert finished[4:6] == ["slow-0", "slow-1"]

@@ -54,6 +54,8 @@ class FakeTokenizer:
 class FakeTemplate:
     """`role:content` lines."""
 
+    takes_tools = False
+
     def encode(
         self, messages: Sequence[Mapping[str, str]], tokenizer: FakeTokenizer, tools: object = None
     ) -> list[int]:

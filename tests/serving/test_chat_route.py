@@ -57,7 +57,10 @@ async def test_messages_of_every_role_and_kind_of_content_reach_the_template(
     ]
     assert (await ask(client, messages=messages)).status_code == 200
     prompt = "".join(map(chr, backend.requests[0].prompt))
-    assert prompt == "system:d\nsystem:st\nassistant:\nuser:u\nuser:v\ntool:w\n"
+    assert (
+        prompt
+        == "system:d\nsystem:st\nassistant:\nuser:u\nuser:v\nuser:<tool_response>\nw\n</tool_response>\n"
+    )
 
 
 async def test_sampling_fields_reach_the_engine(client: httpx.AsyncClient, backend: FakeBackend) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import random
 from collections.abc import AsyncIterator
@@ -207,13 +208,13 @@ class Fuzzer:
             "decoding": {"decoder": "threshold", "threshold": 0.5, "block_length": 3},
         }
         for _ in range(self.random.randrange(1, 4)):
-            fields[self.random.choice(self.names)] = self.value()
+            fields[self.random.choice(self.names)] = copy.deepcopy(self.value())
         if self.random.random() < 0.2:
             part = self.random.choice((fields["decoding"], fields["messages"]))
             if isinstance(part, dict):
                 part[self.random.choice(("threshold", "max_steps", "branches", "odd"))] = self.value()
             elif isinstance(part, list):
-                part.append(self.value())
+                part.append(copy.deepcopy(self.value()))
         content = json.dumps(fields, ensure_ascii=self.random.random() < 0.5).encode()
         if self.random.random() < 0.2:
             place = self.random.randrange(len(content))

@@ -6,6 +6,8 @@ from vermilion.decoding.program import Open, Program, Settled
 from vermilion.text import Detokenizer, StopScanner, Tokenizer
 from vermilion.types import Canvas, Event, Finish, FinishReason, Request, Span, Text, TokenInfo, Usage
 
+_SENTENCE_ENDS = ".!?\u2026\u3002\uff01\uff1f"
+
 
 class Output:
     """What one request has been told so far."""
@@ -18,6 +20,7 @@ class Output:
         self._text: list[str] = []
         self._taken = 0
         self._progress = 0.0
+        self._held = ""
         self.cached_tokens = 0
         self.stopped = False
         """Whether a stop string ended the answer."""
@@ -44,7 +47,9 @@ class Output:
             if self.stopped:
                 program.finish = "stop"
         events: list[Event] = []
-        text = "".join(shown)
+        text = self._held + "".join(shown)
+        if self._request.realtime:
+            text, self._held = (text, "") if program.finish is not None else _before_sentence_end(text)
         if text or infos:
             self._text.append(text)
             events.append(Text(text, tuple(infos)))
@@ -109,3 +114,9 @@ class Output:
             if piece and position.edited:
                 edited.append(span)
         return Canvas("".join(pieces), settled, tuple(masked), tuple(edited), self._progress, program.passes)
+
+
+def _before_sentence_end(text: str) -> tuple[str, str]:
+    """`text` cut before the marks of a sentence's end that it closes with: "3." may go on as "3.14"."""
+    kept = text.rstrip(_SENTENCE_ENDS)
+    return kept, text[len(kept) :]

@@ -17,6 +17,8 @@ from vermilion.engine.output import Output
 from vermilion.errors import EngineFailure
 from vermilion.types import Request
 
+_MOST_OVERTAKEN = 4
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -32,6 +34,8 @@ class Sequence:
     admitted_before: bool = False
     served: int = 0
     """Number of the last step that ran rows of this request."""
+    overtaken: int = 0
+    """How many realtime requests were queued before it though they came later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,15 @@ class Scheduler:
         self._step = 0
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        """Queue a sequence, a realtime one before others, none of which it keeps waiting for ever."""
+        at = len(self.waiting)
+        while sequence.request.realtime and at:
+            before = self.waiting[at - 1]
+            if before.request.realtime or before.program.settled or before.overtaken >= _MOST_OVERTAKEN:
+                break
+            before.overtaken += 1
+            at -= 1
+        self.waiting.insert(at, sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, finished or aborted; its pages go back."""

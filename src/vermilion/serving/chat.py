@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,8 +13,17 @@ from vermilion.decoding.presets import resolve
 from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded, ModelNotFound
 from vermilion.serving.backend import Served
 from vermilion.serving.config import ServeConfig
-from vermilion.serving.openai import ChatBody, CompletionBody, Generation, TokenizeBody
-from vermilion.types import Decoding, ModelInfo, Request, Sampling
+from vermilion.serving.openai import (
+    ChatBody,
+    CompletionBody,
+    Generation,
+    Message,
+    NamedTool,
+    ResponseFormat,
+    TokenizeBody,
+)
+from vermilion.serving.tools import Tool, Toolbox, offered, written
+from vermilion.types import Decoding, Grammar, ModelInfo, Request, Sampling
 
 DEFAULT_COMPLETION_TOKENS = 512
 MERCURY_NAMES = (
@@ -24,6 +34,16 @@ MERCURY_NAMES = (
     "mercury-edit",
     "mercury-edit-2",
 )
+EFFORTS = {
+    "none": "fast",
+    "minimal": "fast",
+    "instant": "fast",
+    "low": "balanced",
+    "medium": "lossless",
+    "high": "lossless",
+    "xhigh": "lossless",
+}
+"""Preset of each `reasoning_effort`. Effort is spent on decoding alone, never on the answer's tokens."""
 _NO_SUFFIX = "<|endoftext|>"
 """What Continue sends as the suffix where nothing follows the cursor."""
 _INLINE_CHARACTERS = 16_384
@@ -42,7 +62,11 @@ async def chat_requests(
     check_model(body.model, served.backend.model, config)
     if body.top_logprobs is not None and not body.logprobs:
         raise BadParameter("top_logprobs", body.top_logprobs, "nothing, unless logprobs is true")
-    prompt = await _chat_tokens(body, served)
+    box = toolbox(body, config)
+    grammar = box.grammar if box else None
+    if grammar is None:
+        grammar = _grammar(body.response_format)
+    prompt = await _chat_tokens(body, served, box)
     prompt += await _token_ids(begun, served)
     sampling = _sampling(
         body,
@@ -50,8 +74,59 @@ async def chat_requests(
         max_tokens=body.max_completion_tokens or body.max_tokens or config.default_max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    base = Request(id, tuple(prompt), sampling, _decoding(body, served, config), canvas=bool(body.diffusing))
+    preset = body.preset
+    if preset is None and body.decoding is None and body.reasoning_effort is not None:
+        preset = EFFORTS[body.reasoning_effort]
+    base = Request(
+        id,
+        tuple(prompt),
+        sampling,
+        _decoding(body, served, config, preset),
+        canvas=bool(body.diffusing),
+        grammar=grammar,
+        realtime=bool(body.realtime),
+    )
     return _choices(base, body, served.backend.model, "messages")
+
+
+def toolbox(body: ChatBody, config: ServeConfig) -> Toolbox | None:
+    """The tools an answer may or must call; None where it cannot call any. Raises `BadParameter`."""
+    tools = [
+        Tool(tool.name, tool.description or "", tool.parameters or {}, bool(tool.strict))
+        for tool in (offer.function for offer in body.tools or ())
+    ]
+    wanted = body.tool_choice
+    name = wanted.function.name if isinstance(wanted, NamedTool) else wanted
+    known = [tool.name for tool in tools]
+    if isinstance(wanted, NamedTool) and name not in known:
+        raise BadParameter("tool_choice", name, ", ".join(known) or "no name: there are no tools")
+    if name == "required" and not tools:
+        raise BadParameter("tool_choice", name, "auto or none, where no tools are offered")
+    if name in (None, "auto") and body.messages[-1].role == "user":
+        name = next((demanded for demanded in config.demanded_tools if demanded in known), name)
+    return offered(tools, name, body.parallel_tool_calls is not False)
+
+
+def _grammar(wanted: ResponseFormat | None) -> Grammar | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return Grammar("json_object")
+    if wanted.type == "json_schema":
+        if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+            raise BadRequest(
+                "response_format.json_schema.schema: this field is required.",
+                "response_format",
+                "missing_required_parameter",
+            )
+        return Grammar("json_schema", json.dumps(wanted.json_schema.schema_))
+    if wanted.value is None:
+        raise BadRequest(
+            f"response_format.value: this field is required for {wanted.type}.",
+            "response_format",
+            "missing_required_parameter",
+        )
+    return Grammar("regex" if wanted.type == "regex" else "lark", wanted.value)
 
 
 async def completion_requests(
@@ -135,20 +210,66 @@ async def _encode(encode: Callable[[], list[int]], num_characters: int) -> list[
     return encode() if num_characters < _INLINE_CHARACTERS else await asyncio.to_thread(encode)
 
 
-async def _chat_tokens(body: ChatBody, served: Served) -> list[int]:
+async def _chat_tokens(body: ChatBody, served: Served, box: Toolbox | None = None) -> list[int]:
     template, tokenizer = served.template, served.tokenizer
     if template is None:
         raise BadRequest(
             f"{served.backend.model.id} has no chat template: it continues texts. Use /v1/completions.",
             code="chat_not_supported",
         )
-    # Templates know the role by its older name.
-    messages = [
-        {"role": "system" if message.role == "developer" else message.role, "content": message.content}
-        for message in body.messages
-    ]
-    num_characters = sum(len(message.content) for message in body.messages)
-    return await _encode(lambda: template.encode(messages, tokenizer), num_characters)
+    native = box is not None and template.takes_tools
+    messages = [_told(message, native) for message in body.messages]
+    hints = [] if box is None or native else [box.prompt()]
+    if body.response_format is not None and body.response_format.json_schema is not None:
+        schema = json.dumps(body.response_format.json_schema.schema_, ensure_ascii=False)
+        hints.append(f"Answer with one JSON value that fits this schema:\n{schema}")
+    if hints:
+        messages = _instructed(messages, "\n\n".join(hints))
+    offers: dict[str, Any] = {}
+    if native:
+        offers["tools"] = [offer.model_dump(exclude_none=True) for offer in body.tools or ()]
+    num_characters = sum(len(message["content"]) for message in messages)
+    return await _encode(lambda: template.encode(messages, tokenizer, **offers), num_characters)
+
+
+def _told(message: Message, native: bool) -> dict[str, Any]:
+    """A message as templates know it: without roles that came later, calls and results written out unless
+    the template does that itself."""
+    calls = message.tool_calls or []
+    if native:
+        told: dict[str, Any] = {"role": message.role, "content": message.content}
+        if calls:
+            told["tool_calls"] = [
+                {
+                    "type": "function",
+                    "function": {"name": call.function.name, "arguments": _loaded(call.function.arguments)},
+                }
+                for call in calls
+            ]
+        return told
+    if message.role in ("tool", "function"):
+        return {"role": "user", "content": f"<tool_response>\n{message.content}\n</tool_response>"}
+    content = message.content
+    if calls:
+        texts = [content] if content else []
+        texts.append(written((call.function.name, call.function.arguments) for call in calls))
+        content = "\n".join(texts)
+    return {"role": "system" if message.role == "developer" else message.role, "content": content}
+
+
+def _loaded(arguments: str) -> object:
+    """Templates write arguments out as JSON themselves; what is none stays text."""
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
+
+
+def _instructed(messages: list[dict[str, Any]], hint: str) -> list[dict[str, Any]]:
+    """`messages` with `hint` at the end of the system's words."""
+    if messages[0]["role"] == "system":
+        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{hint}".strip()}, *messages[1:]]
+    return [{"role": "system", "content": hint}, *messages]
 
 
 async def _token_ids(prompt: str | list[int], served: Served, param: str = "prompt") -> list[int]:
@@ -199,8 +320,8 @@ def _logit_bias(bias: Mapping[str, float], model: ModelInfo) -> dict[int, float]
     return checked
 
 
-def _decoding(body: Generation, served: Served, config: ServeConfig) -> Decoding:
-    decoding = resolve(body.preset, body.decoding, config.default_preset)
+def _decoding(body: Generation, served: Served, config: ServeConfig, preset: str | None = None) -> Decoding:
+    decoding = resolve(preset or body.preset, body.decoding, config.default_preset)
     decoders = served.backend.model.decoders
     if decoders and decoding.decoder not in decoders:
         raise BadParameter(

@@ -23,6 +23,9 @@ class ServeConfig:
     """Other names a client may ask for, each with the id of the model that then answers."""
     mercury_names: bool = False
     """Whether the served model also answers to the names of Inception's, which some clients insist on."""
+    demanded_tools: tuple[str, ...] = ()
+    """Tools that an answer to a user's message must call where a client offers one of them and leaves the
+    choice to the model; the first that is offered. For models too small to call tools by themselves."""
     allowed_hosts: tuple[str, ...] = ()
     """Names besides this computer's own that a Host header may carry when `host` is a loopback address, such
     as that of a proxy in front; `*` for any. Web pages of other names must not reach the service."""

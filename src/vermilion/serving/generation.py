@@ -47,13 +47,21 @@ async def _chat(call: Call, figures: bool = False) -> Response:
     body = await call.body(ChatBody)
     head = Head(f"chatcmpl-{secrets.token_hex(12)}", call.model.id)
     requests = await chat.chat_requests(body, call.served, call.service.config, head.id)
+    box = chat.toolbox(body, call.service.config)
+    tools = box.names if box else frozenset[str]()
     if body.diffusing:
-        return call.stream(requests, DiffusionStream(head, body.wants_usage_chunk, len(requests)))
+        diff = body.diffusing == "diff"
+        return call.stream(
+            requests, DiffusionStream(head, body.wants_usage_chunk, len(requests), tools, diff)
+        )
     if body.stream:
-        stream = ChatStream(head, body.wants_usage_chunk)
+        stream = ChatStream(head, body.wants_usage_chunk, tools)
         return call.stream(requests, lmstudio.FiguresStream(stream, call.model) if figures else stream)
     choices = await call.whole(requests)
-    reply = chat_reply(head, choices, bool(body.logprobs))
+    reply = chat_reply(head, choices, bool(body.logprobs), tools)
+    if body.reasoning_summary:
+        # The model reasons in its answer, if at all: there is nothing else to sum up.
+        reply["reasoning_summary"] = {"content": None, "status": "unavailable"}
     return json_response(reply | _figures(call, choices, figures))
 
 

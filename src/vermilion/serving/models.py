@@ -18,6 +18,7 @@ from vermilion.serving.openai import ChatBody, DetokenizeBody, TokenizeBody
 from vermilion.serving.service import Service
 
 _NO_SAMPLING = {"model", "messages", "stream", "stream_options", "diffusing"}
+_FEATURES = ("tools", "json_mode", "structured_outputs")
 _PARAMETERS = sorted(set(ChatBody.model_fields) - _NO_SAMPLING)
 
 
@@ -38,7 +39,7 @@ def model_body(served: Served, name: str) -> dict[str, Any]:
         "max_output_length": model.context_length - 1,
         "pricing": dict.fromkeys(("prompt", "completion", "input_cache_reads", "input_cache_writes"), "0"),
         "supported_sampling_parameters": _PARAMETERS,
-        "supported_features": [],
+        "supported_features": [] if served.template is None else list(_FEATURES),
         "supported_endpoints": endpoints if served.template is None else ["chat.completions", *endpoints],
         "openrouter": None,
         "datacenters": [],

@@ -61,10 +61,26 @@ class TextPart(BaseModel):
     text: str
 
 
+class CalledFunction(BaseModel):
+    model_config = WIRE
+
+    name: str
+    arguments: str = Field("{}", description="One JSON object, as text.")
+
+
+class CalledTool(BaseModel):
+    model_config = WIRE
+
+    id: str | None = None
+    function: CalledFunction
+
+
 class Message(BaseModel):
     model_config = WIRE
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    tool_calls: list[CalledTool] | None = None
+    tool_call_id: str | None = None
     content: Annotated[
         str, BeforeValidator(flatten_content, json_schema_input_type=str | list[TextPart] | None)
     ] = Field("", description="A string, a list of text parts, or null.")
@@ -131,6 +147,55 @@ class Generation(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
+class ToolFunction(BaseModel):
+    model_config = WIRE
+
+    name: str = Field(min_length=1, max_length=128, pattern=r"^[^\s\"\\<>]+$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON schema of an object.")
+    strict: bool | None = None
+
+
+class OfferedTool(BaseModel):
+    model_config = WIRE
+
+    type: Literal["function"] = "function"
+    function: ToolFunction
+
+
+class NamedFunction(BaseModel):
+    model_config = WIRE
+
+    name: str
+
+
+class NamedTool(BaseModel):
+    model_config = WIRE
+
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
+class JsonSchema(BaseModel):
+    model_config = WIRE
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    model_config = WIRE
+
+    type: Literal["text", "json_object", "json_schema", "regex", "lark"]
+    json_schema: JsonSchema | None = None
+    value: str | None = Field(None, description="The regular expression, or the Lark grammar.")
+
+
+Effort = Literal["none", "minimal", "instant", "low", "medium", "high", "xhigh"]
+
+
 class ChatBody(Generation):
     """Body of POST /v1/chat/completions."""
 
@@ -140,10 +205,29 @@ class ChatBody(Generation):
         None, description="Send each token's log probability, confidence and the pass it settled in."
     )
     top_logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each.")
-    diffusing: bool | None = Field(
+    diffusing: bool | Literal["diff"] | None = Field(
         None,
         description="Stream the whole canvas after every pass: each chunk's `delta.content` REPLACES the one "
-        "before; `diffusion_meta` says how far it is and which characters are settled, masked or edited.",
+        "before; `diffusion_meta` says how far it is and which characters are settled, masked or edited. "
+        'With `"diff"` the chunk has no content; `diffusion_meta.diff` = [start, end, text] says which '
+        "characters of the text before to put `text` for.",
+    )
+    tools: list[OfferedTool] | None = Field(None, max_length=256, description="Functions it may call.")
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = Field(
+        None, description="`required` and a named function are held to by a grammar."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="Whether one answer may hold several calls.")
+    response_format: ResponseFormat | None = Field(
+        None,
+        description="`json_object`, `json_schema`, or (ours) `regex` and `lark` with a `value`: the answer "
+        "keeps to it from its first character, whatever the model would say.",
+    )
+    reasoning_effort: Effort | None = Field(
+        None, description="Chooses a preset: `instant` fast, `low` balanced, above that lossless."
+    )
+    reasoning_summary: bool | None = Field(None, description="Answered with the status `unavailable`.")
+    realtime: bool | None = Field(
+        None, description="Scheduled first, and no chunk ends on a sentence's end unless the answer does."
     )
 
     @property

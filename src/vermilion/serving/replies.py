@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from vermilion.serving.answers import Answers
+from vermilion.serving.tools import ToolCall, read_calls
 from vermilion.types import Event, Finish, FinishReason, Text, TokenInfo, Usage
 
 _LEAST_LOGPROB = -9999.0
@@ -73,21 +74,31 @@ async def fold(answers: Answers, num_choices: int) -> list[Choice]:
     return choices
 
 
-def chat_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> dict[str, Any]:
-    return _reply(
-        head,
-        "chat.completion",
-        [
+def chat_reply(
+    head: Head, choices: Sequence[Choice], logprobs: bool, tools: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """`tools` are the names that the answers may call."""
+    rendered = []
+    for index, choice in enumerate(choices):
+        content, calls = read_calls(choice.text, tools) if tools else (choice.text, [])
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if calls:
+            message["content"] = content or None
+            message["tool_calls"] = [{"index": i, **call_body(call)} for i, call in enumerate(calls)]
+        rendered.append(
             {
                 "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": message,
                 "logprobs": chat_logprobs(choice.tokens) if logprobs else None,
-                "finish_reason": choice.reason,
+                "finish_reason": "tool_calls" if calls and choice.reason == "stop" else choice.reason,
             }
-            for index, choice in enumerate(choices)
-        ],
-        choices,
-    )
+        )
+    return _reply(head, "chat.completion", rendered, choices)
+
+
+def call_body(call: ToolCall, arguments: str | None = None) -> dict[str, Any]:
+    given = call.arguments if arguments is None else arguments
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": given}}
 
 
 def completion_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> dict[str, Any]:

@@ -6,13 +6,16 @@ import json
 
 from vermilion.errors import VermilionError
 from vermilion.serving.errors import openai_error
-from vermilion.serving.replies import Choice, Head, chat_logprobs, completion_logprobs, usage_body
+from vermilion.serving.replies import Choice, Head, call_body, chat_logprobs, completion_logprobs, usage_body
 from vermilion.serving.sse import EVENT_STREAM
+from vermilion.serving.tools import CallReader, ToolCall, read_calls
 from vermilion.types import Canvas, Event, Finish, Text, Usage
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
+_FRAGMENT = 256
+"""Characters of a call's arguments in one chunk."""
 _quote = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -45,16 +48,21 @@ class _Stream:
 
 
 class ChatStream(_Stream):
-    """Appending chunks: the role, text as it settles, the reason it ended."""
+    """Appending chunks: the role, text as it settles, calls as they are whole, the reason it ended."""
 
-    def __init__(self, head: Head, include_usage: bool) -> None:
+    def __init__(self, head: Head, include_usage: bool, tools: frozenset[str] = frozenset()) -> None:
+        """`tools` are the names that the answer may call."""
         super().__init__(head, "chat.completion.chunk", include_usage)
         self._begun: set[int] = set()
+        self._tools = tools
+        self._readers: dict[int, CallReader] = {}
 
     def render(self, index: int, event: Event) -> bytes:
         chunks = "" if index in self._begun else self._delta(index, '{"role":"assistant","content":""}')
         self._begun.add(index)
-        if isinstance(event, Text) and (event.text or event.tokens):
+        if self._tools:
+            chunks += self._with_calls(index, event)
+        elif isinstance(event, Text) and (event.text or event.tokens):
             logprobs = _quote(chat_logprobs(event.tokens)) if event.tokens else "null"
             chunks += self._delta(index, f'{{"content":{_quote(event.text)}}}', logprobs)
         elif isinstance(event, Finish):
@@ -62,22 +70,58 @@ class ChatStream(_Stream):
             chunks += self._delta(index, "{}", reason=f'"{event.reason}"')
         return chunks.encode("utf-8", "replace")
 
+    def _with_calls(self, index: int, event: Event) -> str:
+        reader = self._readers.setdefault(index, CallReader(self._tools))
+        finished = isinstance(event, Finish)
+        text = event.text if isinstance(event, Text) else ""
+        number, chunks = reader.num_calls, ""
+        logprobs = _quote(chat_logprobs(event.tokens)) if isinstance(event, Text) and event.tokens else "null"
+        for piece in [*reader.push(text), *(reader.finish() if finished else ())]:
+            if isinstance(piece, str):
+                chunks += self._delta(index, f'{{"content":{_quote(piece)}}}', logprobs)
+            else:
+                chunks += "".join(self._delta(index, delta) for delta in call_deltas(number, piece))
+                number += 1
+        if isinstance(event, Finish):
+            self._usages[index] = event.usage
+            called = reader.num_calls and event.reason == "stop"
+            chunks += self._delta(index, "{}", reason='"tool_calls"' if called else f'"{event.reason}"')
+        return chunks
+
     def _delta(self, index: int, delta: str, logprobs: str = "null", reason: str = "null") -> str:
         return self.chunk(
             f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{reason}}}'
         )
 
 
+def call_deltas(number: int, call: ToolCall) -> list[str]:
+    """A call as deltas: its name first, then its arguments in fragments."""
+    opening = {"tool_calls": [{"index": number, **call_body(call, "")}]}
+    pieces = [call.arguments[i : i + _FRAGMENT] for i in range(0, len(call.arguments), _FRAGMENT)]
+    fragments = [{"tool_calls": [{"index": number, "function": {"arguments": piece}}]} for piece in pieces]
+    return [_quote(delta) for delta in (opening, *fragments)]
+
+
 class DiffusionStream(_Stream):
     """Replacing chunks: `delta.content` is the whole text after each pass, noise included.
 
     Settled text is kept for the last frame, which carries the answer, progress 1.0 and the reason; an
-    empty closing chunk follows it, as clients of Mercury expect.
+    empty closing chunk follows it, as clients of Mercury expect. Calls are deltas before the last frame.
+    With `diff` a chunk says what to change in the text before instead of repeating it.
     """
 
-    def __init__(self, head: Head, include_usage: bool, num_choices: int) -> None:
+    def __init__(
+        self,
+        head: Head,
+        include_usage: bool,
+        num_choices: int,
+        tools: frozenset[str] = frozenset(),
+        diff: bool = False,
+    ) -> None:
         super().__init__(head, "chat.completion.chunk", include_usage)
         self._choices = [Choice() for _ in range(num_choices)]
+        self._tools = tools
+        self._shown = [""] * num_choices if diff else None
 
     def render(self, index: int, event: Event) -> bytes:
         choice = self._choices[index]
@@ -87,15 +131,19 @@ class DiffusionStream(_Stream):
         if not isinstance(event, Finish):
             return b""
         self._usages[index] = event.usage
-        text = choice.text
+        text, calls = read_calls(choice.text, self._tools) if self._tools else (choice.text, [])
+        deltas = [delta for number, call in enumerate(calls) for delta in call_deltas(number, call)]
+        begun = "".join(
+            self.chunk(f'{{"index":{index},"delta":{delta},"finish_reason":null}}') for delta in deltas
+        )
         whole = Canvas(text, ((0, len(text)),) if text else (), progress=1.0, pass_number=event.usage.passes)
         logprobs = f',"logprobs":{_quote(chat_logprobs(choice.tokens))}' if choice.tokens else ""
-        reason = f'"{event.reason}"'
+        reason = '"tool_calls"' if calls and event.reason == "stop" else f'"{event.reason}"'
         closing = self.chunk(f'{{"index":{index},"delta":{{}},"finish_reason":{reason}}}')
-        return self._frame(index, whole, logprobs, reason) + closing.encode()
+        return begun.encode() + self._frame(index, whole, logprobs, reason) + closing.encode()
 
     def _frame(self, index: int, canvas: Canvas, logprobs: str = "", reason: str = "null") -> bytes:
-        meta = {
+        meta: dict[str, object] = {
             "diffusion_content": True,
             "diffusion_progress": canvas.progress,
             "settled": canvas.settled,
@@ -104,10 +152,23 @@ class DiffusionStream(_Stream):
             "pass": canvas.pass_number,
         }
         delta = f'{{"role":"assistant","content":{_quote(canvas.text)},"tool_calls":[]}}'
+        if self._shown is not None:
+            meta["diff"] = changed(self._shown[index], canvas.text)
+            self._shown[index] = canvas.text
+            delta = '{"role":"assistant"}'
         return self.chunk(
             f'{{"index":{index},"delta":{delta}{logprobs},"finish_reason":{reason}}}',
             f',"diffusion_meta":{_quote(meta)}',
         ).encode("utf-8", "replace")
+
+
+def changed(before: str, after: str) -> tuple[int, int, str]:
+    """(start, end, text): `before[:start] + text + before[end:]` is `after`. In characters (code points)."""
+    most = min(len(before), len(after))
+    start = next((i for i in range(most) if before[i] != after[i]), most)
+    most -= start
+    tail = next((i for i in range(most) if before[-1 - i] != after[-1 - i]), most)
+    return start, len(before) - tail, after[start : len(after) - tail]
 
 
 class CompletionStream(_Stream):
