@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from vermilion.errors import BadParameter, BadRequest, ConfigError, EngineFailure, VermilionError
+from vermilion.integrations.command import connect
 from vermilion.options import DEFAULT_MODEL, AnswerOptions, BenchOptions, ServeOptions, with_options
 from vermilion.terminal import AnswerView, Figures, Stopwatch, neutralise
 from vermilion.training.command import convert
@@ -180,6 +181,7 @@ def rm(model: Annotated[str, typer.Argument(help="A name of `vermilion models`."
 
 
 app.command()(convert)
+app.command()(connect)
 
 
 @app.command()

@@ -108,3 +108,27 @@ async def test_infill_streams_pieces_then_the_figures(client: httpx.AsyncClient)
 async def test_infill_answers_in_an_empty_file(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     assert (await client.post("/infill", json={})).status_code == 200
     assert backend.requests[0].prompt == codes("\n")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<|fim_prefix|>ab<|fim_suffix|>c<|fim_middle|>",
+        "ab<|fim_suffix|>c<|fim_middle|>\n",
+        "<fim_prefix>ab<fim_suffix>c<fim_middle>",
+    ],
+)
+async def test_a_gap_written_in_another_models_template_is_a_gap(
+    client: httpx.AsyncClient, backend: FakeBackend, prompt: str
+) -> None:
+    assert (await client.post("/v1/completions", json={"prompt": prompt})).status_code == 200
+    assert backend.requests[0].prompt == (97, 98)
+    assert backend.requests[0].suffix == (99,)
+
+
+async def test_text_about_such_a_template_is_left_alone(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    prompt = "The mark <|fim_suffix|> begins"
+    await client.post("/v1/completions", json={"prompt": prompt})
+    assert backend.requests[0].prompt == tuple(map(ord, prompt))

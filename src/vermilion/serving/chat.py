@@ -13,6 +13,7 @@ from vermilion.decoding.presets import resolve
 from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded, ModelNotFound
 from vermilion.serving.backend import Served
 from vermilion.serving.config import ServeConfig
+from vermilion.serving.fim import untemplated
 from vermilion.serving.openai import (
     ChatBody,
     CompletionBody,
@@ -135,8 +136,11 @@ async def completion_requests(
     """One request per choice. Raises `BadRequest` and `ModelNotFound`."""
     model = served.backend.model
     check_model(body.model, model, config)
-    prompt = await _token_ids(body.prompt, served)
-    suffix = await _token_ids("" if body.suffix in (None, _NO_SUFFIX) else body.suffix, served)
+    before, after = body.prompt, "" if body.suffix in (None, _NO_SUFFIX) else body.suffix
+    if isinstance(before, str) and not after:
+        before, after = untemplated(before) or (before, after)
+    prompt = await _token_ids(before, served)
+    suffix = await _token_ids(after, served)
     if not prompt:
         if not suffix:
             raise BadParameter("prompt", body.prompt, "at least one token, or a suffix to write towards")
@@ -194,16 +198,19 @@ async def text_of(tokens: list[int], served: Served) -> str:
 
 
 def check_model(name: str | None, model: ModelInfo, config: ServeConfig) -> None:
-    """Raises `ModelNotFound` unless `name` is the served model, an alias of it, or not given."""
-    known = names(model, config)
-    if name and name not in known:
-        raise ModelNotFound(name[:100], known)
+    """Raises `ModelNotFound` unless `name` is the served model, another name of it, or not given."""
+    if name and not answers_to(name, model, config):
+        raise ModelNotFound(name[:100], names(model, config))
+
+
+def answers_to(name: str, model: ModelInfo, config: ServeConfig) -> bool:
+    """Whether `name` means the served model: its id, an alias or, unless switched off, Mercury's."""
+    return name in names(model, config) or (config.mercury_names and name in MERCURY_NAMES)
 
 
 def names(model: ModelInfo, config: ServeConfig) -> tuple[str, ...]:
-    """The model's id and every other name it answers to."""
-    aliases = [alias for alias, id in config.aliases.items() if id == model.id]
-    return tuple(dict.fromkeys((model.id, *aliases, *(MERCURY_NAMES if config.mercury_names else ()))))
+    """The model's id and its aliases, as lists show them."""
+    return (model.id, *(alias for alias, id in config.aliases.items() if id == model.id))
 
 
 async def _encode(encode: Callable[[], list[int]], num_characters: int) -> list[int]:

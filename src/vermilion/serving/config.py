@@ -21,8 +21,9 @@ class ServeConfig:
     """Needed to listen on anything but this computer: without accounts, whoever reaches it may use it."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names a client may ask for, each with the id of the model that then answers."""
-    mercury_names: bool = False
-    """Whether the served model also answers to the names of Inception's, which some clients insist on."""
+    mercury_names: bool = True
+    """Whether the served model also answers to the names of Inception's, so that a client of theirs needs
+    nothing but another address. Lists of models do not show them."""
     demanded_tools: tuple[str, ...] = ()
     """Tools that an answer to a user's message must call where a client offers one of them and leaves the
     choice to the model; the first that is offered. For models too small to call tools by themselves."""

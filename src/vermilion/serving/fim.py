@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import Field
 
 from vermilion.serving.description import operation
@@ -10,6 +12,25 @@ from vermilion.serving.openai import MOST_STOPS, CompletionBody, Generation, Pro
 DEFAULT_STOPS = ("\n\n", "\n \n")
 _DEFAULT_PRESENCE_PENALTY = 1.5
 _MOST_TOKENS = 8192
+
+# Qwen's and Mercury's marks, and StarCoder's.
+_TEMPLATE = re.compile(
+    r"(?:<\|fim_prefix\|>)?(?P<prefix>.*)<\|fim_suffix\|>(?P<suffix>.*)<\|fim_middle\|>\s*"
+    r"|(?:<fim_prefix>)?(?P<before>.*)<fim_suffix>(?P<after>.*)<fim_middle>\s*",
+    re.DOTALL,
+)
+
+
+def untemplated(prompt: str) -> tuple[str, str] | None:
+    """Prefix and suffix of a gap that a client wrote out in another model's template; None for other text.
+
+    Editors that have no field for a suffix do so: Continue's `openai` provider and Zed's edit predictions.
+    """
+    found = _TEMPLATE.fullmatch(prompt)
+    if found is None:
+        return None
+    prefix, suffix, before, after = found.groups()
+    return (before, after) if prefix is None else (prefix, suffix)
 
 
 class FimBody(Generation):

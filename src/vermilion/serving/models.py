@@ -9,7 +9,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 from vermilion.decoding.presets import PRESETS
-from vermilion.errors import BadRequest, ModelNotFound
+from vermilion.errors import BadRequest
 from vermilion.serving import chat
 from vermilion.serving.backend import Served
 from vermilion.serving.call import Call, json_response
@@ -84,10 +84,9 @@ def add_routes(router: APIRouter, service: Service) -> None:
 
     @router.get("/v1/models/{id:path}", **MODEL)
     async def model(id: str) -> Response:
-        known = rows()
-        if id not in known:
-            raise ModelNotFound(id[:100], tuple(known))
-        return json_response(known[id])
+        served = service.admit()
+        chat.check_model(id, served.backend.model, service.config)
+        return json_response(model_body(served, id))
 
 
 def add_token_routes(router: APIRouter, service: Service) -> None:

@@ -1,0 +1,1 @@
+"""Editors, agents and clouds that speak to a running service."""

@@ -1,0 +1,108 @@
+"""`vermilion connect`: an editor's or agent's configuration, printed or written, and tried out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vermilion.errors import BadParameter, BadRequest, EngineFailure
+
+if TYPE_CHECKING:
+    from vermilion.integrations.editors import Editor
+
+_LOCAL = "http://127.0.0.1:8000"
+
+
+def connect(
+    client: Annotated[
+        str, typer.Argument(help="continue, cline, kilo, proxyai, jetbrains, zed, opencode or aider.")
+    ],
+    url: Annotated[str, typer.Option(help="Where the service runs.")] = _LOCAL,
+    key: Annotated[
+        str, typer.Option(envvar="VERMILION_API_KEY", help="An API key, where the service asks for one.")
+    ] = "unused",
+    model: Annotated[str | None, typer.Option(help="One of the served models; the first unless set.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Put it into the client's own file.")] = False,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Try the client's requests.")] = True,
+) -> None:
+    """Point an editor or an agent at a running service, and try its requests."""
+    from vermilion.integrations.connection import check as ask
+    from vermilion.integrations.connection import discover
+    from vermilion.integrations.editors import EDITORS
+
+    editor = EDITORS.get(client)
+    if editor is None:
+        raise BadParameter("CLIENT", client, ", ".join(EDITORS))
+    connection = discover(url, key, model)
+    text = editor.render(connection)
+    path = editor.path
+    if write:
+        if path is None:
+            raise BadRequest(f"{editor.title} keeps its settings to itself; run this without --write.")
+        print(_write(path, text, editor))
+    else:
+        if path is not None:
+            print(f"{editor.title} reads {path}:\n", file=sys.stderr)
+        print(text, end="")
+    if editor.after:
+        print(f"\n{editor.after}", file=sys.stderr)
+    if not check:
+        return
+    failed = []
+    for route, body in editor.checks:
+        result = ask(connection, route, {"model": connection.model, **body})
+        mark = "ok" if result.ok else "FAILED"
+        print(f"{mark:<7}{route}  {result.seconds:.2f} s  {result.detail}", file=sys.stderr)
+        failed += [] if result.ok else [route]
+    if failed:
+        raise EngineFailure(f"The service did not answer as {editor.title} needs: {', '.join(failed)}.")
+
+
+def _write(path: Path, text: str, editor: Editor) -> str:
+    """Puts the configuration into `path`, keeping what is there; says what was done.
+
+    Raises BadRequest for a file whose other contents would be lost or misread.
+    """
+    if not path.exists() or not path.read_text(encoding="utf-8").strip():
+        _replace(path, text)
+        return f"{path} is written"
+    if editor.format != "json":
+        raise BadRequest(f"{path} exists; add the following to it by hand, or move it away:\n{text}")
+    try:
+        present = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        present = None
+    if not isinstance(present, dict):
+        raise BadRequest(f"{path} is not plain JSON (it may hold comments); add to it by hand:\n{text}")
+    backup = path.with_name(f"{path.name}.before-vermilion")
+    if not backup.exists():
+        shutil.copy2(path, backup)
+    _replace(path, json.dumps(_merged(present, json.loads(text)), indent=2) + "\n")
+    return f"{path} is extended; as it was before: {backup}"
+
+
+def _merged(present: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """`present` with `added` put over it, tables merged key by key."""
+    merged = dict(present)
+    for key, value in added.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes the file whole or not at all; it may hold a key, so nobody else may read it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.partial")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    draft.replace(path)

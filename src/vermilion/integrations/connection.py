@@ -1,0 +1,118 @@
+"""A running service as a client sees it: where it is, what it serves, whether it answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
+
+from vermilion.errors import BadParameter, EngineFailure
+
+_TIMEOUT_S = 60.0
+_CODER_NAME = "mercury-coder"
+"""The name by which editors recognise a model that predicts edits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What a client's configuration needs to know."""
+
+    root: str
+    """Scheme, host and port, without a path: http://127.0.0.1:8000."""
+    key: str
+    model: str
+    coder: str
+    """The name under which editors should know the model: mercury-coder where the service answers to it."""
+    context_length: int
+    max_output: int
+
+    @property
+    def v1(self) -> str:
+        return f"{self.root}/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One live request and how it went."""
+
+    route: str
+    ok: bool
+    seconds: float
+    detail: str
+
+
+def discover(url: str, key: str, model: str | None = None) -> Connection:
+    """Ask the service at `url` (with or without /v1) what it serves.
+
+    Raises BadParameter for an address that is none or a model that is not served, EngineFailure where
+    nothing answers.
+    """
+    parts = urlsplit(url if "//" in url else f"http://{url}")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise BadParameter("--url", url, "an address such as http://127.0.0.1:8000")
+    root = f"{parts.scheme}://{parts.netloc}"
+    try:
+        served = json.loads(_call(f"{root}/v1/models", key))["data"]
+    except HTTPError as error:
+        raise EngineFailure(f"{root} refused to list its models: {_reason(error)}") from None
+    except (URLError, OSError) as error:
+        raise EngineFailure(f"Nothing answers at {root} ({error}). Start it with: vermilion serve") from None
+    except (ValueError, KeyError, TypeError):
+        raise EngineFailure(f"{root}/v1/models is no list of models; is Vermilion running there?") from None
+    by_id = {entry["id"]: entry for entry in served}
+    chosen = by_id.get(model) if model else next(iter(served), None)
+    if chosen is None:
+        raise BadParameter("--model", model, ", ".join(by_id) or "nothing: no model is served")
+    return Connection(
+        root=root,
+        key=key,
+        model=chosen["id"],
+        coder=_CODER_NAME if _answers_to(root, key, _CODER_NAME) else chosen["id"],
+        context_length=int(chosen.get("context_length") or 8192),
+        max_output=int(chosen.get("max_output_length") or 1024),
+    )
+
+
+def check(connection: Connection, route: str, body: Mapping[str, Any]) -> Check:
+    """POST `body` to `route`; a reply of status 200 is good. Never raises for what the service does."""
+    started_s = time.monotonic()
+    try:
+        reply = _call(f"{connection.root}{route}", connection.key, body)
+    except HTTPError as error:
+        return Check(route, False, time.monotonic() - started_s, _reason(error))
+    except (URLError, OSError) as error:
+        return Check(route, False, time.monotonic() - started_s, str(error))
+    seconds = time.monotonic() - started_s
+    return Check(route, True, seconds, f"{len(reply)} bytes")
+
+
+def _answers_to(root: str, key: str, name: str) -> bool:
+    try:
+        _call(f"{root}/v1/models/{name}", key)
+    except (URLError, OSError):
+        return False
+    return True
+
+
+def _call(url: str, key: str, body: Mapping[str, Any] | None = None) -> bytes:
+    # A proxy of the environment has no business between a user and a service of their own.
+    opener = build_opener(ProxyHandler({}))
+    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
+    data = None if body is None else json.dumps(body).encode()
+    with opener.open(Request(url, data, headers), timeout=_TIMEOUT_S) as reply:
+        content: bytes = reply.read()
+    return content
+
+
+def _reason(error: HTTPError) -> str:
+    """The message of an error reply, in any of the shapes that services give it."""
+    try:
+        said = json.loads(error.read())["error"]
+        return f"{error.code}: {said['message'] if isinstance(said, Mapping) else said}"
+    except (ValueError, KeyError, TypeError, OSError):
+        return f"{error.code} {error.reason}"

@@ -1,0 +1,201 @@
+"""What each editor and agent must be told to use the service, as data.
+
+Every configuration here was taken up by the client itself or stands in its own documentation; docs/EDITORS.md
+says which.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vermilion.integrations.connection import Connection
+
+Format = Literal["json", "yaml", "text"]
+_CHAT = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
+_COMPLETION = {"prompt": "def add(a, b):\n    return ", "suffix": "\n", "max_tokens": 8}
+_FIM = {**_COMPLETION, "stream": False}
+_EDIT = {
+    "messages": [
+        {
+            "role": "user",
+            "content": "<|recently_viewed_code_snippets|>\n\n<|/recently_viewed_code_snippets|>\n\n"
+            "<|current_file_content|>\ncurrent_file_path: a.py\n<|code_to_edit|>\nx = 1<|cursor|>\n"
+            "<|/code_to_edit|>\n<|/current_file_content|>\n\n<|edit_diff_history|>\n\n<|/edit_diff_history|>",
+        }
+    ],
+    "max_tokens": 32,
+}
+_APPLY = {
+    "messages": [
+        {
+            "role": "user",
+            "content": "<|original_code|>\nx = 1\n<|/original_code|>\n\n"
+            "<|update_snippet|>\nx = 2\n<|/update_snippet|>",
+        }
+    ],
+    "max_tokens": 32,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Editor:
+    """One client and how it is configured."""
+
+    title: str
+    render: Callable[[Connection], str]
+    """The configuration, or the words that say what to do."""
+    format: Format = "text"
+    file: str = ""
+    """Where it lies, below the user's home; empty where the client keeps it in its own settings."""
+    after: str = ""
+    """What is left to do by hand."""
+    checks: tuple[tuple[str, Mapping[str, Any]], ...] = (("/v1/chat/completions", _CHAT),)
+    """The requests that the client will make: route and body."""
+
+    @property
+    def path(self) -> Path | None:
+        return Path.home() / self.file if self.file else None
+
+
+def _continue(c: Connection) -> str:
+    return f"""name: Vermilion
+version: 1.0.0
+schema: v1
+models:
+  - name: Vermilion
+    provider: inception
+    model: {c.coder}
+    apiKey: {json.dumps(c.key)}
+    apiBase: {c.v1}/
+    roles: [chat, edit, apply, autocomplete]
+    capabilities: [tool_use, next_edit]
+    defaultCompletionOptions:
+      contextLength: {c.context_length}
+      maxTokens: {min(c.max_output, 1024)}
+"""
+
+
+def _cline(c: Connection) -> str:
+    return f"""Terminal:
+
+    cline auth -p openai-compatible -k {c.key} -m {c.model} -b {c.v1}
+
+VS Code and JetBrains, in Cline's settings:
+
+    API Provider    OpenAI Compatible
+    Base URL        {c.v1}
+    API Key         {c.key}
+    Model ID        {c.model}
+    Context Window  {c.context_length}
+"""
+
+
+def _opencode(c: Connection) -> str:
+    model = {"name": c.model, "limit": {"context": c.context_length, "output": min(c.max_output, 4096)}}
+    return _json(
+        {
+            "$schema": "https://opencode.ai/config.json",
+            "provider": {
+                "vermilion": {
+                    "npm": "@ai-sdk/openai-compatible",
+                    "name": "Vermilion",
+                    "options": {"baseURL": c.v1, "apiKey": c.key},
+                    "models": {c.model: model},
+                }
+            },
+            "model": f"vermilion/{c.model}",
+        }
+    )
+
+
+def _proxyai(c: Connection) -> str:
+    return f"""1. Help > Edit Custom VM Options, add this line and restart the IDE:
+
+    -Dinception.baseUrl={c.root}
+
+2. Settings > Tools > ProxyAI > Providers > Inception: API key {c.key}
+3. Choose Inception for chat, code completion, next edit and auto apply.
+"""
+
+
+def _jetbrains(c: Connection) -> str:
+    return f"""Settings > Tools > AI Assistant > Providers & API keys > Third-party: OpenAI-compatible
+
+    URL      {c.v1}
+    API key  {c.key}
+
+Test Connection, then Model Assignment: {c.model} for core features and instant helpers, and a context
+window of {c.context_length}. As a local provider, Ollama or LM Studio with the URL {c.root} work as well.
+"""
+
+
+def _zed(c: Connection) -> str:
+    model = {
+        "name": c.model,
+        "display_name": "Vermilion",
+        "max_tokens": c.context_length,
+        "max_output_tokens": min(c.max_output, 4096),
+        "capabilities": {"tools": True, "images": False},
+    }
+    provider = {"api_url": c.v1, "available_models": [model]}
+    edits = {
+        "api_url": f"{c.v1}/completions",
+        "model": c.coder,
+        "prompt_format": "qwen",
+        "max_output_tokens": 64,
+    }
+    return _json(
+        {
+            "language_models": {"openai_compatible": {"Vermilion": provider}},
+            "edit_predictions": {"provider": "open_ai_compatible_api", "open_ai_compatible_api": edits},
+        }
+    )
+
+
+def _aider(c: Connection) -> str:
+    return f"""openai-api-base: {c.v1}
+openai-api-key: {json.dumps(c.key)}
+model: openai/{c.model}
+"""
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+_COMPLETES = ("/v1/completions", _COMPLETION)
+_EDITS = (("/v1/edit/completions", _EDIT), ("/v1/apply/completions", _APPLY))
+_CHATS = ("/v1/chat/completions", _CHAT)
+
+EDITORS: dict[str, Editor] = {
+    "continue": Editor(
+        "Continue", _continue, "yaml", ".continue/config.yaml", checks=(_CHATS, _COMPLETES, *_EDITS)
+    ),
+    "cline": Editor("Cline", _cline),
+    "kilo": Editor(
+        "Kilo Code",
+        _opencode,
+        "json",
+        ".config/kilo/kilo.json",
+        after="VS Code's next edit: set kilo-code.new.autocomplete.nextEdit.baseUrl to the service's /v1.",
+        checks=(_CHATS, ("/v1/fim/completions", _FIM), _EDITS[0]),
+    ),
+    "proxyai": Editor(
+        "Proxy AI (JetBrains)", _proxyai, checks=(_CHATS, ("/v1/fim/completions", _FIM), *_EDITS)
+    ),
+    "jetbrains": Editor("JetBrains AI Assistant", _jetbrains),
+    "zed": Editor(
+        "Zed",
+        _zed,
+        "json",
+        ".config/zed/settings.json",
+        after="Enter the key in Zed's agent settings, or export VERMILION_API_KEY before starting Zed.",
+        checks=(_CHATS, _COMPLETES),
+    ),
+    "opencode": Editor("OpenCode", _opencode, "json", ".config/opencode/opencode.json"),
+    "aider": Editor("aider", _aider, "yaml", ".aider.conf.yml"),
+}
