@@ -225,6 +225,21 @@ def test_an_answer_cut_short_says_so(model: Transformer) -> None:
     assert text(events["x"]).islower()
 
 
+@pytest.mark.parametrize("max_tokens", [48, 90])
+def test_json_is_closed_before_the_limit(model: Transformer, max_tokens: int) -> None:
+    shape = {"type": "object", "properties": {"text": {"type": "string"}, "n": {"type": "array"}}}
+    grammar = Grammar("json_schema", json.dumps({**shape, "required": ["text", "n"]}))
+    texts = set()
+    for decoding in DECODINGS[:3]:
+        for seed in range(4):
+            settings = {"max_tokens": max_tokens, "temperature": 1.0, "seed": seed}
+            events = tiny.run(engine(model), [request("x", grammar, decoding, **settings)])["x"]
+            assert set(json.loads(text(events))) >= {"text", "n"}
+            assert finish(events).reason == "stop"
+            texts.add(text(events))
+    assert len(texts) <= 4
+
+
 @pytest.mark.parametrize(
     "grammar",
     [
@@ -262,6 +277,7 @@ def test_masks_say_what_a_path_leaves_open() -> None:
     assert tokens(place.allowed()) == {ord("a"), ab}
     assert tokens(place.allowed([ord("a")])) == {ord("b"), ord("c")}
     assert tokens(place.allowed([ab])) == {EOS}
+    assert tokens(place.allowed([ord("a"), ord("b")], closing=True)) == {EOS}
     assert not place.keeps([ord("a"), ord("x")])
     assert place.keeps([ord("a"), ord("c")])
     assert tokens(place.allowed()) == {ord("a"), ab}, "looking ahead must not move it"

@@ -27,14 +27,18 @@ _LONGEST = 200_000
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """Where white space may be anything a small model can write it for ever."""
 
+_CLOSERS = (b'"}]', b'"}],: \n')
+
 
 class Constraint:
     """One answer's place in its grammar. All decisions are functions of the settled tokens alone."""
 
-    def __init__(self, matcher: LLMatcher, eos: int, vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher, eos: int, closers: tuple[bytes, ...]) -> None:
+        """`closers` are masks of tokens that bring a text to its end, the surest first."""
         self._matcher = matcher
         self._eos = eos
-        self._num_bytes = (vocab_size + 31) // 32 * 4
+        self._closers = closers
+        self._num_bytes = len(closers[0])
 
     @property
     def complete(self) -> bool:
@@ -58,15 +62,15 @@ class Constraint:
         tokens = self._matcher.compute_ff_tokens()
         return tokens[0] if tokens else None
 
-    def allowed(self, path: Sequence[int] = ()) -> bytes:
+    def allowed(self, path: Sequence[int] = (), closing: bool = False) -> bytes:
         """The tokens that may follow the settled answer and then `path`, as bits, lowest first.
 
-        A path that leaves the grammar is followed by nothing but the end, whose reading is never used.
+        With `closing` only those that bring the text to its end, where there are such: it ends if it may,
+        else closes strings and brackets. A path that leaves the grammar is followed by nothing but the end,
+        whose reading is never used.
         """
-        if not path:
-            return self._mask()
-        kept = self._matcher.try_consume_tokens(list(path))
-        mask = self._mask() if kept == len(path) else self._only(self._eos)
+        kept = self._matcher.try_consume_tokens(list(path)) if path else 0
+        mask = self._mask(closing) if kept == len(path) else self._only(self._eos)
         if kept:
             self._matcher.rollback(kept)
         return mask
@@ -84,14 +88,18 @@ class Constraint:
             matcher.rollback(kept)
         return fits
 
-    def _mask(self) -> bytes:
-        if self._matcher.is_stopped():
+    def _mask(self, closing: bool) -> bytes:
+        if self._matcher.is_stopped() or (closing and self._matcher.is_accepting()):
             return self._only(self._eos)
         forced = self.forced()
         if forced is not None:
             return self._only(forced)
-        mask = self._matcher.compute_bitmask()
-        return mask[: self._num_bytes].ljust(self._num_bytes, b"\0")
+        mask = self._matcher.compute_bitmask()[: self._num_bytes].ljust(self._num_bytes, b"\0")
+        for closers in self._closers if closing else ():
+            both = (int.from_bytes(mask) & int.from_bytes(closers)).to_bytes(self._num_bytes)
+            if any(both):
+                return both
+        return mask
 
     def _only(self, token: int) -> bytes:
         mask = bytearray(self._num_bytes)
@@ -107,6 +115,7 @@ class Grammars:
         self._vocab_size = vocab_size
         self._eos = tokenizer.eos_token_ids[0] if tokenizer.eos_token_ids else -1
         self._vocabulary: LLTokenizer | None = None
+        self._closers: tuple[bytes, ...] = ()
         self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -120,7 +129,7 @@ class Grammars:
             self._compiled.move_to_end(grammar)
             while len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
-            return Constraint(matcher.deep_copy(), self._eos, self._vocab_size)
+            return Constraint(matcher.deep_copy(), self._eos, self._closers)
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
         try:
@@ -154,7 +163,9 @@ class Grammars:
         if self._vocabulary is None:
             from llguidance import LLTokenizer, TokenizerWrapper
 
-            words = TokenizerWrapper(_Words(self._tokenizer, self._vocab_size, self._eos))
+            vocabulary = _Words(self._tokenizer, self._vocab_size, self._eos)
+            words = TokenizerWrapper(vocabulary)
+            self._closers = tuple(_made_of(vocabulary.tokens, letters) for letters in _CLOSERS)
             self._vocabulary = LLTokenizer(words, self._vocab_size, eos_token=self._eos)
         return self._vocabulary
 
@@ -175,6 +186,15 @@ class _Words:
     def __call__(self, text: str | bytes) -> list[int]:
         plain = text if isinstance(text, str) else text.decode("utf-8", "replace")
         return list(self._tokenizer.encode(plain))
+
+
+def _made_of(tokens: Sequence[bytes], letters: bytes) -> bytes:
+    """A mask of the tokens that consist of `letters`."""
+    mask = bytearray((len(tokens) + 31) // 32 * 4)
+    for token, text in enumerate(tokens):
+        if text and not text.strip(letters):
+            mask[token // 8] |= 1 << token % 8
+    return bytes(mask)
 
 
 def _source(grammar: Grammar) -> Any:

@@ -29,6 +29,9 @@ from vermilion.models.families import Traits
 from vermilion.text import Tokenizer
 from vermilion.types import EngineStats, Event, Finish, ModelInfo, Request
 
+_CLOSING_TOKENS = 32
+"""Last tokens of a constrained answer that are spent on closing what is open."""
+
 log = logging.getLogger(__name__)
 
 
@@ -230,10 +233,13 @@ class Engine:
         """As `_wanted`; the base may choose only what the grammar allows behind each path of drafts."""
         sampling, task = work.sequence.request.sampling, work.sequence.program.task
         answer = Counter(work.sequence.program.tokens[len(task.prompt) :])
+        # Close to the limit a text is brought to its end, so that what is cut short is seldom broken.
+        limit, reserve = work.sequence.program.limit, min(_CLOSING_TOKENS, task.max_tokens // 2)
         wanted = []
         for r in work.rows.reads:
             changes = adjustments(sampling, task.prompt, answer, r.history, ()) if needed(sampling) else ()
-            allowed = constraint.allowed(r.history) if r.purpose == "next" else b""
+            closing = limit - r.position <= reserve
+            allowed = constraint.allowed(r.history, closing) if r.purpose == "next" else b""
             top = max(sampling.logprobs or 0, r.top)
             wanted.append(Wanted(sampling, r.position, r.targets, changes, False, top, allowed))
         return wanted
