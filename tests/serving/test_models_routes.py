@@ -24,7 +24,7 @@ async def ids(client: httpx.AsyncClient, path: str) -> list[str]:
 async def test_each_endpoint_lists_the_models_it_answers_with(client: httpx.AsyncClient) -> None:
     assert await ids(client, "/v1/chat/completions/models") == ["tiny-diffusion"]
     assert await ids(client, "/v1/fim/completions/models") == ["tiny-diffusion"]
-    assert await ids(client, "/v1/edit/completions/models") == []
+    assert await ids(client, "/v1/edit/completions/models") == ["tiny-diffusion"]
 
 
 async def test_a_model_without_a_template_is_not_listed_for_chat(backend: FakeBackend) -> None:

@@ -22,7 +22,7 @@ async def test_inceptions_client_lists_chats_diffuses_and_fills_gaps() -> None:
     ):
         assert [model.id for model in (await client.models.list()).data] == [MODEL]
         assert [model.id for model in (await client.models.list_chat()).data] == [MODEL]
-        assert [model.id for model in (await client.models.list_edit()).data] == []
+        assert [model.id for model in (await client.models.list_edit()).data] == [MODEL]
         assert [model.id for model in (await client.models.list_fim()).data] == [MODEL]
 
         whole = await client.chat.completions.create(model=MODEL, messages=QUESTION)
@@ -40,6 +40,15 @@ async def test_inceptions_client_lists_chats_diffuses_and_fills_gaps() -> None:
         )
         frames = [choice.delta.content async for chunk in stream for choice in chunk.choices]
         assert [frame for frame in frames if frame][-1] == "Hello, world!"
+
+        region = (
+            "<|current_file_content|>\n<|code_to_edit|>\nx<|cursor|>\n<|/code_to_edit|>\n"
+            "<|/current_file_content|>\n<|edit_diff_history|>\n<|/edit_diff_history|>"
+        )
+        edited = await client.edit.completions.create(
+            model="mercury-edit-2", messages=[{"role": "user", "content": region}], max_tokens=16
+        )
+        assert edited.choices[0].message.content == "```\nHello, world!\n```"
 
         gap = {"model": MODEL, "prompt": "a(", "suffix": ")"}
         filled = await client.fim.completions.create(**gap)

@@ -35,6 +35,8 @@ POST_ROUTES = {
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/fim/completions",
+    "/v1/edit/completions",
+    "/v1/apply/completions",
     "/v1/messages",
     "/v1/tokenize",
     "/v1/detokenize",

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from vermilion.decoding.passes import Reading
 from vermilion.types import Decoding
 
+_LONGEST_MATCH = 16
+
 
 def settle(
     decoding: Decoding, readings: Sequence[Reading], forced: Reading | None, steps_left: int
@@ -129,6 +131,28 @@ def draft_tree(levels: Sequence[Sequence[tuple[int, float]]], size: int) -> tupl
         offer(parent, depth, rank + 1)
         offer(len(nodes) - 1, depth + 1, 0)
     return tuple(nodes)
+
+
+def copied(existing: Sequence[int], answer: Sequence[int], size: int) -> tuple[Node, ...]:
+    """Up to `size` tokens of `existing` as a chain of drafts, from where the answer has got to in it.
+
+    That is behind the longest match of the answer's last tokens; of equal ones the first at or after the
+    place that the answer's length suggests, else the last before it (prompt lookup decoding).
+    """
+    best, at = 0, -1
+    for place in range(1, len(existing) + 1):
+        length = 0
+        while (
+            length < min(_LONGEST_MATCH, place, len(answer))
+            and existing[place - 1 - length] == answer[-1 - length]
+        ):
+            length += 1
+        if length > best or (length == best and length and at < len(answer)):
+            best, at = length, place
+    if not best:
+        return ()
+    chain = existing[at : at + size]
+    return tuple(Node(token, depth - 1, depth, 0.0) for depth, token in enumerate(chain))
 
 
 def likeliest_ends(nodes: Sequence[Node], count: int) -> tuple[int, ...]:

@@ -29,6 +29,8 @@ class Task:
     """Whether the temperature is above 0."""
     breaks: frozenset[int] = frozenset()
     """Tokens that hold a line break; given for an infill."""
+    existing: tuple[int, ...] = ()
+    """Text that the answer is expected to repeat in great part."""
     constraint: Constraint | None = None
     """The answer's place in its grammar, which settled tokens move on."""
 

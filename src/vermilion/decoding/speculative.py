@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vermilion.decoding.commit import Node, accepted_child, ancestors, draft_tree, likeliest_ends
+from vermilion.decoding.commit import Node, accepted_child, ancestors, copied, draft_tree, likeliest_ends
 from vermilion.decoding.grammar import Constraint
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
@@ -147,6 +147,8 @@ class Speculative(Program):
                     # What the grammar forced stands where the first of these guesses would.
                     self._tree = self._drafted(readings[at + max(0, num_forced) : at + len(wanted)])
                 at += len(wanted)
+        if self.task.existing and self.finish is None and self.task.decoding.decoder != "ar":
+            self._tree = self._copied() or self._tree
 
     def _verified(self, readings: Sequence[Reading]) -> list[int]:
         """Settle what the base accepts and its next token; the accepted nodes."""
@@ -172,6 +174,13 @@ class Speculative(Program):
             if token is None:
                 return
             self._settle(Reading(token, 0.0))
+
+    def _copied(self) -> tuple[Node, ...]:
+        """What the existing text says next; what stands in it needs no guess."""
+        answer = self.tokens[len(self.task.prompt) :]
+        size = min(self.task.decoding.draft_nodes, self.limit - 1 - len(self.tokens))
+        chain = copied(self.task.existing, answer, max(0, size))
+        return chain if self.task.constraint is None else _kept(chain, self.task.constraint)
 
     def _drafted(self, guesses: Sequence[Reading]) -> tuple[Node, ...]:
         if self.task.sampled:

@@ -131,6 +131,7 @@ class Engine:
         sampling = request.sampling
         sampled = sampling.temperature > 0
         task = Task(request.prompt, sampling.max_tokens, request.decoding, eos, request.suffix, sampled)
+        task = replace(task, existing=request.existing)
         if request.suffix and self.tokenizer.decode(request.suffix).strip():
             if not self.traits.has_next_token:
                 return Between(task, self.traits)

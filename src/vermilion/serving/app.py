@@ -12,9 +12,10 @@ from starlette.exceptions import HTTPException
 
 import vermilion
 from vermilion.errors import VermilionError
-from vermilion.serving import anthropic, description, generation, llamacpp, lmstudio, models, ollama
+from vermilion.serving import anthropic, description, editing, generation, llamacpp, lmstudio, models, ollama
 from vermilion.serving.call import json_response
 from vermilion.serving.edge import Edge
+from vermilion.serving.edits import EditBody
 from vermilion.serving.errors import error_response, refusal
 from vermilion.serving.fim import FimBody
 from vermilion.serving.ollama_bodies import OllamaChatBody, OllamaGenerateBody, OllamaShowBody
@@ -25,6 +26,7 @@ BODIES = (
     ChatBody,
     CompletionBody,
     FimBody,
+    EditBody,
     TokenizeBody,
     DetokenizeBody,
     anthropic.MessagesBody,
@@ -52,6 +54,7 @@ def create_app(service: Service) -> FastAPI:
     )
     for add in (
         generation.add_routes,
+        editing.add_routes,
         models.add_routes,
         models.add_token_routes,
         anthropic.add_routes,

@@ -13,6 +13,7 @@ from vermilion.decoding.presets import resolve
 from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded, ModelNotFound
 from vermilion.serving.backend import Served
 from vermilion.serving.config import ServeConfig
+from vermilion.serving.edits import FENCE, Edit, EditBody, apply_chat, edit_chat, parse_apply
 from vermilion.serving.fim import untemplated
 from vermilion.serving.openai import (
     ChatBody,
@@ -47,6 +48,9 @@ EFFORTS = {
 """Preset of each `reasoning_effort`. Effort is spent on decoding alone, never on the answer's tokens."""
 _NO_SUFFIX = "<|endoftext|>"
 """What Continue sends as the suffix where nothing follows the cursor."""
+SPECULATIVE = ("lossless", "relaxed")
+_COPIED = 12
+"""Tokens of a text to be edited that one pass takes over."""
 _INLINE_CHARACTERS = 16_384
 """Longer prompts are tokenised on a thread: some 10 ms of this core would hold up every other stream."""
 _SEEDS = 2**63
@@ -130,6 +134,29 @@ def _grammar(wanted: ResponseFormat | None) -> Grammar | None:
     return Grammar("regex" if wanted.type == "regex" else "lark", wanted.value)
 
 
+async def edit_request(edit: Edit, body: EditBody, served: Served, config: ServeConfig, id: str) -> Request:
+    """Asks for the region of `edit`, which drafts for it."""
+    (request,) = await chat_requests(edit_chat(edit, body), served, config, id, f"{FENCE}\n")
+    return await _drafting(request, edit.region, served)
+
+
+async def apply_request(body: EditBody, served: Served, config: ServeConfig, id: str) -> Request:
+    """Asks for the whole new file, for which the old one drafts."""
+    tagged = parse_apply(body.text)
+    begun = f"{FENCE}\n" if tagged else ""
+    (request,) = await chat_requests(apply_chat(body), served, config, id, begun)
+    return await _drafting(request, tagged[0], served) if tagged else request
+
+
+async def _drafting(request: Request, existing: str, served: Served) -> Request:
+    """`request` with `existing` to draft from, a run of tokens at a time."""
+    tokens = await _token_ids(f"{existing}\n{FENCE}", served)
+    decoding = request.decoding
+    if decoding.decoder in SPECULATIVE:
+        decoding = replace(decoding, draft_nodes=max(decoding.draft_nodes, _COPIED))
+    return replace(request, existing=tuple(tokens), decoding=decoding)
+
+
 async def completion_requests(
     body: CompletionBody, served: Served, config: ServeConfig, id: str
 ) -> list[Request]:
@@ -190,6 +217,10 @@ async def token_ids(body: TokenizeBody, served: Served, config: ServeConfig) -> 
         return await _token_ids(body.text, served)
     chat = ChatBody.model_construct(messages=body.messages)
     return await _chat_tokens(chat, served)
+
+
+async def text_tokens(text: str, served: Served) -> list[int]:
+    return await _token_ids(text, served)
 
 
 async def text_of(tokens: list[int], served: Served) -> str:

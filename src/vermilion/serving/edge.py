@@ -15,7 +15,17 @@ from vermilion.serving.errors import error_response, internal_error
 from vermilion.serving.hosts import HostNotAllowed, check_host
 from vermilion.serving.service import Service
 
-_VERSIONED = ("/chat", "/completions", "/fim", "/edit", "/messages", "/models", "/tokenize", "/detokenize")
+_VERSIONED = (
+    "/chat",
+    "/completions",
+    "/fim",
+    "/edit",
+    "/apply",
+    "/messages",
+    "/models",
+    "/tokenize",
+    "/detokenize",
+)
 _CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a request whose client left before a reply began; only metrics and the log see it."""
 

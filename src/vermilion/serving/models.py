@@ -26,6 +26,7 @@ def model_body(served: Served, name: str) -> dict[str, Any]:
     """One row of the model list: OpenAI's fields, Mercury's and ours."""
     model = served.backend.model
     endpoints = ["completions", "fim.completions"]
+    chats = ["chat.completions", *endpoints, "edit.completions", "apply.completions"]
     return {
         "id": name,
         "object": "model",
@@ -40,7 +41,7 @@ def model_body(served: Served, name: str) -> dict[str, Any]:
         "pricing": dict.fromkeys(("prompt", "completion", "input_cache_reads", "input_cache_writes"), "0"),
         "supported_sampling_parameters": _PARAMETERS,
         "supported_features": [] if served.template is None else list(_FEATURES),
-        "supported_endpoints": endpoints if served.template is None else ["chat.completions", *endpoints],
+        "supported_endpoints": endpoints if served.template is None else chats,
         "openrouter": None,
         "datacenters": [],
         "decoders": list(model.decoders),
