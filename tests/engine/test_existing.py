@@ -10,7 +10,7 @@ from tests import tiny
 from vermilion.decoding.commit import copied
 from vermilion.types import Decoding, Finish, Request, Sampling, Text
 
-DECODING = Decoding("lossless", block_length=4, draft_nodes=12)
+DECODING = Decoding("lossless", block_length=4, draft_nodes=32)
 
 
 def answer(request: Request, **settings: object) -> tuple[str, Finish, tuple[int, ...]]:
@@ -27,7 +27,7 @@ def answer(request: Request, **settings: object) -> tuple[str, Finish, tuple[int
 @pytest.mark.parametrize(
     "sampling", [Sampling(max_tokens=60), Sampling(max_tokens=60, temperature=0.7, seed=3)]
 )
-def test_a_text_that_is_repeated_takes_a_pass_for_a_dozen_tokens(sampling: Sampling) -> None:
+def test_a_text_that_is_repeated_takes_few_passes(sampling: Sampling) -> None:
     request = Request("x", (5, 9, 13, 7), replace(sampling, ignore_eos=True), DECODING)
     text, plain, tokens = answer(request)
     again, fast, _ = answer(replace(request, existing=tokens))

@@ -27,6 +27,8 @@ SPECULATIVE = ("ar", "lossless", "relaxed")
 _CHOICES = 8
 """Tokens per position that a tree of drafts may choose from."""
 
+_FIRST_COPIES = 8
+
 
 class Speculative(Program):
     """Decoders `ar` (never drafts), `lossless` and `relaxed`."""
@@ -35,6 +37,8 @@ class Speculative(Program):
         super().__init__(task, traits)
         self._tree: tuple[Node, ...] = ()
         self._branches: dict[int, list[Read]] = {}
+        self._copies = _FIRST_COPIES
+        """Tokens of the existing text to draft next: twice as many each time all were right."""
         self._moves: tuple[tuple[int, int], ...] = ()
         """Keys of accepted drafts that lie in another slot than their position's."""
 
@@ -147,6 +151,7 @@ class Speculative(Program):
                     # What the grammar forced stands where the first of these guesses would.
                     self._tree = self._drafted(readings[at + max(0, num_forced) : at + len(wanted)])
                 at += len(wanted)
+        self._copies = 2 * self._copies if tree and len(path) == len(tree) else _FIRST_COPIES
         if self.task.existing and self.finish is None and self.task.decoding.decoder != "ar":
             self._tree = self._copied() or self._tree
 
@@ -178,7 +183,7 @@ class Speculative(Program):
     def _copied(self) -> tuple[Node, ...]:
         """What the existing text says next; what stands in it needs no guess."""
         answer = self.tokens[len(self.task.prompt) :]
-        size = min(self.task.decoding.draft_nodes, self.limit - 1 - len(self.tokens))
+        size = min(self._copies, self.task.decoding.draft_nodes, self.limit - 1 - len(self.tokens))
         chain = copied(self.task.existing, answer, max(0, size))
         return chain if self.task.constraint is None else _kept(chain, self.task.constraint)
 

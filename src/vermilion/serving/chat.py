@@ -49,8 +49,8 @@ EFFORTS = {
 _NO_SUFFIX = "<|endoftext|>"
 """What Continue sends as the suffix where nothing follows the cursor."""
 SPECULATIVE = ("lossless", "relaxed")
-_COPIED = 12
-"""Tokens of a text to be edited that one pass takes over."""
+_COPIED = 64
+"""Most tokens of a text to be edited that one pass takes over."""
 _INLINE_CHARACTERS = 16_384
 """Longer prompts are tokenised on a thread: some 10 ms of this core would hold up every other stream."""
 _SEEDS = 2**63
