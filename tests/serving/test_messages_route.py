@@ -84,7 +84,7 @@ async def test_a_stream_has_every_event_in_order(client: httpx.AsyncClient) -> N
 @pytest.mark.parametrize(
     ("fields", "status", "kind", "fragment"),
     [
-        ({"tools": [{"name": "f", "input_schema": {}}]}, 400, "invalid_request_error", "cannot call tools"),
+        ({"tool_choice": {"type": "any"}}, 400, "invalid_request_error", "tool_choice"),
         ({"max_tokens": None}, 400, "invalid_request_error", "max_tokens"),
         ({"messages": [{"role": "system", "content": "x"}]}, 400, "invalid_request_error", "role"),
         (

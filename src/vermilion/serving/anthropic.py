@@ -1,4 +1,4 @@
-"""Anthropic's Messages API, for text."""
+"""Anthropic's Messages API: text and tools."""
 
 from __future__ import annotations
 
@@ -11,26 +11,115 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat
 
-from vermilion.errors import BadRequest, VermilionError
+from vermilion.errors import VermilionError
 from vermilion.serving import chat
+from vermilion.serving.body import convert
 from vermilion.serving.call import Call, json_response
 from vermilion.serving.description import operation
 from vermilion.serving.errors import anthropic_error
-from vermilion.serving.openai import MOST_STOPS, WIRE, ChatBody, Message, TextPart, flatten_content
+from vermilion.serving.openai import (
+    MOST_STOPS,
+    WIRE,
+    CalledFunction,
+    CalledTool,
+    ChatBody,
+    Message,
+    NamedFunction,
+    NamedTool,
+    OfferedTool,
+    TextPart,
+    ToolFunction,
+    flatten_content,
+)
 from vermilion.serving.replies import Choice
 from vermilion.serving.service import Service
 from vermilion.serving.sse import EVENT_STREAM
+from vermilion.serving.tools import CallReader, ToolCall, read_calls
 from vermilion.types import Event, Finish, Text, Usage
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
 _Content = Annotated[str, BeforeValidator(flatten_content, json_schema_input_type=str | list[TextPart])]
 
 
+class ToolUse(BaseModel):
+    model_config = WIRE
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any] = Field(default_factory=dict)
+
+
+class ToolResult(BaseModel):
+    model_config = WIRE
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: _Content = ""
+
+
+def only_text(content: object) -> object:
+    """Refuses blocks of pictures and documents by what they are."""
+    blocks = content if isinstance(content, list) else []
+    for block in blocks:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind not in ("text", "tool_use", "tool_result"):
+            raise ValueError(f"a block of type {kind!r:.40} cannot be read; this model reads only text")
+    return content
+
+
+_Block = Annotated[TextPart | ToolUse | ToolResult, Field(discriminator="type")]
+
+
 class Turn(BaseModel):
     model_config = WIRE
 
     role: Literal["user", "assistant"]
-    content: _Content = Field(description="A string or a list of text blocks.")
+    content: Annotated[str | list[_Block], BeforeValidator(only_text)] = Field(
+        description="A string, or blocks: text, tool_use, tool_result."
+    )
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(block.text for block in self.content if isinstance(block, TextPart))
+
+    @property
+    def messages(self) -> list[Message]:
+        """The same in OpenAI's terms: results are messages of their own, before what the user says."""
+        blocks = [] if isinstance(self.content, str) else self.content
+        results = [
+            Message(role="tool", content=block.content, tool_call_id=block.tool_use_id)
+            for block in blocks
+            if isinstance(block, ToolResult)
+        ]
+        calls = [
+            CalledTool(
+                id=block.id, function=CalledFunction(name=block.name, arguments=json.dumps(block.input))
+            )
+            for block in blocks
+            if isinstance(block, ToolUse)
+        ]
+        if results and not self.text:
+            return results
+        return [*results, Message(role=self.role, content=self.text, tool_calls=calls or None)]
+
+
+class AnthropicTool(BaseModel):
+    model_config = WIRE
+
+    name: str = Field(max_length=128)
+    description: str | None = None
+    input_schema: dict[str, Any] = Field(default_factory=dict)
+
+
+class ToolChoice(BaseModel):
+    model_config = WIRE
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
 
 
 class MessagesBody(BaseModel):
@@ -51,7 +140,10 @@ class MessagesBody(BaseModel):
     top_p: FiniteFloat | None = Field(None, ge=0, le=1, description="Sample from this share of probability.")
     top_k: int | None = Field(None, ge=-1, description="Sample from so many tokens; 0 or -1: no limit.")
     stream: bool | None = Field(None, description="Send the answer as server-sent events.")
-    tools: list[Any] | None = Field(None, description="Refused: tools are not served here.")
+    tools: list[AnthropicTool] | None = Field(None, max_length=256, description="Functions it may call.")
+    tool_choice: ToolChoice | None = Field(
+        None, description="`any` and `tool` are held to by a grammar; `auto` unless set."
+    )
     preset: str | None = Field(None, description="As in /v1/chat/completions.")
     decoding: dict[Annotated[str, Field(max_length=40)], Any] | None = Field(
         None, description="As in /v1/chat/completions."
@@ -62,20 +154,36 @@ class MessagesBody(BaseModel):
         """How the answer begins; empty unless the caller has put words in the model's mouth."""
         last = self.messages[-1]
         # The API forbids, and the model cannot use, white space at the end of it.
-        return last.content.rstrip() if last.role == "assistant" else ""
+        return last.text.rstrip() if last.role == "assistant" and isinstance(last.content, str) else ""
+
+    @property
+    def _openai_choice(self) -> Literal["auto", "none", "required"] | NamedTool | None:
+        if self.tool_choice is None:
+            return None
+        if self.tool_choice.type == "tool":
+            return NamedTool(function=NamedFunction(name=self.tool_choice.name or ""))
+        return "required" if self.tool_choice.type == "any" else self.tool_choice.type
 
     @property
     def chat(self) -> ChatBody:
         """The same in OpenAI's terms. Raises `BadRequest`."""
-        if self.tools:
-            raise BadRequest(
-                "tools: this model cannot call tools; leave them out.", "tools", "unsupported_parameter"
-            )
         turns = self.messages[:-1] if self.begun else self.messages
         messages = [Message(role="system", content=self.system)] if self.system else []
-        messages += [Message(role=turn.role, content=turn.content) for turn in turns]
+        messages += [message for turn in turns for message in turn.messages]
         return ChatBody.model_construct(
             messages=messages,
+            tools=[
+                OfferedTool(
+                    function=convert(
+                        {"name": tool.name, "description": tool.description, "parameters": tool.input_schema},
+                        ToolFunction,
+                        {},
+                    )
+                )
+                for tool in self.tools or ()
+            ],
+            tool_choice=self._openai_choice,
+            parallel_tool_calls=not (self.tool_choice and self.tool_choice.disable_parallel_tool_use),
             stop=[stop for stop in self.stop_sequences or () if stop],
             **{
                 name: getattr(self, name)
@@ -84,18 +192,35 @@ class MessagesBody(BaseModel):
         )
 
 
-def message_body(id: str, model: str, choice: Choice | None, usage: dict[str, Any]) -> dict[str, Any]:
-    """The whole message, or without a choice how a stream begins it."""
+def message_body(
+    id: str, model: str, choice: Choice | None, usage: dict[str, Any], tools: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """The whole message, or without a choice how a stream begins it. `tools` are the names it may call."""
+    blocks: list[dict[str, Any]] = []
+    reason = None
+    if choice:
+        text, calls = read_calls(choice.text, tools) if tools else (choice.text, [])
+        blocks = [{"type": "text", "text": text}] if text or not calls else []
+        blocks += [{**_tool_use(call), "input": json.loads(call.arguments)} for call in calls]
+        reason = _reason(choice.reason, len(calls))
     return {
         "id": id,
         "type": "message",
         "role": "assistant",
         "model": model,
-        "content": [{"type": "text", "text": choice.text}] if choice else [],
-        "stop_reason": _STOP_REASONS[choice.reason] if choice else None,
+        "content": blocks,
+        "stop_reason": reason,
         "stop_sequence": None,
         "usage": usage,
     }
+
+
+def _tool_use(call: ToolCall) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
+
+
+def _reason(reason: str, num_calls: int) -> str:
+    return "tool_use" if num_calls and reason == "stop" else _STOP_REASONS[reason]
 
 
 def _usage_body(usage: Usage) -> dict[str, Any]:
@@ -109,27 +234,65 @@ def _usage_body(usage: Usage) -> dict[str, Any]:
 
 
 class MessageStream:
-    """Named events: the message, its one block of text as it settles, how it ended."""
+    """Named events: the message, its blocks of text and of calls, how it ended."""
 
     media_type = EVENT_STREAM
     keep_alive = b'event: ping\ndata: {"type": "ping"}\n\n'
 
-    def __init__(self, id: str, model: str, num_prompt_tokens: int) -> None:
+    def __init__(
+        self, id: str, model: str, num_prompt_tokens: int, tools: frozenset[str] = frozenset()
+    ) -> None:
+        """`tools` are the names that the answer may call."""
         start = message_body(id, model, None, _usage_body(Usage(prompt_tokens=num_prompt_tokens)))
-        block = {"type": "text", "text": ""}
         self._opening = _event("message_start", message=start)
-        self._opening += _event("content_block_start", index=0, content_block=block)
+        self._reader = CallReader(tools) if tools else None
+        self._index = 0
+        self._text_open = False
+        if not tools:
+            self._opening += self._open_text()
 
     def render(self, index: int, event: Event) -> bytes:
         content, self._opening = self._opening, b""
-        if isinstance(event, Text) and event.text:
-            delta: dict[str, Any] = {"type": "text_delta", "text": event.text}
-            content += _event("content_block_delta", index=0, delta=delta)
-        elif isinstance(event, Finish):
-            delta = {"stop_reason": _STOP_REASONS[event.reason], "stop_sequence": None}
-            content += _event("content_block_stop", index=0)
+        text = event.text if isinstance(event, Text) else ""
+        pieces: list[str | ToolCall] = [text] if text else []
+        if self._reader is not None:
+            pieces = self._reader.push(text)
+            if isinstance(event, Finish):
+                pieces += self._reader.finish()
+        for piece in pieces:
+            content += self._told(piece)
+        if isinstance(event, Finish):
+            num_calls = self._reader.num_calls if self._reader is not None else 0
+            if not self._text_open and not num_calls:
+                content += self._open_text()
+            delta = {"stop_reason": _reason(event.reason, num_calls), "stop_sequence": None}
+            content += self._close_text()
             content += _event("message_delta", delta=delta, usage=_usage_body(event.usage))
         return content
+
+    def _told(self, piece: str | ToolCall) -> bytes:
+        if isinstance(piece, str):
+            content = b"" if self._text_open else self._open_text()
+            delta = {"type": "text_delta", "text": piece}
+            return content + _event("content_block_delta", index=self._index, delta=delta)
+        content = self._close_text()
+        content += _event("content_block_start", index=self._index, content_block=_tool_use(piece))
+        delta = {"type": "input_json_delta", "partial_json": piece.arguments}
+        content += _event("content_block_delta", index=self._index, delta=delta)
+        content += _event("content_block_stop", index=self._index)
+        self._index += 1
+        return content
+
+    def _open_text(self) -> bytes:
+        self._text_open = True
+        return _event("content_block_start", index=self._index, content_block={"type": "text", "text": ""})
+
+    def _close_text(self) -> bytes:
+        if not self._text_open:
+            return b""
+        self._text_open = False
+        self._index += 1
+        return _event("content_block_stop", index=self._index - 1)
 
     def close(self) -> bytes:
         return _event("message_stop")
@@ -150,12 +313,15 @@ def add_routes(router: APIRouter, service: Service) -> None:
         call = Call.admit(http, service)
         body = await call.body(MessagesBody)
         id = f"msg_{secrets.token_hex(12)}"
-        requests = await chat.chat_requests(body.chat, call.served, service.config, id, body.begun)
+        asked = body.chat
+        requests = await chat.chat_requests(asked, call.served, service.config, id, body.begun)
+        box = chat.toolbox(asked, service.config)
+        tools = box.names if box else frozenset[str]()
         if body.stream:
             num_prompt_tokens = len(requests[0].prompt)
-            return call.stream(requests, MessageStream(id, call.model.id, num_prompt_tokens))
+            return call.stream(requests, MessageStream(id, call.model.id, num_prompt_tokens, tools))
         (choice,) = await call.whole(requests)
-        return json_response(message_body(id, call.model.id, choice, _usage_body(choice.usage)))
+        return json_response(message_body(id, call.model.id, choice, _usage_body(choice.usage), tools))
 
 
 _QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -163,7 +329,7 @@ _EXAMPLE = Choice(texts=["The capital of France is Paris."], usage=Usage(24, 16,
 MESSAGES = operation(
     "anthropic",
     "Answer a conversation",
-    'Text only. Errors have the shape `{"type": "error", "error": {"type", "message"}}`.',
+    'Text and tools. Errors have the shape `{"type": "error", "error": {"type", "message"}}`.',
     ("MessagesBody", {"A question": {"max_tokens": 64, "messages": _QUESTION}}),
     message_body("msg_4f2a", "smollm2-135m-diffusion", _EXAMPLE, _usage_body(_EXAMPLE.usage)),
     'event: content_block_delta\ndata: {"type": "content_block_delta", "index": 0, '
