@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import pytest
 
 from vermilion import cli
+from vermilion.asking import DEFAULT_COMPLETION_TOKENS
 from vermilion.config import EngineConfig
 from vermilion.errors import ContextLengthExceeded
 from vermilion.serving.config import ServeConfig
@@ -235,7 +236,7 @@ def test_complete_asks_for_the_text_between_before_and_after(
     asked = FakeLLM.asked[0]
     assert asked["prompt"] == before
     assert asked["prompt"] + asked["suffix"] == code
-    assert asked["sampling"].max_tokens == cli.DEFAULT_COMPLETION_TOKENS
+    assert asked["sampling"].max_tokens == DEFAULT_COMPLETION_TOKENS
     assert capsys.readouterr().out == " a + b"
 
 

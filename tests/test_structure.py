@@ -30,9 +30,11 @@ LAYERS = (
     {"models"},
     {"decoding"},
     {"engine"},
-    {"training", "evaluation", "serving"},
+    {"training", "accounts"},
+    {"evaluation"},
+    {"serving"},
     {"voice", "integrations"},
-    {"cli", "options", "terminal", "cursor", "demo", "launch", "__init__", "__main__"},
+    {"cli", "asking", "console", "options", "terminal", "cursor", "demo", "launch", "__init__", "__main__"},
 )
 TOP = LAYERS[-1]
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
@@ -40,6 +42,8 @@ RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 TORCH_FREE = (
     "__init__.py",
     "cli.py",
+    "asking.py",
+    "console.py",
     "types.py",
     "errors.py",
     "config.py",
