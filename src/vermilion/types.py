@@ -169,6 +169,8 @@ class Finish:
     usage: Usage
     message: str = ""
     """For `error` alone: what went wrong, fit for a user's eyes."""
+    stop_string: str = ""
+    """Which of `Sampling.stop` ended the answer; empty where none did."""
 
 
 Event = Text | Canvas | Finish

@@ -26,6 +26,7 @@ TEXTS = {
     16: b"\xa9",
     17: b"\n\n",
     18: b".",
+    19: b'"',
 }
 IDS = {text: token for token, text in TEXTS.items()}
 
@@ -130,13 +131,14 @@ def test_tokens_count_up_to_the_one_that_completes_the_stop(
     events, _ = told(request(max_tokens=4, stop=(stop,)), blocks)
     assert (text_of(events), finish_of(events).reason) == (text, "stop")
     assert finish_of(events).usage.completion_tokens == count
+    assert finish_of(events).stop_string == stop
 
 
 def test_a_stop_that_only_the_end_of_the_answer_decides_still_is_a_stop() -> None:
     # "ab" is held back, for it could have become "abc".
     events, _ = told(request(max_tokens=2, stop=("ab", "abc")), [[10], [11]])
     assert text_of(events) == ""
-    assert finish_of(events).reason == "stop"
+    assert (finish_of(events).reason, finish_of(events).stop_string) == ("stop", "ab")
 
 
 def test_an_end_token_is_counted_but_not_shown() -> None:
@@ -145,8 +147,8 @@ def test_an_end_token_is_counted_but_not_shown() -> None:
     assert finish_of(events).reason == "stop" and finish_of(events).usage.completion_tokens == 2
     ignored, _ = told(request(max_tokens=3, ignore_eos=True), [[10, 1, 11]])
     assert (text_of(ignored), finish_of(ignored).reason) == ("ab", "length")
-    at_the_limit, _ = told(request(max_tokens=2), [[10, 1]])
-    assert finish_of(at_the_limit).reason == "stop"
+    at_the_limit, _ = told(request(max_tokens=2, stop=("x",)), [[10, 1]])
+    assert (finish_of(at_the_limit).reason, finish_of(at_the_limit).stop_string) == ("stop", "")
 
 
 def test_a_letter_left_half_is_shown_as_a_replacement_at_the_end() -> None:
@@ -223,5 +225,7 @@ def test_realtime_text_never_ends_on_a_sentence_before_it_is_known_what_follows(
     request = Request("x", (5, 6), Sampling(max_tokens=6), realtime=True)
     events, _ = told(request, [[10, 18], [11], [18, 18], [18]])
     assert [event.text for event in events if isinstance(event, Text)] == ["a", ".b", "..."]
+    quoted, _ = told(request, [[19, 10, 18, 19], [11, 19]])
+    assert [event.text for event in quoted if isinstance(event, Text)] == ['"a', '."b"']
     plain, _ = told(replace(request, realtime=False), [[10, 18], [11]])
     assert [event.text for event in plain if isinstance(event, Text)] == ["a.", "b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -39,7 +40,7 @@ async def test_ollama_lists_and_shows_the_model(client: httpx.AsyncClient) -> No
     shown = (await client.post("/api/show", json=MODEL)).json()
     architecture = shown["model_info"]["general.architecture"]
     assert shown["model_info"][f"{architecture}.context_length"] == 256
-    assert shown["capabilities"] == ["completion", "insert"]
+    assert shown["capabilities"] == ["completion", "insert", "tools"]
     assert (await client.post("/api/show", json={"name": "other"})).status_code == 404
 
 
@@ -111,8 +112,8 @@ async def test_asking_ollama_for_nothing_loads_the_model(
     ("fields", "status", "fragment"),
     [
         ({"model": "llama3"}, 404, "llama3"),
-        ({"tools": [{"type": "function"}]}, 400, "does not support tools"),
-        ({"format": "json"}, 400, "format"),
+        ({"tools": [{"type": "function"}]}, 400, "tools[0].function"),
+        ({"format": "yaml"}, 400, "format"),
         ({"messages": [{"role": "user", "content": "", "images": ["aa"]}]}, 400, "images"),
         ({"options": {"num_predict": 1.5}}, 400, "options.num_predict"),
         ({"options": {"temperature": 9}}, 400, "options.temperature"),
@@ -126,6 +127,41 @@ async def test_ollama_refuses_in_its_own_words(
     reply = await client.post("/api/chat", json={**QUESTION, **fields})
     assert reply.status_code == status
     assert fragment in reply.json()["error"]
+
+
+async def test_ollamas_tools_are_called_with_objects(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    tool = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}
+    call = '<tool_call>\n{"name": "clock", "arguments": {"zone": "é"}}\n</tool_call>'
+    backend.words = ("It is", *call, *call)
+    backend.model = replace(backend.model, context_length=4096)
+    wanted = [{"name": "clock", "arguments": {"zone": "é"}}] * 2
+    earlier = [
+        *QUESTION["messages"],
+        {"role": "assistant", "content": "", "tool_calls": [{"function": wanted[0]}]},
+        {"role": "tool", "tool_name": "clock", "content": "noon"},
+    ]
+    asked = {**MODEL, "messages": earlier, "tools": [tool], "options": {"num_predict": 999}}
+    whole = (await client.post("/api/chat", json={**asked, "stream": False})).json()["message"]
+    assert whole["content"] == "It is"
+    assert [call["function"] for call in whole["tool_calls"]] == wanted
+    heard = [line["message"] for line in lines((await client.post("/api/chat", json=asked)).text)]
+    assert "".join(message["content"] for message in heard) == "It is"
+    assert [call["function"] for message in heard for call in message.get("tool_calls", ())] == wanted
+    prompt = "".join(map(chr, backend.requests[0].prompt))
+    assert call in prompt
+    assert "noon" in prompt
+
+
+@pytest.mark.parametrize(("format", "kind"), [("json", "json_object"), ({"type": "object"}, "json_schema")])
+@pytest.mark.parametrize("route", ["/api/chat", "/api/generate"])
+async def test_ollamas_format_is_held_to_by_a_grammar(
+    client: httpx.AsyncClient, backend: FakeBackend, route: str, format: object, kind: str
+) -> None:
+    for more in ({}, {"raw": True}):
+        body = {**QUESTION, "prompt": "hi", "format": format, "stream": False, **more}
+        assert (await client.post(route, json=body)).status_code == 200
+        grammar = backend.requests[-1].grammar
+        assert grammar is not None and grammar.kind == kind
 
 
 async def test_an_ollama_stream_that_fails_says_so(client: httpx.AsyncClient, backend: FakeBackend) -> None:

@@ -7,8 +7,8 @@ import pytest
 from fake import FakeBackend, fake_service, served
 
 from vermilion.serving.app import create_app
-from vermilion.serving.chat import MERCURY_NAMES
 from vermilion.serving.config import ServeConfig
+from vermilion.serving.naming import MERCURY_NAMES
 from vermilion.serving.service import Service
 
 pytestmark = pytest.mark.anyio

@@ -7,6 +7,8 @@ from vermilion.text import Detokenizer, StopScanner, Tokenizer
 from vermilion.types import Canvas, Event, Finish, FinishReason, Request, Span, Text, TokenInfo, Usage
 
 _SENTENCE_ENDS = ".!?\u2026\u3002\uff01\uff1f"
+_CLOSERS = "\"'\u201d\u2019\u00bb)]*_"
+"""What may close behind a sentence's end and still be its end."""
 
 
 class Output:
@@ -22,8 +24,8 @@ class Output:
         self._progress = 0.0
         self._held = ""
         self.cached_tokens = 0
-        self.stopped = False
-        """Whether a stop string ended the answer."""
+        self.stop_string = ""
+        """What ended the answer, if a stop string did."""
 
     def take(self, program: Program) -> list[Event]:
         """The events of one applied pass. Sets `program.finish` where a stop string ended the answer."""
@@ -38,13 +40,13 @@ class Output:
             if self._request.sampling.logprobs is not None:
                 infos.append(self._info(settled))
             if hit is not None:
-                self.stopped = True
+                self.stop_string = hit
                 program.finish = "stop"
                 break
-        if program.finish is not None and not self.stopped:
-            tail, self.stopped = self._flushed()
+        if program.finish is not None and not self.stop_string:
+            tail, self.stop_string = self._flushed()
             shown.append(tail)
-            if self.stopped:
+            if self.stop_string:
                 program.finish = "stop"
         events: list[Event] = []
         text = self._held + "".join(shown)
@@ -67,15 +69,15 @@ class Output:
             passes=program.passes,
             edits=program.edits,
         )
-        return Finish(reason, usage, message)
+        return Finish(reason, usage, message, self.stop_string if reason == "stop" else "")
 
-    def _flushed(self) -> tuple[str, bool]:
-        """What was held back, and whether it held a stop string that could have grown into a longer one."""
+    def _flushed(self) -> tuple[str, str]:
+        """What was held back, and the stop string in it that could have grown into a longer one."""
         tail, hit = self._scanner.push(self._detokenizer.flush())
         if hit is None:
             rest, hit = self._scanner.flush()
             tail += rest
-        return tail, hit is not None
+        return tail, hit or ""
 
     def _info(self, settled: Settled) -> TokenInfo:
         reading = settled.reading
@@ -118,5 +120,8 @@ class Output:
 
 def _before_sentence_end(text: str) -> tuple[str, str]:
     """`text` cut before the marks of a sentence's end that it closes with: "3." may go on as "3.14"."""
-    kept = text.rstrip(_SENTENCE_ENDS)
+    kept = text.rstrip(_CLOSERS)
+    if not kept.endswith(tuple(_SENTENCE_ENDS)):
+        return text, ""
+    kept = kept.rstrip(_SENTENCE_ENDS)
     return kept, text[len(kept) :]

@@ -202,7 +202,7 @@ def message_body(
         text, calls = read_calls(choice.text, tools) if tools else (choice.text, [])
         blocks = [{"type": "text", "text": text}] if text or not calls else []
         blocks += [{**_tool_use(call), "input": json.loads(call.arguments)} for call in calls]
-        reason = _reason(choice.reason, len(calls))
+        reason = _reason(choice.reason, len(calls), choice.stop_string)
     return {
         "id": id,
         "type": "message",
@@ -210,7 +210,7 @@ def message_body(
         "model": model,
         "content": blocks,
         "stop_reason": reason,
-        "stop_sequence": None,
+        "stop_sequence": (choice.stop_string if choice else None) or None,
         "usage": usage,
     }
 
@@ -219,7 +219,9 @@ def _tool_use(call: ToolCall) -> dict[str, Any]:
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
 
 
-def _reason(reason: str, num_calls: int) -> str:
+def _reason(reason: str, num_calls: int, stop_string: str) -> str:
+    if stop_string:
+        return "stop_sequence"
     return "tool_use" if num_calls and reason == "stop" else _STOP_REASONS[reason]
 
 
@@ -265,7 +267,8 @@ class MessageStream:
             num_calls = self._reader.num_calls if self._reader is not None else 0
             if not self._text_open and not num_calls:
                 content += self._open_text()
-            delta = {"stop_reason": _reason(event.reason, num_calls), "stop_sequence": None}
+            reason = _reason(event.reason, num_calls, event.stop_string)
+            delta = {"stop_reason": reason, "stop_sequence": event.stop_string or None}
             content += self._close_text()
             content += _event("message_delta", delta=delta, usage=_usage_body(event.usage))
         return content

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vermilion.decoding.presets import resolve
-from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded, ModelNotFound
+from vermilion.errors import BadParameter, BadRequest
+from vermilion.serving import naming, settings
 from vermilion.serving.backend import Served
 from vermilion.serving.config import ServeConfig
 from vermilion.serving.edits import FENCE, Edit, EditBody, apply_chat, edit_chat, parse_apply
@@ -18,34 +17,15 @@ from vermilion.serving.fim import untemplated
 from vermilion.serving.openai import (
     ChatBody,
     CompletionBody,
-    Generation,
     Message,
     NamedTool,
     ResponseFormat,
     TokenizeBody,
 )
 from vermilion.serving.tools import Tool, Toolbox, offered, written
-from vermilion.types import Decoding, Grammar, ModelInfo, Request, Sampling
+from vermilion.types import Grammar, Request
 
 DEFAULT_COMPLETION_TOKENS = 512
-MERCURY_NAMES = (
-    "mercury",
-    "mercury-2",
-    "mercury-coder",
-    "mercury-coder-small",
-    "mercury-edit",
-    "mercury-edit-2",
-)
-EFFORTS = {
-    "none": "fast",
-    "minimal": "fast",
-    "instant": "fast",
-    "low": "balanced",
-    "medium": "lossless",
-    "high": "lossless",
-    "xhigh": "lossless",
-}
-"""Preset of each `reasoning_effort`. Effort is spent on decoding alone, never on the answer's tokens."""
 _NO_SUFFIX = "<|endoftext|>"
 """What Continue sends as the suffix where nothing follows the cursor."""
 SPECULATIVE = ("lossless", "relaxed")
@@ -53,8 +33,6 @@ _COPIED = 64
 """Most tokens of a text to be edited that one pass takes over."""
 _INLINE_CHARACTERS = 16_384
 """Longer prompts are tokenised on a thread: some 10 ms of this core would hold up every other stream."""
-_SEEDS = 2**63
-_LEAST_TOP_P = 1e-6
 
 
 async def chat_requests(
@@ -64,7 +42,7 @@ async def chat_requests(
 
     Raises `BadRequest` and `ModelNotFound`.
     """
-    check_model(body.model, served.backend.model, config)
+    naming.check_model(body.model, served.backend.model, config)
     if body.top_logprobs is not None and not body.logprobs:
         raise BadParameter("top_logprobs", body.top_logprobs, "nothing, unless logprobs is true")
     box = toolbox(body, config)
@@ -73,7 +51,7 @@ async def chat_requests(
         grammar = _grammar(body.response_format)
     prompt = await _chat_tokens(body, served, box)
     prompt += await _token_ids(begun, served)
-    sampling = _sampling(
+    sampling = settings.sampling(
         body,
         served.backend.model,
         max_tokens=body.max_completion_tokens or body.max_tokens or config.default_max_tokens,
@@ -81,17 +59,17 @@ async def chat_requests(
     )
     preset = body.preset
     if preset is None and body.decoding is None and body.reasoning_effort is not None:
-        preset = EFFORTS[body.reasoning_effort]
+        preset = settings.EFFORTS[body.reasoning_effort]
     base = Request(
         id,
         tuple(prompt),
         sampling,
-        _decoding(body, served, config, preset),
+        settings.decoding(body, served, config, preset),
         canvas=bool(body.diffusing),
         grammar=grammar,
         realtime=bool(body.realtime),
     )
-    return _choices(base, body, served.backend.model, "messages")
+    return settings.choices(base, body, served.backend.model, "messages")
 
 
 def toolbox(body: ChatBody, config: ServeConfig) -> Toolbox | None:
@@ -162,7 +140,7 @@ async def completion_requests(
 ) -> list[Request]:
     """One request per choice. Raises `BadRequest` and `ModelNotFound`."""
     model = served.backend.model
-    check_model(body.model, model, config)
+    naming.check_model(body.model, model, config)
     before, after = body.prompt, "" if body.suffix in (None, _NO_SUFFIX) else body.suffix
     if isinstance(before, str) and not after:
         before, after = untemplated(before) or (before, after)
@@ -173,11 +151,18 @@ async def completion_requests(
             raise BadParameter("prompt", body.prompt, "at least one token, or a suffix to write towards")
         # At the top of a file there is nothing to the left; a line break says as little as a token can.
         prompt = await _token_ids("\n", served)
-    sampling = _sampling(
+    sampling = settings.sampling(
         body, model, max_tokens=body.max_tokens or DEFAULT_COMPLETION_TOKENS, logprobs=body.logprobs
     )
-    base = Request(id, tuple(prompt), sampling, _decoding(body, served, config), tuple(suffix))
-    return _choices(base, body, model, "prompt")
+    base = Request(
+        id,
+        tuple(prompt),
+        sampling,
+        settings.decoding(body, served, config),
+        tuple(suffix),
+        grammar=_grammar(body.response_format),
+    )
+    return settings.choices(base, body, model, "prompt")
 
 
 async def infill_requests(
@@ -212,7 +197,7 @@ async def infill_requests(
 
 async def token_ids(body: TokenizeBody, served: Served, config: ServeConfig) -> list[int]:
     """The tokens a text, or a conversation through the chat template, comes to. Raises as the others do."""
-    check_model(body.model, served.backend.model, config)
+    naming.check_model(body.model, served.backend.model, config)
     if body.messages is None:
         return await _token_ids(body.text, served)
     chat = ChatBody.model_construct(messages=body.messages)
@@ -226,22 +211,6 @@ async def text_tokens(text: str, served: Served) -> list[int]:
 async def text_of(tokens: list[int], served: Served) -> str:
     """Raises `BadParameter` for ids outside the vocabulary."""
     return served.tokenizer.decode(await _token_ids(tokens, served, "tokens"))
-
-
-def check_model(name: str | None, model: ModelInfo, config: ServeConfig) -> None:
-    """Raises `ModelNotFound` unless `name` is the served model, another name of it, or not given."""
-    if name and not answers_to(name, model, config):
-        raise ModelNotFound(name[:100], names(model, config))
-
-
-def answers_to(name: str, model: ModelInfo, config: ServeConfig) -> bool:
-    """Whether `name` means the served model: its id, an alias or, unless switched off, Mercury's."""
-    return name in names(model, config) or (config.mercury_names and name in MERCURY_NAMES)
-
-
-def names(model: ModelInfo, config: ServeConfig) -> tuple[str, ...]:
-    """The model's id and its aliases, as lists show them."""
-    return (model.id, *(alias for alias, id in config.aliases.items() if id == model.id))
 
 
 async def _encode(encode: Callable[[], list[int]], num_characters: int) -> list[int]:
@@ -314,80 +283,5 @@ async def _token_ids(prompt: str | list[int], served: Served, param: str = "prom
     if isinstance(prompt, str):
         return await _encode(lambda: served.tokenizer.encode(prompt, special=False), len(prompt))
     for token in prompt:
-        _check_token(param, token, served.backend.model)
+        settings.check_token(param, token, served.backend.model)
     return prompt
-
-
-def _check_token(param: str, token: int, model: ModelInfo) -> None:
-    if not 0 <= token < model.vocab_size:
-        raise BadParameter(param, token, f"token ids from 0 to {model.vocab_size - 1}")
-
-
-def _sampling(body: Generation, model: ModelInfo, max_tokens: int, logprobs: int | None) -> Sampling:
-    """Fields left out or null take the defaults of `Sampling`."""
-    given: dict[str, Any] = {
-        "temperature": body.temperature,
-        # 0 means the likeliest token alone; a limit of 0 would leave none.
-        "top_p": None if body.top_p is None else max(body.top_p, _LEAST_TOP_P),
-        "top_k": None if body.top_k is None else max(body.top_k, 0),
-        "min_p": body.min_p,
-        "seed": secrets.randbelow(_SEEDS) if body.seed is None else body.seed % _SEEDS,
-        "repetition_penalty": body.repetition_penalty,
-        "presence_penalty": body.presence_penalty,
-        "frequency_penalty": body.frequency_penalty,
-        "logit_bias": _logit_bias(body.logit_bias, model) if body.logit_bias else None,
-        "stop": tuple(body.stop or ()),
-        "max_tokens": max_tokens,
-        "min_tokens": body.min_tokens,
-        "ignore_eos": body.ignore_eos,
-        "logprobs": logprobs,
-    }
-    if body.min_tokens and body.min_tokens > max_tokens:
-        raise BadParameter("min_tokens", body.min_tokens, f"at most max_tokens, here {max_tokens}")
-    return Sampling(**{name: value for name, value in given.items() if value is not None})
-
-
-def _logit_bias(bias: Mapping[str, float], model: ModelInfo) -> dict[int, float]:
-    checked = {}
-    for name, value in bias.items():
-        # isdecimal() alone takes digits of every script, and int() those of any length up to a limit.
-        if not (name.isascii() and name.isdecimal() and len(name) <= len(str(model.vocab_size))):
-            raise BadParameter("logit_bias", name, "token ids as strings of digits")
-        _check_token("logit_bias", int(name), model)
-        checked[int(name)] = value
-    return checked
-
-
-def _decoding(body: Generation, served: Served, config: ServeConfig, preset: str | None = None) -> Decoding:
-    decoding = resolve(preset or body.preset, body.decoding, config.default_preset)
-    decoders = served.backend.model.decoders
-    if decoders and decoding.decoder not in decoders:
-        raise BadParameter(
-            "decoding.decoder", decoding.decoder, ", ".join(decoders), "The model cannot run other decoders."
-        )
-    return decoding
-
-
-def _choices(base: Request, body: Generation, model: ModelInfo, param: str) -> list[Request]:
-    """`base` once per choice, each with its own id and seed, none longer than the context has room for."""
-    num_given = len(base.prompt) + len(base.suffix)
-    room = model.context_length - num_given
-    if room < 1:
-        error = ContextLengthExceeded(model.context_length, num_given)
-        error.param = param
-        raise error
-    max_tokens = min(base.sampling.max_tokens, room)
-    min_tokens = min(base.sampling.min_tokens, max_tokens)
-    return [
-        replace(
-            base,
-            id=f"{base.id}-{index}",
-            sampling=replace(
-                base.sampling,
-                seed=(base.sampling.seed + index) % _SEEDS,
-                max_tokens=max_tokens,
-                min_tokens=min_tokens,
-            ),
-        )
-        for index in range(body.n or 1)
-    ]

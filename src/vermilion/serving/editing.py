@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from vermilion.serving import chat
+from vermilion.serving import chat, naming
 from vermilion.serving.answers import Answers
 from vermilion.serving.call import Call, json_response
 from vermilion.serving.edits import APPLY, EDIT, EditBody, fenced, parse_apply, parse_edit
@@ -41,7 +41,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
         tagged = parse_apply(body.text)
         whole = merged(*tagged) if tagged else None
         if whole is not None:
-            chat.check_model(body.model, call.model, service.config)
+            naming.check_model(body.model, call.model, service.config)
             num_tokens = len(await chat.text_tokens(body.text, call.served))
             choice = Choice(texts=[whole], usage=Usage(prompt_tokens=num_tokens))
             return _told(call, body, head, choice, "apply.completion")

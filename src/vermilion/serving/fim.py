@@ -51,6 +51,8 @@ class FimBody(Generation):
         description="Lowers (above 0) or raises the score of tokens already used; 1.5 if left out.",
     )
 
+    logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each token.")
+
     @property
     def completion(self) -> CompletionBody:
         """The same with the defaults of this route."""
@@ -61,7 +63,9 @@ class FimBody(Generation):
             given["presence_penalty"] = _DEFAULT_PRESENCE_PENALTY
         if self.max_tokens:
             given["max_tokens"] = min(self.max_tokens, _MOST_TOKENS)
-        return CompletionBody.model_construct(prompt=self.prompt, suffix=self.suffix, **given)
+        return CompletionBody.model_construct(
+            prompt=self.prompt, suffix=self.suffix, logprobs=self.logprobs, **given
+        )
 
 
 FIM = operation(

@@ -121,8 +121,8 @@ def infill_reply(model: str, choice: Choice) -> dict[str, Any]:
         "tokens_cached": usage.cached_tokens,
         "truncated": False,
         "has_new_line": "\n" in choice.text,
-        "stop_type": _STOP_TYPES.get(choice.reason, "none"),
-        "stopping_word": "",
+        "stop_type": "word" if choice.stop_string else _STOP_TYPES.get(choice.reason, "none"),
+        "stopping_word": choice.stop_string,
         "timings": {
             "cache_n": usage.cached_tokens,
             **_timing("prompt", num_read, choice.prompt_s),

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 import vermilion
 from vermilion.errors import ModelNotFound, VermilionError
-from vermilion.serving import chat
+from vermilion.serving import naming
 from vermilion.serving.call import json_response
 from vermilion.serving.description import operation
 from vermilion.serving.replies import Choice, Head
@@ -29,7 +29,9 @@ def figures(model: ModelInfo, choice: Choice) -> dict[str, Any]:
             "tokens_per_second": choice.usage.completion_tokens / max(choice.text_s, _LEAST_S),
             "time_to_first_token": choice.prompt_s,
             "generation_time": choice.text_s,
-            "stop_reason": _STOP_REASONS.get(choice.reason, choice.reason),
+            "stop_reason": "stopStringFound"
+            if choice.stop_string
+            else _STOP_REASONS.get(choice.reason, choice.reason),
         },
         "model_info": {
             "arch": "diffusion",
@@ -89,7 +91,7 @@ def _model_body(model: ModelInfo, name: str) -> dict[str, Any]:
 def add_routes(router: APIRouter, service: Service) -> None:
     def rows() -> dict[str, dict[str, Any]]:
         model = service.admit().backend.model
-        return {name: _model_body(model, name) for name in chat.names(model, service.config)}
+        return {name: _model_body(model, name) for name in naming.names(model, service.config)}
 
     @router.get("/api/v0/models", **MODELS)
     async def lm_studio_models() -> Response:

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from vermilion.decoding.presets import PRESETS
 from vermilion.errors import BadRequest
-from vermilion.serving import chat
+from vermilion.serving import chat, naming
 from vermilion.serving.backend import Served
 from vermilion.serving.call import Call, json_response
 from vermilion.serving.description import operation
@@ -56,7 +56,7 @@ def model_body(served: Served, name: str) -> dict[str, Any]:
 def add_routes(router: APIRouter, service: Service) -> None:
     def rows(endpoint: str = "") -> dict[str, dict[str, Any]]:
         served = service.admit()
-        names = chat.names(served.backend.model, service.config)
+        names = naming.names(served.backend.model, service.config)
         bodies = {name: model_body(served, name) for name in names}
         return {
             name: row
@@ -86,7 +86,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
     @router.get("/v1/models/{id:path}", **MODEL)
     async def model(id: str) -> Response:
         served = service.admit()
-        chat.check_model(id, served.backend.model, service.config)
+        naming.check_model(id, served.backend.model, service.config)
         return json_response(model_body(served, id))
 
 
@@ -113,7 +113,7 @@ def add_token_routes(router: APIRouter, service: Service) -> None:
     async def detokenize(http: HttpRequest) -> Response:
         call = Call.admit(http, service)
         body = await call.body(DetokenizeBody)
-        chat.check_model(body.model, call.model, service.config)
+        naming.check_model(body.model, call.model, service.config)
         text = await chat.text_of(body.tokens, call.served)
         return json_response({"prompt": text, "content": text})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,28 +15,35 @@ from fastapi.responses import Response
 
 import vermilion
 from vermilion.errors import ModelNotFound, VermilionError
-from vermilion.serving import chat, ollama_bodies
+from vermilion.serving import chat, naming, ollama_bodies
 from vermilion.serving.call import Call, json_response
 from vermilion.serving.description import operation
 from vermilion.serving.errors import ollama_error
-from vermilion.serving.ollama_bodies import OllamaChatBody, OllamaGenerateBody, OllamaShowBody
+from vermilion.serving.ollama_bodies import OllamaAsk, OllamaChatBody, OllamaGenerateBody, OllamaShowBody
 from vermilion.serving.openai import ChatBody
 from vermilion.serving.replies import Choice
 from vermilion.serving.service import Service
+from vermilion.serving.tools import CallReader, ToolCall, read_calls
 from vermilion.types import Event, Finish, ModelInfo, Request, Text
 
 API_LEVEL = "0.9.0"
 """The release of Ollama whose routes these are; clients refuse servers that seem older than they need."""
 
-Say = Callable[[str], dict[str, Any]]
-"""Wraps a text as a line of the route carries it."""
+Say = Callable[[str, Sequence[ToolCall]], dict[str, Any]]
+"""Wraps a text, and calls beside it, as a line of the route carries them."""
 
 
-def _say_message(text: str) -> dict[str, Any]:
-    return {"message": {"role": "assistant", "content": text}}
+def _say_message(text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if calls:
+        message["tool_calls"] = [
+            {"id": call.id, "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
+            for call in calls
+        ]
+    return {"message": message}
 
 
-def _say_response(text: str) -> dict[str, Any]:
+def _say_response(text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
     return {"response": text}
 
 
@@ -62,23 +69,34 @@ def _final(model: str, said: Mapping[str, Any], choice: Choice) -> dict[str, Any
 
 
 class OllamaStream:
-    """A line of JSON per event."""
+    """A line of JSON per event, and one per call."""
 
     media_type = "application/x-ndjson"
     keep_alive = b""
 
-    def __init__(self, model: str, say: Say) -> None:
+    def __init__(self, model: str, say: Say, tools: frozenset[str]) -> None:
+        """`tools` are the names that the answer may call."""
         self._model = model
         self._say = say
         self._choice = Choice()
+        self._reader = CallReader(tools) if tools else None
 
     def render(self, index: int, event: Event) -> bytes:
         self._choice.add(event)
-        if isinstance(event, Text) and event.text:
-            return _encode(_line(self._model, self._say(event.text), done=False))
+        content = b"".join(self._told(piece) for piece in self._pieces(event))
         if isinstance(event, Finish):
-            return _encode(_final(self._model, self._say(""), self._choice))
-        return b""
+            content += _encode(_final(self._model, self._say("", ()), self._choice))
+        return content
+
+    def _pieces(self, event: Event) -> list[str | ToolCall]:
+        text = event.text if isinstance(event, Text) else ""
+        if self._reader is None:
+            return [text] if text else []
+        return self._reader.push(text) + (self._reader.finish() if isinstance(event, Finish) else [])
+
+    def _told(self, piece: str | ToolCall) -> bytes:
+        said = self._say(piece, ()) if isinstance(piece, str) else self._say("", (piece,))
+        return _encode(_line(self._model, said, done=False))
 
     def close(self) -> bytes:
         return b""
@@ -91,11 +109,14 @@ def _encode(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
-async def _reply(call: Call, requests: list[Request], name: str, say: Say, stream: bool) -> Response:
-    if stream:
-        return call.stream(requests, OllamaStream(name, say))
+async def _reply(
+    call: Call, requests: list[Request], body: OllamaAsk, say: Say, tools: frozenset[str]
+) -> Response:
+    if body.stream is not False:
+        return call.stream(requests, OllamaStream(body.model, say, tools))
     (choice,) = await call.whole(requests)
-    return json_response(_final(name, say(choice.text), choice))
+    text, calls = read_calls(choice.text, tools) if tools else (choice.text, [])
+    return json_response(_final(body.model, say(text, calls), choice))
 
 
 def _loaded(name: str, said: Mapping[str, Any]) -> Response:
@@ -109,19 +130,20 @@ def add_generating_routes(router: APIRouter, service: Service) -> None:
         call = Call.admit(http, service)
         body = await call.body(OllamaChatBody)
         asked = body.chat(call.model.context_length)
-        chat.check_model(asked.model, call.model, service.config)
+        naming.check_model(asked.model, call.model, service.config)
         if not body.messages:
             return _loaded(body.model, _say_message(""))
         id = f"ollama-{secrets.token_hex(12)}"
         requests = await chat.chat_requests(asked, call.served, service.config, id)
-        return await _reply(call, requests, body.model, _say_message, body.stream is not False)
+        box = chat.toolbox(asked, service.config)
+        return await _reply(call, requests, body, _say_message, box.names if box else frozenset())
 
     @router.post("/api/generate", **GENERATE)
     async def ollama_generate(http: HttpRequest) -> Response:
         call = Call.admit(http, service)
         body = await call.body(OllamaGenerateBody)
         asked = body.request(call.model.context_length, call.served.template is not None)
-        chat.check_model(asked.model, call.model, service.config)
+        naming.check_model(asked.model, call.model, service.config)
         if not (body.prompt or body.suffix):
             return _loaded(body.model, _say_response(""))
         id = f"ollama-{secrets.token_hex(12)}"
@@ -129,7 +151,7 @@ def add_generating_routes(router: APIRouter, service: Service) -> None:
             requests = await chat.chat_requests(asked, call.served, service.config, id)
         else:
             requests = await chat.completion_requests(asked, call.served, service.config, id)
-        return await _reply(call, requests, body.model, _say_response, body.stream is not False)
+        return await _reply(call, requests, body, _say_response, frozenset())
 
 
 def add_model_routes(router: APIRouter, service: Service) -> None:
@@ -140,7 +162,7 @@ def add_model_routes(router: APIRouter, service: Service) -> None:
     @router.get("/api/tags", **TAGS)
     async def ollama_tags() -> Response:
         model = service.admit().backend.model
-        return json_response({"models": [_tag(model, name) for name in chat.names(model, service.config)]})
+        return json_response({"models": [_tag(model, name) for name in naming.names(model, service.config)]})
 
     @router.post("/api/show", **SHOW)
     async def ollama_show(http: HttpRequest) -> Response:
@@ -148,8 +170,8 @@ def add_model_routes(router: APIRouter, service: Service) -> None:
         body = await call.body(OllamaShowBody)
         name = body.model or body.name
         if not name:
-            raise ModelNotFound("", chat.names(call.model, service.config))
-        chat.check_model(ollama_bodies.plain_name(name), call.model, service.config)
+            raise ModelNotFound("", naming.names(call.model, service.config))
+        naming.check_model(ollama_bodies.plain_name(name), call.model, service.config)
         return json_response(_show(call.model, call.served.template is not None))
 
 
@@ -191,7 +213,7 @@ def _show(model: ModelInfo, chats: bool) -> dict[str, Any]:
             "diffusion.vocab_size": model.vocab_size,
         },
         # A client offers to chat with a model only where it completes.
-        "capabilities": ["completion", "insert"] if chats else ["insert"],
+        "capabilities": ["completion", "insert", "tools"] if chats else ["insert"],
     }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from vermilion.errors import BadRequest
 from vermilion.serving.body import convert
-from vermilion.serving.openai import WIRE, ChatBody, CompletionBody, Message
+from vermilion.serving.openai import WIRE, ChatBody, CompletionBody, Message, OfferedTool
 
 _OURS = {
     "num_predict": "max_tokens",
@@ -30,7 +30,10 @@ _OURS = {
     },
 }
 """Ollama's option -> our field; the last two are not Ollama's own."""
-_THEIRS = {ours: f"options.{theirs}" for theirs, ours in _OURS.items()}
+_THEIRS = {
+    **{ours: f"options.{theirs}" for theirs, ours in _OURS.items()},
+    "response_format": "format",
+}
 
 
 def plain_name(name: str) -> str:
@@ -51,20 +54,23 @@ class OllamaAsk(BaseModel):
 
     model: str = Field(min_length=1, description="Id or alias of a served model, with or without `:latest`.")
     stream: bool | None = Field(None, description="False for one JSON reply; lines of JSON otherwise.")
-    format: Any = Field(None, description="Refused: structured answers are not served here.")
+    format: Literal["", "json"] | dict[str, Any] | None = Field(
+        None, description="`json`, or a JSON schema that the answer keeps to."
+    )
     options: dict[str, Any] | None = Field(
         None, description="How to answer: " + ", ".join(f"`{name}`" for name in _OURS) + "."
     )
 
     def settings(self, context_length: int) -> dict[str, Any]:
         """Fields of our own bodies."""
-        if self.format not in (None, ""):
-            raise _refused("format", "structured answers are not served here; leave it out")
         given = self.options or {}
         ours: dict[str, Any] = {_OURS[name]: value for name, value in given.items() if name in _OURS}
         limit = ours.get("max_tokens")
         if type(limit) is int and limit <= 0:
             ours["max_tokens"] = context_length
+        if self.format:
+            schema = {"type": "json_schema", "json_schema": {"schema": self.format}}
+            ours["response_format"] = {"type": "json_object"} if self.format == "json" else schema
         return {**ours, "model": plain_name(self.model)}
 
 
@@ -72,19 +78,17 @@ class OllamaChatBody(OllamaAsk):
     """Body of POST /api/chat."""
 
     messages: list[OllamaMessage] = Field([], description="The conversation so far; none only loads.")
-    tools: list[Any] | None = Field(None, description="Refused: tools are not served here.")
+    tools: list[OfferedTool] | None = Field(None, max_length=256, description="Functions it may call.")
 
     def chat(self, context_length: int) -> ChatBody:
         """Raises `BadRequest`."""
-        if self.tools:
-            raise _refused("tools", f"{plain_name(self.model)[:80]} does not support tools")
         if any(message.images for message in self.messages):
             raise _refused("messages", "images are not understood; this model reads only text")
         settings = self.settings(context_length)
         # None at all is Ollama's way to load a model; the rest of the body is checked all the same.
         first = [{"role": "user", "content": ""}]
         body = convert({**settings, "messages": first}, ChatBody, _THEIRS)
-        return body.model_copy(update={"messages": self.messages}) if self.messages else body
+        return body.model_copy(update={"messages": self.messages or body.messages, "tools": self.tools})
 
 
 class OllamaGenerateBody(OllamaAsk):

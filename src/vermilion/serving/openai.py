@@ -6,6 +6,7 @@ A field that is null or left out takes its default in `chat.py`. The description
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
@@ -50,6 +51,11 @@ def single_prompt(prompt: object) -> object:
     raise ValueError("must be a string, a list of one string, or a list of token ids")
 
 
+def as_json(arguments: object) -> object:
+    """Arguments of a call as text; some clients send the object itself."""
+    return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else arguments
+
+
 WIRE = ConfigDict(strict=True, extra="ignore", frozen=True)
 """No conversion between types, nothing unknown refused."""
 
@@ -65,7 +71,9 @@ class CalledFunction(BaseModel):
     model_config = WIRE
 
     name: str
-    arguments: str = Field("{}", description="One JSON object, as text.")
+    arguments: Annotated[str, BeforeValidator(as_json, json_schema_input_type=str | dict[str, Any])] = Field(
+        "{}", description="One JSON object, as text or as it is."
+    )
 
 
 class CalledTool(BaseModel):
@@ -247,6 +255,7 @@ class CompletionBody(Generation):
 
     prompt: Prompt
     suffix: str | None = Field(None, description="Text right of the gap: the answer fills in between.")
+    response_format: ResponseFormat | None = Field(None, description="As in /v1/chat/completions.")
     logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each token.")
 
 

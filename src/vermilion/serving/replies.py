@@ -34,6 +34,7 @@ class Choice:
     tokens: list[TokenInfo] = field(default_factory=list)
     reason: FinishReason = "stop"
     usage: Usage = field(default_factory=Usage)
+    stop_string: str = ""
     started_s: float = field(default_factory=perf_counter)
     """On the clock of `perf_counter`, as the two below."""
     first_text_s: float = 0.0
@@ -45,7 +46,7 @@ class Choice:
             self.texts.append(event.text)
             self.tokens.extend(event.tokens)
         elif isinstance(event, Finish):
-            self.reason, self.usage = event.reason, event.usage
+            self.reason, self.usage, self.stop_string = event.reason, event.usage, event.stop_string
             self.ended_s = perf_counter()
             self.first_text_s = self.first_text_s or self.ended_s
 
@@ -91,9 +92,15 @@ def chat_reply(
                 "message": message,
                 "logprobs": chat_logprobs(choice.tokens) if logprobs else None,
                 "finish_reason": "tool_calls" if calls and choice.reason == "stop" else choice.reason,
+                **stopped_by(choice.stop_string),
             }
         )
     return _reply(head, "chat.completion", rendered, choices)
+
+
+def stopped_by(stop_string: str) -> dict[str, str]:
+    """vLLM's field, sent only where a stop string ended the answer."""
+    return {"stop_reason": stop_string} if stop_string else {}
 
 
 def call_body(call: ToolCall, arguments: str | None = None) -> dict[str, Any]:
@@ -111,6 +118,7 @@ def completion_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> d
                 "text": choice.text,
                 "logprobs": completion_logprobs(choice.tokens, 0) if logprobs else None,
                 "finish_reason": choice.reason,
+                **stopped_by(choice.stop_string),
             }
             for index, choice in enumerate(choices)
         ],

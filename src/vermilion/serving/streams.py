@@ -6,7 +6,15 @@ import json
 
 from vermilion.errors import VermilionError
 from vermilion.serving.errors import openai_error
-from vermilion.serving.replies import Choice, Head, call_body, chat_logprobs, completion_logprobs, usage_body
+from vermilion.serving.replies import (
+    Choice,
+    Head,
+    call_body,
+    chat_logprobs,
+    completion_logprobs,
+    stopped_by,
+    usage_body,
+)
 from vermilion.serving.sse import EVENT_STREAM
 from vermilion.serving.tools import CallReader, ToolCall, read_calls
 from vermilion.types import Canvas, Event, Finish, Text, Usage
@@ -67,7 +75,7 @@ class ChatStream(_Stream):
             chunks += self._delta(index, f'{{"content":{_quote(event.text)}}}', logprobs)
         elif isinstance(event, Finish):
             self._usages[index] = event.usage
-            chunks += self._delta(index, "{}", reason=f'"{event.reason}"')
+            chunks += self._ended(index, event, event.reason)
         return chunks.encode("utf-8", "replace")
 
     def _with_calls(self, index: int, event: Event) -> str:
@@ -85,13 +93,22 @@ class ChatStream(_Stream):
         if isinstance(event, Finish):
             self._usages[index] = event.usage
             called = reader.num_calls and event.reason == "stop"
-            chunks += self._delta(index, "{}", reason='"tool_calls"' if called else f'"{event.reason}"')
+            chunks += self._ended(index, event, "tool_calls" if called else event.reason)
         return chunks
+
+    def _ended(self, index: int, event: Finish, reason: str) -> str:
+        return self._delta(index, "{}", reason=f'"{reason}"{_stopped_by(event)}')
 
     def _delta(self, index: int, delta: str, logprobs: str = "null", reason: str = "null") -> str:
         return self.chunk(
             f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{reason}}}'
         )
+
+
+def _stopped_by(event: Finish) -> str:
+    """Further JSON fields behind the reason."""
+    more = stopped_by(event.stop_string)
+    return f",{_quote(more)[1:-1]}" if more else ""
 
 
 def call_deltas(number: int, call: ToolCall) -> list[str]:
@@ -139,6 +156,7 @@ class DiffusionStream(_Stream):
         whole = Canvas(text, ((0, len(text)),) if text else (), progress=1.0, pass_number=event.usage.passes)
         logprobs = f',"logprobs":{_quote(chat_logprobs(choice.tokens))}' if choice.tokens else ""
         reason = '"tool_calls"' if calls and event.reason == "stop" else f'"{event.reason}"'
+        reason += _stopped_by(event)
         closing = self.chunk(f'{{"index":{index},"delta":{{}},"finish_reason":{reason}}}')
         return begun.encode() + self._frame(index, whole, logprobs, reason) + closing.encode()
 
@@ -188,7 +206,7 @@ class CompletionStream(_Stream):
             self._offsets[index] += len(text)
         elif isinstance(event, Finish):
             self._usages[index] = event.usage
-            reason = f'"{event.reason}"'
+            reason = f'"{event.reason}"{_stopped_by(event)}'
         else:
             return b""
         quoted = _quote(text)
