@@ -15,7 +15,7 @@ from torch import Tensor
 from tests import tiny
 from vermilion.decoding.jobs import Wanted
 from vermilion.decoding.penalties import BAN, Adjustment
-from vermilion.decoding.sampling import read
+from vermilion.decoding.sampling import _nucleus, read
 from vermilion.types import Decoding, Request, Sampling
 
 MASK = 0
@@ -66,6 +66,22 @@ def test_tokens_are_drawn_from_the_filtered_softmax(sampling: Sampling) -> None:
     freedom = int(possible.sum()) - 1
     # Four standard deviations above the mean of a chi-square; the seeds are fixed, so this never flickers.
     assert chi_square < freedom + 4 * math.sqrt(2 * freedom)
+
+
+@given(st.data())
+def test_the_quick_search_for_the_nucleus_finds_what_sorting_everything_finds(data: st.DataObject) -> None:
+    # Few values, so that there are equals; few candidates, so that they often do not suffice.
+    values = data.draw(st.lists(st.sampled_from([-math.inf, -2.0, -1.0, 0.5, 1.0]), min_size=2, max_size=30))
+    values[data.draw(st.integers(0, len(values) - 1))] = 1.5
+    top_p = data.draw(st.floats(0.0, 0.999))
+    scaled = torch.tensor(values, dtype=torch.float64)
+    ordered, order = torch.sort(scaled, descending=True, stable=True)
+    probability = torch.softmax(ordered, -1)
+    outside = probability.cumsum(-1) - probability >= top_p
+    outside[0] = False
+    expected = set(order[~outside].tolist())
+    for candidates in {1, 2, len(values)}:
+        assert set(_nucleus(scaled, top_p, candidates).nonzero()[:, 0].tolist()) == expected
 
 
 def test_seeds_and_positions_are_independent_keys() -> None:

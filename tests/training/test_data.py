@@ -157,6 +157,22 @@ def test_answers_go_through_the_chat_template_with_the_prompt_given(
     assert list(second.ids).count(end) == 4, "an end written by a user is text, not a token"
 
 
+def test_a_cut_answer_has_no_end_and_a_raw_text_no_template(tmp_path: Path, base: catalog.ModelFiles) -> None:
+    tokenizer, template = catalog.tokenizer_of(base), catalog.chat_template_of(base)
+    lines = [
+        {"prefix": "def f(", "response": "x):", "finish_reason": "length"},
+        {"prefix": "a\u2028b", "response": "c", "finish_reason": "stop"},
+        {"prompt": "hi", "response": "y", "finish_reason": "length"},
+    ]
+    file = tmp_path / "answers.jsonl"
+    file.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    cut, ended, chat = read_answers(file, tokenizer, template)
+    assert tokenizer.decode(cut.ids, skip_special=False) == "def f(x):"
+    assert tokenizer.decode(cut.ids[cut.num_prompt :]) == "x):"
+    assert tokenizer.decode(ended.ids, skip_special=False) == "a\u2028bc<|end|>"
+    assert tokenizer.decode(chat.ids, skip_special=False).endswith("y")
+
+
 def test_bad_lines_are_named_one_by_one(tmp_path: Path, base: catalog.ModelFiles) -> None:
     bad = [
         '{"prompt": "hi"',
@@ -164,6 +180,7 @@ def test_bad_lines_are_named_one_by_one(tmp_path: Path, base: catalog.ModelFiles
         '{"prompt": "hi"}',
         '{"prompt": "hi", "response": 3}',
         '{"messages": []}',
+        '{"prefix": "", "response": "x"}',
         '{"messages": [{"role": "user", "content": "hi"}]}',
     ]
     file = tmp_path / "answers.jsonl"
@@ -171,6 +188,6 @@ def test_bad_lines_are_named_one_by_one(tmp_path: Path, base: catalog.ModelFiles
     with pytest.raises(ConfigError) as caught:
         read_answers(file, catalog.tokenizer_of(base), catalog.chat_template_of(base))
     said = str(caught.value).splitlines()
-    assert "6 of 7 lines" in said[0]
+    assert "7 of 8 lines" in said[0]
     assert [line.split(":")[0].strip() for line in said[1:6]] == [f"line {n}" for n in range(2, 7)]
-    assert "needs prompt and response" in said[3] and said[6].strip() == "and 1 more"
+    assert "needs prompt and response" in said[3] and said[6].strip() == "and 2 more"

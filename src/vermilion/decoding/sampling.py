@@ -15,6 +15,9 @@ from vermilion.decoding.jobs import Wanted
 from vermilion.decoding.passes import Reading
 from vermilion.types import Sampling
 
+_CANDIDATES = 1024
+"""Likeliest tokens among which top-p looks first."""
+
 
 def read(logits_RV: Tensor, wanted: Sequence[Wanted], mask_token_id: int) -> list[Reading]:
     """Choose a token per row and measure it. Overwrites `logits_RV`.
@@ -103,9 +106,9 @@ def _tops(
 def _sample(logits_V: Tensor, want: Wanted) -> Tensor:
     sampling = want.sampling
     scaled = _filtered(logits_V.double() / sampling.temperature, sampling)
-    noise = gumbel(sampling.seed, want.position, scaled.shape[-1]).to(scaled.device)
-    token: Tensor = torch.argmax(scaled + noise)
-    return token
+    kept = torch.isfinite(scaled).nonzero()[:, 0]
+    noise = gumbel(sampling.seed, want.position, scaled.shape[-1], kept.cpu()).to(scaled.device)
+    return kept[torch.argmax(scaled[kept] + noise)]
 
 
 def _filtered(scaled_V: Tensor, sampling: Sampling) -> Tensor:
@@ -115,25 +118,43 @@ def _filtered(scaled_V: Tensor, sampling: Sampling) -> Tensor:
             scaled_V < torch.topk(scaled_V, sampling.top_k).values[-1], float("-inf")
         )
     if sampling.top_p < 1.0:
-        ordered, order = torch.sort(scaled_V, descending=True, stable=True)
-        probability = torch.softmax(ordered, -1)
-        outside = probability.cumsum(-1) - probability >= sampling.top_p
-        outside[0] = False
-        scaled_V = scaled_V.masked_fill(torch.zeros_like(outside).scatter(0, order, outside), float("-inf"))
+        inside_V = _nucleus(scaled_V, sampling.top_p, min(_CANDIDATES, scaled_V.shape[-1]))
+        scaled_V = scaled_V.masked_fill(~inside_V, float("-inf"))
     if sampling.min_p > 0.0:
         probability = torch.softmax(scaled_V, -1)
         scaled_V = scaled_V.masked_fill(probability < sampling.min_p * probability.max(), float("-inf"))
     return scaled_V
 
 
-def gumbel(seed: int, position: int, size: int) -> Tensor:
-    """Standard Gumbel noise, float64 [size] on the CPU, a function of its arguments alone.
+def _nucleus(scaled_V: Tensor, top_p: float, num_candidates: int) -> Tensor:
+    """bool [V]: the smallest set of likeliest tokens that holds `top_p`; of equals the lowest ids.
+
+    Looked for among the `num_candidates` likeliest first: sorting a whole vocabulary took longer than a
+    token's forward pass in a large batch.
+    """
+    size = scaled_V.shape[-1]
+    ordered, _ = torch.topk(scaled_V, num_candidates)
+    probability = (ordered - torch.logsumexp(scaled_V, -1)).exp()
+    count = int((probability.cumsum(-1) - probability < top_p).sum())
+    if count == num_candidates < size:
+        return _nucleus(scaled_V, top_p, size)
+    least = ordered[max(count, 1) - 1]
+    inside_V = scaled_V > least
+    equals = (scaled_V == least).nonzero()[:, 0]
+    inside_V[equals[: max(count, 1) - int(inside_V.sum())]] = True
+    return inside_V
+
+
+def gumbel(seed: int, position: int, size: int, kept: Tensor) -> Tensor:
+    """Standard Gumbel noise of the `kept` ids out of `size`, float64 on the CPU.
+
+    An id's noise is a function of (seed, position, size) alone.
 
     float64 because float32 noise truncates the tail that rare tokens need (arXiv 2409.02908).
     """
     generator = torch.Generator().manual_seed(_mixed(seed, position))
     noise_V: Tensor = torch.empty(size, dtype=torch.float64).exponential_(generator=generator)
-    return -noise_V.log()
+    return -noise_V[kept].log()
 
 
 def _mixed(seed: int, position: int) -> int:

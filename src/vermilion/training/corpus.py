@@ -115,27 +115,32 @@ def write_corpus(folder: Path, documents: Iterable[Document], vocab_size: int) -
 
 def read_answers(file: Path, tokenizer: Tokenizer, template: ChatTemplate) -> list[Document]:
     """The documents of a JSON Lines file: {"prompt": ..., "response": ...} or {"messages": [...]}, where
-    the last message is the assistant's and the only one trained on; each ends in the tokenizer's EOS.
+    the last message is the assistant's and the only one trained on; or {"prefix": ..., "response": ...},
+    where the response goes on with a raw text. Each ends in the tokenizer's EOS, unless its
+    "finish_reason" is "length": it was cut, and no end is to be learnt from it.
 
     Raises ConfigError that names every bad line (the first few in full).
     """
     documents, refused = [], []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): JSON may hold U+2028 and its like.
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}.") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            documents.append(_document(_messages(json.loads(line)), tokenizer, template))
+            documents.append(_document(json.loads(line), tokenizer, template))
         except (ValueError, BadRequest) as error:
             refused.append(f"line {number}: {error}")
     if refused:
         shown = "\n  ".join(refused[:_MOST_REPORTED])
         rest = len(refused) - _MOST_REPORTED
         more = f"\n  and {rest} more" if rest > 0 else ""
-        raise ConfigError(f"{file}: {len(refused)} of {len(lines)} lines are no example:\n  {shown}{more}")
+        raise ConfigError(
+            f"{file}: {len(refused)} of {sum(map(bool, lines))} lines are no example:\n  {shown}{more}"
+        )
     if not documents:
         raise ConfigError(f"{file}: holds no example.")
     return documents
@@ -165,11 +170,17 @@ def _messages(row: Any) -> list[Mapping[str, str]]:
     return messages
 
 
-def _document(
-    messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer, template: ChatTemplate
-) -> Document:
+def _document(row: Any, tokenizer: Tokenizer, template: ChatTemplate) -> Document:
+    """Raises ValueError saying what is wrong."""
     if not tokenizer.eos_token_ids:
         raise ConfigError("The model names no end-of-sequence token, so that an answer cannot end.")
-    prompt = template.encode(messages[:-1], tokenizer)
-    answer = tokenizer.encode(messages[-1]["content"])
-    return Document([*prompt, *answer, tokenizer.eos_token_ids[0]], len(prompt))
+    if isinstance(row, Mapping) and "prefix" in row:
+        given, answer = row["prefix"], row.get("response")
+        if not (isinstance(given, str) and isinstance(answer, str) and given and answer):
+            raise ValueError("prefix and response must be text that is not empty")
+        prompt = tokenizer.encode(given)
+    else:
+        messages = _messages(row)
+        prompt, answer = template.encode(messages[:-1], tokenizer), messages[-1]["content"]
+    end = [] if row.get("finish_reason") == "length" else [tokenizer.eos_token_ids[0]]
+    return Document([*prompt, *tokenizer.encode(answer), *end], len(prompt))

@@ -1,0 +1,204 @@
+"""The base model's own answers, by autoregressive decoding in large batches: its best training data.
+
+Every answer is a line of JSON as soon as it is there: `number`, `kind`, `prompt` (or `prefix`, a raw text
+that is continued), `response`, `finish_reason` ("length" where it was cut) and `num_tokens`. What the
+filters refuse goes to a file beside it, with the reason.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vermilion.config import EngineConfig
+from vermilion.decoding.presets import resolve
+from vermilion.engine.llm import LLM
+from vermilion.errors import ConfigError
+from vermilion.training.prompts import Prompt, harvest, prompts
+from vermilion.types import Finish, Request, Sampling, Text
+
+_GRAM = 4
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersConfig:
+    """How the base is asked; the same settings give the same prompts and seeds."""
+
+    output: Path
+    model: str = "smollm2-135m-diffusion"
+    num_answers: int = 0
+    """Prompts asked in all; 0 for no limit but the time."""
+    minutes: float = 0.0
+    """Of this call; 0 for no limit."""
+    batch: int = 128
+    """Answers written at once."""
+    max_tokens: int = 400
+    min_tokens: int = 16
+    """Shorter answers are refused."""
+    most_repeated: float = 0.4
+    """Refused above this share of 4-token runs that occurred before in the answer."""
+    temperature: float = 0.7
+    """0 is greedy."""
+    top_p: float = 0.95
+    shares: dict[str, float] = field(default_factory=lambda: {"chat": 0.55, "code": 0.25, "continue": 0.2})
+    packages: tuple[str, ...] = ()
+    """Installed distributions whose docstrings and files are used beside the standard library's."""
+    threads: int = 1
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_answers <= 0 and self.minutes <= 0:
+            raise ConfigError("num_answers, minutes: give at least one of them, above 0.")
+        if not 1 <= self.min_tokens <= self.max_tokens or self.batch < 1:
+            raise ConfigError("min_tokens, max_tokens, batch: at least 1, and min_tokens <= max_tokens.")
+        kinds = {"chat", "code", "continue"}
+        if not self.shares or set(self.shares) - kinds or min(self.shares.values()) <= 0:
+            raise ConfigError(
+                f"shares: {self.shares}; allowed: a number above 0 for {', '.join(sorted(kinds))}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How far it is."""
+
+    kept: int = 0
+    refused: int = 0
+    num_tokens: int = 0
+    """Of the kept answers."""
+
+
+def generate(
+    config: AnswersConfig, llm: LLM | None = None, on_answer: Callable[[Asked], None] | None = None
+) -> Asked:
+    """Ask until the answers or the minutes are there, going on from what `output` holds; the final count."""
+    refused_file = config.output.with_suffix(".refused.jsonl")
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    done = [row for file in (config.output, refused_file) for row in _rows(file)]
+    asked = Asked()
+    for row in done:
+        asked = _counted(asked, row)
+    answered = {row.get("prompt", row.get("prefix")) for row in done}
+    listed = prompts(harvest(config.packages, config.seed), config.shares, config.seed)  # type: ignore[arg-type]
+    wanted = itertools.islice(enumerate(listed), config.num_answers or None)
+    waiting = ((number, prompt) for number, prompt in wanted if prompt.text not in answered)
+    until = time.monotonic() + 60 * config.minutes if config.minutes else float("inf")
+    with (
+        config.output.open("a", encoding="utf-8") as kept,
+        refused_file.open("a", encoding="utf-8") as refused,
+    ):
+        for row in _answers(config, llm or _model(config), waiting, until):
+            file = refused if "refused" in row else kept
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            asked = _counted(asked, row)
+            if on_answer is not None:
+                on_answer(asked)
+    return asked
+
+
+def _counted(asked: Asked, row: dict[str, Any]) -> Asked:
+    if "refused" in row:
+        return Asked(asked.kept, asked.refused + 1, asked.num_tokens)
+    return Asked(asked.kept + 1, asked.refused, asked.num_tokens + row["num_tokens"])
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file; what a killed process left of another is cut off."""
+    if not file.is_file():
+        return []
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with file.open("r+b") as torn:
+            torn.truncate(len(whole))
+    try:
+        return [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+    except ValueError:
+        raise ConfigError(f"{file}: holds something other than answers; move it away.") from None
+
+
+def _model(config: AnswersConfig) -> LLM:
+    longest = config.max_tokens + 512
+    engine = EngineConfig(
+        device=config.device,
+        dtype=config.dtype,
+        threads=config.threads,
+        kv_tokens=config.batch * longest,
+        max_rows=2 * config.batch + 256,
+        max_running=config.batch,
+        prefix_cache=False,
+    )
+    return LLM(config.model, config=engine)
+
+
+def _answers(
+    config: AnswersConfig, llm: LLM, waiting: Iterator[tuple[int, Prompt]], until: float
+) -> Iterator[dict[str, Any]]:
+    """Rows as they finish; as many run at once as `batch` says, until there is no prompt or no time left.
+
+    What has begun is brought to its end: the answers cut off by the clock would be the long ones.
+    """
+    engine, decoding = llm.engine, resolve("ar", None)
+    running: dict[str, tuple[int, Prompt]] = {}
+    texts: dict[str, list[str]] = {}
+    while True:
+        while len(running) < config.batch and time.monotonic() < until:
+            number, prompt = next(waiting, (-1, Prompt("chat", "")))
+            if number < 0:
+                break
+            name = str(number)
+            sampling = Sampling(config.temperature, config.top_p, seed=config.seed * 1_000_003 + number, max_tokens=config.max_tokens)  # fmt: skip
+            engine.submit(Request(name, tuple(_ids(llm, prompt)), sampling, decoding))
+            running[name], texts[name] = (number, prompt), []
+        if not running:
+            return
+        for name, event in engine.step():
+            if isinstance(event, Text):
+                texts[name].append(event.text)
+            elif isinstance(event, Finish):
+                yield _row(config, llm, running.pop(name), "".join(texts.pop(name)), event)
+
+
+def _ids(llm: LLM, prompt: Prompt) -> Sequence[int]:
+    if prompt.kind == "continue":
+        return llm.tokenizer.encode(prompt.text)
+    return llm.chat_prompt([{"role": "user", "content": prompt.text}])
+
+
+def _row(
+    config: AnswersConfig, llm: LLM, asked: tuple[int, Prompt], text: str, finish: Finish
+) -> dict[str, Any]:
+    number, prompt = asked
+    ids = llm.tokenizer.encode(text)
+    row: dict[str, Any] = {
+        "number": number,
+        "kind": prompt.kind,
+        "prefix" if prompt.kind == "continue" else "prompt": prompt.text,
+        "response": text,
+        "finish_reason": finish.reason,
+        "num_tokens": len(ids),
+    }
+    if refusal := refusal_of(ids, config.min_tokens, config.most_repeated):
+        row["refused"] = refusal
+    return row
+
+
+def refusal_of(ids: Sequence[int], min_tokens: int, most_repeated: float) -> str:
+    """Why an answer is not worth training on; empty where it is."""
+    if len(ids) < min_tokens:
+        return "short"
+    return "repetitive" if repeated(ids) > most_repeated else ""
+
+
+def repeated(ids: Sequence[int]) -> float:
+    """Share of the runs of 4 tokens that occurred before."""
+    runs = list(zip(*(ids[start:] for start in range(_GRAM)), strict=False))
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0

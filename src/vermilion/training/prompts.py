@@ -1,0 +1,166 @@
+"""What the base is asked, without repeats: templates filled from word lists and real files."""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+import sysconfig
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, Literal
+
+from vermilion.errors import ConfigError
+
+Kind = Literal["chat", "code", "continue"]
+_SKIPPED = frozenset(
+    {"test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo", "_vendor", "encodings"}
+)
+_SLOT = re.compile(r"\{(\w+)\}")
+_TRIES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """`chat` and `code` go through the chat template; `continue` is the start of a file, taken as it is."""
+
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What is taken from real files."""
+
+    paragraphs: Sequence[str]
+    """From docstrings; 200 to 900 characters."""
+    goals: Sequence[str]
+    """First lines of docstrings."""
+    starts: Sequence[str]
+    """Starts of Python files, cut at the end of a line."""
+
+
+def standard_library() -> Path:
+    """The folder of the running interpreter's own modules."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def distribution_files(name: str) -> list[Path]:
+    """The Python files of an installed distribution. Raises ConfigError where it is not installed."""
+    try:
+        files = metadata.files(name) or []
+    except metadata.PackageNotFoundError:
+        raise ConfigError(f"packages: {name} is not installed; leave it out or install it.") from None
+    return sorted(Path(str(file.locate())) for file in files if file.suffix == ".py")
+
+
+def harvest(packages: Sequence[str], seed: int) -> Texts:
+    """Docstrings and file starts of the standard library and of installed `packages`."""
+    library = standard_library()
+    files = [
+        file for file in sorted(library.rglob("*.py")) if not _SKIPPED & set(file.relative_to(library).parts)
+    ]
+    for name in packages:
+        files += [file for file in distribution_files(name) if not _SKIPPED & set(file.parts[-6:-1])]
+    paragraphs: set[str] = set()
+    goals: set[str] = set()
+    starts: list[str] = []
+    generator = random.Random(f"starts {seed}")
+    for file in files:
+        try:
+            source = file.read_text(encoding="utf-8")
+            tree = ast.parse(source)
+        except (OSError, ValueError, SyntaxError):
+            continue
+        for text in _docstrings(tree):
+            paragraphs.update(_paragraphs(text))
+            goals.update(_goal(text))
+        starts += _starts(source, tree, generator)
+    return Texts(sorted(paragraphs), sorted(goals), starts)
+
+
+def prompts(texts: Texts, shares: Mapping[Kind, float], seed: int) -> Iterator[Prompt]:
+    """Distinct prompts, their kinds drawn by `shares`; the same arguments give the same ones.
+
+    Ends when a thousand draws in a row bring nothing new.
+    """
+    with resources.files("vermilion.training").joinpath("assets/prompts.toml").open("rb") as file:
+        book = tomllib.load(file)
+    generator = random.Random(f"prompts {seed}")
+    seen: set[Prompt] = set()
+    kinds, weights = list(shares), list(shares.values())
+    tries = 0
+    while tries < _TRIES:
+        kind = generator.choices(kinds, weights)[0]
+        text = generator.choice(texts.starts) if kind == "continue" else _filled(book, kind, texts, generator)
+        prompt = Prompt(kind, text)
+        tries += 1
+        if prompt not in seen:
+            seen.add(prompt)
+            tries = 0
+            yield prompt
+
+
+def _filled(book: Mapping[str, Any], kind: str, texts: Texts, generator: random.Random) -> str:
+    lists = {**book["lists"], "text": texts.paragraphs, "goal": texts.goals}
+    template = generator.choice(book[kind][generator.choice(sorted(book[kind]))])
+    used: set[str] = set()
+
+    def draw(match: re.Match[str]) -> str:
+        # One prompt never names the same thing twice.
+        choice = str(generator.choice([entry for entry in lists[match[1]] if entry not in used]))
+        used.add(choice)
+        return choice
+
+    return _SLOT.sub(draw, template)
+
+
+def _docstrings(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text and text.isascii():
+                yield text
+
+
+def _paragraphs(docstring: str) -> list[str]:
+    """Prose alone: no examples, no tables, no field lists."""
+    blocks = [
+        " ".join(block.split())
+        for block in docstring.split("\n\n")
+        if not block.startswith((" ", ">>>", ":", "-"))
+    ]
+    return [
+        b for b in blocks if 200 <= len(b) <= 900 and sum(c.isalpha() or c == " " for c in b) > 0.9 * len(b)
+    ]
+
+
+def _goal(docstring: str) -> list[str]:
+    line = docstring.split("\n\n", maxsplit=1)[0].replace("\n", " ").strip()
+    plain = (
+        25 <= len(line) <= 160
+        and line.count(" ") >= 4
+        and line[0].isupper()
+        and not set(line) & set("<>{}|`:")
+    )
+    return [line] if plain else []
+
+
+def _starts(source: str, tree: ast.Module, generator: random.Random) -> list[str]:
+    """Up to two starts of a text, 100 to 1200 characters: a function's head and what stands before it."""
+    lines = source.splitlines()
+    long = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno > 5
+    ]
+    texts = []
+    for node in generator.sample(long, min(2, len(long))):
+        first = node.body[0]
+        end = (first.end_lineno if ast.get_docstring(node) else None) or first.lineno - 1
+        start = max(0, node.lineno - 1 - generator.randrange(4, 30))
+        texts.append("\n".join(lines[start:end]).strip("\n"))
+    return [text for text in texts if 100 <= len(text) <= 1200]
