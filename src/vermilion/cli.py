@@ -11,6 +11,7 @@ import typer
 from vermilion.asking import chat, complete, run
 from vermilion.console import complain, errors, note, print_plain
 from vermilion.errors import BadParameter, ConfigError, VermilionError
+from vermilion.evaluation.command import EvalOptions, evaluate
 from vermilion.integrations.command import connect
 from vermilion.options import DEFAULT_MODEL, BenchOptions, ServeOptions, with_options
 from vermilion.training.command import convert
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 for command in (run, chat, complete, convert, connect):
     app.command()(command)
+app.command("eval")(with_options(EvalOptions)(evaluate))
 
 
 @app.command()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -35,12 +36,17 @@ class Loaded:
     template: ChatTemplate | None
 
 
-def load_model(name: str, config: EngineConfig) -> Loaded:
-    """Read a pulled model or a folder; raises ModelFileError, ModelNotFound or ConfigError."""
+def load_model(name: str, config: EngineConfig, denoiser: Path | None = None) -> Loaded:
+    """Read a pulled model or a folder; raises ModelFileError, ModelNotFound or ConfigError.
+
+    `denoiser` is an adapter folder to take in place of the model's own.
+    """
     device = _device(config.device)
     if device.type == "cpu":
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
     files = catalog.find(name)
+    if denoiser is not None:
+        files = replace(files, adapter=denoiser)
     checkpoint = weights.load(files, _dtype(config.dtype, device), device)
     if checkpoint.family.traits.mask_token_id < 0:
         raise ModelFileError(f"{name} is an autoregressive model; convert it to a diffusion model first.")

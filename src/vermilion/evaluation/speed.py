@@ -7,18 +7,15 @@ machine even where the absolute figures do not.
 from __future__ import annotations
 
 import json
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -28,6 +25,7 @@ from vermilion.config import EngineConfig
 from vermilion.decoding.presets import resolve
 from vermilion.engine.llm import LLM
 from vermilion.engine.worker import Timing, Worker
+from vermilion.evaluation.circumstances import circumstances
 from vermilion.evaluation.likelihood import opinion
 from vermilion.evaluation.prompts import Prompt, fixed
 from vermilion.models.catalog import DEFAULT_MODEL
@@ -234,43 +232,13 @@ def _peak_memory_mib() -> float:
 
 
 def _circumstances(config: BenchConfig, llm: LLM) -> dict[str, Any]:
-    weight = llm.engine.worker.model.norm.weight if isinstance(llm.engine.worker, Worker) else torch.empty(0)
     return {
         "benchmark": "speed",
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": _commit(),
-        "model": llm.model.id,
-        "device": torch.cuda.get_device_name() if weight.device.type == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
+        **circumstances(llm),
         "prompts": config.prompts,
         "max_tokens": config.max_tokens,
         "repeats": config.repeats,
     }
-
-
-def _commit() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True, timeout=5,
-            cwd=Path(__file__).parent,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    for line in _lines(Path("/proc/cpuinfo")):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _lines(path: Path) -> Iterator[str]:
-    if path.exists():
-        yield from path.read_text().splitlines()
 
 
 def _print(rows: Sequence[Row]) -> None:

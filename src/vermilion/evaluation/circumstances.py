@@ -1,0 +1,77 @@
+"""What a measured figure depends on besides the code: machine, versions, commit, the model's own files."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vermilion.engine.llm import LLM
+from vermilion.engine.worker import Worker
+from vermilion.models import catalog
+
+
+def circumstances(llm: LLM) -> dict[str, Any]:
+    """The entries that every row of results carries."""
+    weight = llm.engine.worker.model.norm.weight if isinstance(llm.engine.worker, Worker) else torch.empty(0)
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "model": llm.model.id,
+        "device": torch.cuda.get_device_name() if weight.device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+    }
+
+
+def command() -> str:
+    """The command line that is running, without the folders of this machine."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def commit() -> str:
+    """The checked-out commit of this code, with -dirty where it was changed; empty outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True, timeout=5,
+            cwd=Path(__file__).parent,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def fingerprint(name: str, denoiser: Path | None = None) -> str:
+    """Twelve digits that tell one state of a model's denoiser (or, without one, of its weights) from another.
+
+    Raises ModelNotFound or ModelFileError.
+    """
+    files = catalog.find(name)
+    folder = denoiser or files.adapter or files.base
+    paths = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+def processor() -> str:
+    """The CPU's name."""
+    for line in _lines(Path("/proc/cpuinfo")):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _lines(path: Path) -> Iterator[str]:
+    if path.exists():
+        yield from path.read_text().splitlines()

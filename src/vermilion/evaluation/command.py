@@ -1,0 +1,83 @@
+"""`vermilion eval`: samplers times tasks, as tables and as rows of JSON."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_ROWS = Path("bench/results/eval.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class EvalOptions:
+    """What to measure."""
+
+    tasks: Annotated[str, typer.Option(help="Separated by commas, or all; --list names them.")] = (
+        "likelihood,drafting"
+    )
+    samplers: Annotated[
+        str, typer.Option(help="Separated by blanks: [MODEL@]PRESET[:KNOB=VALUE,...]; curve is a set.")
+    ] = "lossless"
+    model: Annotated[str, typer.Option(help="A name of `vermilion models`, or a folder.")] = (
+        "smollm2-135m-diffusion"
+    )
+    denoiser: Annotated[
+        Path | None, typer.Option(help="An adapter folder, such as a checkpoint's, for the model's own.")
+    ] = None
+    held_out: Annotated[
+        list[Path] | None, typer.Option(help="A corpus, or a folder or file of text; repeatable.")
+    ] = None
+    limit: Annotated[int, typer.Option(min=1, help="Most requests or texts of each task.")] = 8
+    max_tokens: Annotated[int, typer.Option(min=8, help="Of answers that have no known end.")] = 96
+    block_length: Annotated[
+        int, typer.Option(min=2, max=64, help="Of likelihood and drafting: the first token is given.")
+    ] = 8
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling and of what is drawn for a task.")] = 0
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto"
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")] = "auto"
+    output: Annotated[Path | None, typer.Option(help="JSON Lines file that takes the rows.")] = None
+    again: Annotated[bool, typer.Option("--again", help="Measure anew what has a row already.")] = False
+    names: Annotated[bool, typer.Option("--list", help="Name the tasks, and stop.")] = False
+
+
+def evaluate(options: EvalOptions) -> None:
+    """Measure samplers on tasks: tables, and rows of JSON added to a file. What has a row is not redone."""
+    from rich.console import Console
+
+    from vermilion.config import EngineConfig, build
+    from vermilion.evaluation.run import Plan
+    from vermilion.evaluation.run import evaluate as measure
+    from vermilion.evaluation.sampler import parse
+    from vermilion.evaluation.table import tables
+    from vermilion.evaluation.task import Setting
+    from vermilion.evaluation.tasks import TASKS, chosen
+
+    if options.names:
+        for task in TASKS.values():
+            print(f"{task.name:<12}{task.about}")
+        return
+    setting = Setting(
+        options.limit,
+        options.seed,
+        options.max_tokens,
+        options.block_length,
+        tuple(options.held_out or ()),
+    )
+    plan = Plan(
+        specs=parse(options.samplers, options.model),
+        tasks=chosen(options.tasks),
+        setting=setting,
+        output=options.output or (_ROWS if _ROWS.parent.is_dir() else Path(_ROWS.name)),
+        denoiser=options.denoiser,
+        again=options.again,
+        engine=build(EngineConfig, {"device": options.device, "dtype": options.dtype}),
+    )
+    rows = measure(plan, Console(stderr=True))
+    out = Console(width=None if sys.stdout.isatty() else 200)
+    for table in tables(rows):
+        out.print(table)
+    print(f"rows are in {plan.output}", file=sys.stderr)

@@ -1,0 +1,53 @@
+"""The tasks that ask the model itself: likelihood of held-out text, and drafts that the base keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vermilion.errors import BadRequest
+from vermilion.evaluation import denoising, texts
+from vermilion.evaluation.prompts import hundred
+from vermilion.evaluation.sampler import Sampler
+from vermilion.evaluation.task import Setting, Task
+
+_LEAST_BLOCK = 2
+
+
+def _likelihood(sampler: Sampler, setting: Setting) -> dict[str, Any]:
+    llm = sampler.llm
+    _check(sampler, setting)
+    known = texts.solutions(llm, setting.limit)
+    for path in setting.held_out:
+        known += texts.held_out(llm, path, setting.limit)
+    setting.watch.begin(len(known))
+    return denoising.likelihood(llm.engine, known, setting.block_length, setting.seed, setting.watch.step)
+
+
+def _drafting(sampler: Sampler, setting: Setting) -> dict[str, Any]:
+    llm = sampler.llm
+    _check(sampler, setting)
+    if not llm.engine.traits.has_next_token:
+        raise BadRequest(f"{llm.model.id} has no autoregressive base whose text could be drafted.")
+    prompts = hundred()[: setting.limit]
+    lengths = tuple(dict.fromkeys((4, setting.block_length)))
+    setting.watch.begin(2 * len(prompts))
+    known = texts.written(llm, prompts, setting.max_tokens, setting.watch.step)
+    return denoising.drafting(llm.engine, known, lengths, setting.watch.step)
+
+
+def _check(sampler: Sampler, setting: Setting) -> None:
+    if sampler.llm.engine.traits.context == "full":
+        raise BadRequest(f"{sampler.llm.model.id} sees whole texts at once and has no blocks to ask about.")
+    if setting.block_length < _LEAST_BLOCK:
+        raise BadRequest(f"--block-length: {setting.block_length} is too small; the least is {_LEAST_BLOCK}.")
+
+
+TASKS = (
+    Task("likelihood", "held-out NLL: AR, masked by rate and by offset; agreement", _likelihood, True),
+    Task(
+        "drafting",
+        "agreement by offset, accepted length, tokens per cycle on the base's text",
+        _drafting,
+        True,
+    ),
+)

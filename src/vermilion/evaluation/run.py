@@ -1,0 +1,136 @@
+"""Samplers times tasks: one row each, appended to a file; rows that are there are not measured again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vermilion.config import EngineConfig
+from vermilion.errors import ConfigError
+from vermilion.evaluation.circumstances import circumstances, command, fingerprint
+from vermilion.evaluation.sampler import Sampler, Spec, load
+from vermilion.evaluation.task import Setting, Task
+
+KEY = ("task", "sampler", "weights", "limit", "seed", "max_tokens", "block_length", "held_out")
+"""What makes two rows the same measurement."""
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure, and where the rows go."""
+
+    specs: Sequence[Spec]
+    tasks: Sequence[Task]
+    setting: Setting
+    output: Path
+    denoiser: Path | None = None
+    again: bool = False
+    """Measure what has a row already once more."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+
+def evaluate(plan: Plan, console: Console) -> list[Row]:
+    """The rows of the plan, old and new, in its order. Raises the errors of models and tasks."""
+    known = {} if plan.again else {key_of(row): row for row in read_rows(plan.output)}
+    rows: list[Row] = []
+    for model in dict.fromkeys(spec.model for spec in plan.specs):
+        mine = [spec for spec in plan.specs if spec.model == model]
+        wanted = list(_wanted(plan, mine, fingerprint(model, plan.denoiser)))
+        missing = [one for one in wanted if key_of(one[0]) not in known]
+        known |= _measured(plan, model, missing, console) if missing else {}
+        rows += [known[key_of(head)] for head, _, _ in wanted]
+    return rows
+
+
+def _wanted(plan: Plan, specs: Sequence[Spec], weights: str) -> Iterator[tuple[dict[str, Any], Spec, Task]]:
+    """The head of each row, with what measures it; figures of the model alone are wanted once."""
+    setting = plan.setting
+    for task in plan.tasks:
+        for spec in specs[:1] if task.of_model else specs:
+            head = {
+                "benchmark": "eval",
+                "task": task.name,
+                "sampler": spec.model if task.of_model else spec.name,
+                "weights": weights,
+                "limit": setting.limit,
+                "seed": setting.seed,
+                "max_tokens": setting.max_tokens,
+                "block_length": setting.block_length,
+                "held_out": [path.name for path in setting.held_out],
+            }
+            yield head, spec, task
+
+
+def _measured(
+    plan: Plan, model: str, missing: Sequence[tuple[dict[str, Any], Spec, Task]], console: Console
+) -> dict[str, Row]:
+    rows: dict[str, Row] = {}
+    with console.status(f"Loading {model}"):
+        llm = load(model, plan.denoiser, plan.engine.device, plan.engine.dtype)
+    where = circumstances(llm)
+    for number, (head, spec, task) in enumerate(missing, 1):
+        with _bar(console, f"{number}/{len(missing)} {head['sampler']} {task.name}") as watch:
+            sampler = Sampler(spec.name, llm, spec.decoding, plan.setting.seed)
+            figures = task.measure(sampler, replace(plan.setting, watch=watch))
+        row = {**head, **where, "command": command(), "figures": figures}
+        append(plan.output, row)
+        rows[key_of(row)] = row
+    return rows
+
+
+class _Bar:
+    """A task's progress on a terminal."""
+
+    def __init__(self, progress: Progress, title: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(title, total=None)
+
+    def begin(self, total: int) -> None:
+        self._progress.update(self._task, total=total)
+
+    def step(self) -> None:
+        self._progress.advance(self._task)
+
+
+@contextmanager
+def _bar(console: Console, title: str) -> Iterator[_Bar]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield _Bar(progress, title)
+
+
+def key_of(row: Row) -> str:
+    """Equal for two rows of the same measurement."""
+    return json.dumps([row.get(name) for name in KEY])
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSON Lines file; none where there is no file. Raises ConfigError for a broken one."""
+    if not path.exists():
+        return []
+    rows: list[Row] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}: line {number} is not a JSON object; mend or remove it.")
+        rows.append(row)
+    return rows
+
+
+def append(path: Path, row: Row) -> None:
+    """Add one line, on disk before it returns, so that a run that is cut off keeps what it has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()

@@ -1,0 +1,164 @@
+"""What answers: a model and a way to decode it, under a name such as `fast` or `threshold:threshold=0.7`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from vermilion.config import EngineConfig, build
+from vermilion.decoding.presets import PRESETS, resolve
+from vermilion.engine.llm import LLM
+from vermilion.engine.loading import load_model
+from vermilion.errors import BadParameter, EngineFailure
+from vermilion.types import DecoderName, Decoding, Finish, Grammar, Request, Sampling, Text, Usage
+
+CURVE = (
+    "ar", "lossless", "balanced", "fast",
+    *(f"threshold:threshold={value},block_length=8" for value in (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)),
+    *(f"relaxed:accept_above={value},block_length=4,draft_nodes=4" for value in (0.5, 0.15, 0.02)),
+    "entropy:threshold=0.3,block_length=8",
+    "cumulative:threshold=0.8,block_length=8",
+    "schedule:max_steps=4,block_length=8",
+)  # fmt: skip
+"""The samplers of `curve`: from the slowest and surest to the fastest and loosest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request of a task, and what its grader has to know."""
+
+    prompt: str | tuple[Mapping[str, Any], ...]
+    """Text to continue, or the messages of a chat."""
+    max_tokens: int
+    suffix: str = ""
+    """Text right of the gap to fill."""
+    stop: tuple[str, ...] = ()
+    grammar: Grammar | None = None
+    ignore_eos: bool = False
+    group: str = ""
+    """Figures are given for each group as well."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back, and what it cost."""
+
+    text: str
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """Of the answer, as they settled; a stop string may have cut `text` shorter."""
+    usage: Usage
+    reason: str
+    first_text_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """A loaded model that decodes in one way."""
+
+    name: str
+    llm: LLM
+    decoding: Decoding
+    seed: int = 0
+    temperature: float = 0.0
+
+    def answer(self, ask: Ask) -> Reply:
+        """Raises BadRequest and its kinds for what the model cannot take, EngineFailure when it fails."""
+        engine = self.llm.engine
+        prompt = ids_of(self.llm, ask)
+        suffix = tuple(self.llm.tokenizer.encode(ask.suffix)) if ask.suffix else ()
+        sampling = Sampling(
+            max_tokens=ask.max_tokens,
+            stop=ask.stop,
+            seed=self.seed,
+            temperature=self.temperature,
+            ignore_eos=ask.ignore_eos,
+        )
+        began = time.perf_counter()
+        program = engine.submit(
+            Request("eval", prompt, sampling, self.decoding, suffix=suffix, grammar=ask.grammar)
+        )
+        pieces: list[str] = []
+        first_s = 0.0
+        finish: Finish | None = None
+        while finish is None:
+            for _, event in engine.step():
+                if isinstance(event, Text):
+                    first_s = first_s or time.perf_counter() - began
+                    pieces.append(event.text)
+                elif isinstance(event, Finish):
+                    finish = event
+        if finish.reason == "error":
+            raise EngineFailure(finish.message)
+        wall_s = time.perf_counter() - began
+        tokens = tuple(program.tokens[len(prompt) :][: finish.usage.completion_tokens])
+        return Reply("".join(pieces), prompt, tokens, finish.usage, finish.reason, first_s or wall_s, wall_s)
+
+
+def ids_of(llm: LLM, ask: Ask) -> tuple[int, ...]:
+    """The prompt as token ids; a chat goes through the model's template."""
+    if isinstance(ask.prompt, str):
+        return tuple(llm.tokenizer.encode(ask.prompt))
+    return tuple(llm.chat_prompt([dict(message) for message in ask.prompt]))
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A sampler by its name, before a model is loaded."""
+
+    name: str
+    model: str
+    decoding: Decoding
+
+
+def parse(text: str, model: str) -> list[Spec]:
+    """The samplers that `text` names, separated by blanks; `model` where none is given.
+
+    Each is `[MODEL@]WAY[:KNOB=VALUE,...]`; WAY is a preset, a decoder, or `curve` for a set of them. Raises
+    BadParameter.
+    """
+    specs = []
+    for word in text.split():
+        owner, at, way = word.rpartition("@")
+        for name in CURVE if way == "curve" else (way,):
+            specs.append(Spec(f"{owner}{at}{name}", owner or model, decoding_of(name)))
+    if not specs:
+        raise BadParameter("--samplers", text, f"{', '.join(PRESETS)}, a decoder, or curve")
+    return specs
+
+
+def decoding_of(way: str) -> Decoding:
+    """`fast`, or `threshold:threshold=0.7,block_length=8`. Raises BadParameter."""
+    name, _, written = way.partition(":")
+    decoders = get_args(DecoderName)
+    if name not in PRESETS and name not in decoders:
+        raise BadParameter("--samplers", name, f"{', '.join(dict.fromkeys([*PRESETS, *decoders]))}, curve")
+    knobs: dict[str, object] = {} if name in PRESETS else {"decoder": name}
+    for pair in written.split(",") if written else []:
+        knob, equals, value = pair.partition("=")
+        if not equals:
+            raise BadParameter("--samplers", pair, "KNOB=VALUE")
+        knobs[knob] = _number(knob, value)
+    return resolve(name if name in PRESETS else None, knobs)
+
+
+def _number(knob: str, value: str) -> int | float | str:
+    kinds = {field.name: field.type for field in fields(Decoding)}
+    try:
+        return int(value) if kinds.get(knob) == "int" else float(value) if knob in kinds else value
+    except ValueError:
+        return value
+
+
+def load(model: str, denoiser: Path | None = None, device: str = "auto", dtype: str = "auto") -> LLM:
+    """`denoiser`: an adapter folder, such as a training checkpoint's, in place of the model's own.
+
+    Without a prefix cache: a repeated prompt must cost what it costs the first time.
+    """
+    config = build(EngineConfig, {"device": device, "dtype": dtype, "prefix_cache": False})
+    return LLM(model, loaded=load_model(model, config, denoiser))

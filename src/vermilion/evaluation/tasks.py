@@ -1,0 +1,20 @@
+"""Every task by its name."""
+
+from __future__ import annotations
+
+from vermilion.errors import BadParameter
+from vermilion.evaluation import model_tasks
+from vermilion.evaluation.task import Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (*model_tasks.TASKS,)}
+
+
+def chosen(names: str) -> list[Task]:
+    """The tasks that `names` lists, separated by commas; `all` for every one. Raises BadParameter."""
+    if names == "all":
+        return list(TASKS.values())
+    listed = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in listed if name not in TASKS]
+    if unknown or not listed:
+        raise BadParameter("--tasks", ", ".join(unknown) or names, f"{', '.join(TASKS)}, all")
+    return [TASKS[name] for name in dict.fromkeys(listed)]
