@@ -33,3 +33,5 @@ class Job:
     pages: Sequence[int]
     rows: Pass
     wanted: Sequence[Wanted]
+    adapter: str = ""
+    """The adapter all of its rows go through, as the worker knows it; empty for none."""

@@ -21,6 +21,7 @@ from vermilion.decoding.penalties import adjustments, needed
 from vermilion.decoding.sampling import read
 from vermilion.models.attention import Group
 from vermilion.models.families import Traits
+from vermilion.models.layers import AdapterRows
 from vermilion.models.transformer import Rows, Transformer
 from vermilion.types import Decoding, Sampling
 
@@ -41,9 +42,15 @@ class Reference:
         self._model = model
         self._traits = traits
 
-    def generate(self, prompt: Sequence[int], sampling: Sampling, decoding: Decoding) -> Result:
-        """The answer to `prompt` by `decoding`; the counterpart of the engine's programs."""
+    def generate(
+        self, prompt: Sequence[int], sampling: Sampling, decoding: Decoding, adapter: str = ""
+    ) -> Result:
+        """The answer to `prompt` by `decoding`; the counterpart of the engine's programs.
+
+        `adapter` is a name that the model's products know.
+        """
         answer = _Answer(self._model, self._traits, list(prompt), sampling, decoding)
+        answer.adapter = adapter
         if decoding.decoder == "ar":
             answer.autoregress()
         elif decoding.decoder in ("lossless", "relaxed"):
@@ -70,6 +77,7 @@ class _Answer:
         self.passes = 0
         self.edits = 0
         self.ended = False
+        self.adapter = ""
 
     # -- decoders ----------------------------------------------------------------------------------
 
@@ -327,6 +335,7 @@ class _Answer:
             num_clean=num_clean,
             slots_N=torch.arange(count, device=pool.device),
             groups=[Group(None, None, (0, count), bias)],
+            adapters=[AdapterRows(self.adapter, 0, count)] if self.adapter else (),
         )
         return self.model.logits(self.model(rows, pool))
 

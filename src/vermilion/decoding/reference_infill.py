@@ -35,6 +35,7 @@ def infill(
 ) -> Result:
     """The middle of `request`, by the decoding it names; `breaks`: the tokens that hold a line break."""
     answer = _Answer(model, traits, list(request.prompt), request.sampling, request.decoding)
+    answer.adapter = request.adapter
     if traits.has_next_token:
         return _continued(answer, request, breaks)
     return _denoised(answer, request)

@@ -47,11 +47,11 @@ class PageCache:
     def num_held(self) -> int:
         return self.num_pages - self.num_available
 
-    def match(self, tokens: Sequence[int], most: int) -> tuple[list[int], Digest]:
+    def match(self, tokens: Sequence[int], most: int, adapter: str = "") -> tuple[list[int], Digest]:
         """Take hold of the longest remembered run of whole pages at the start of `tokens`, `most` tokens
-        at the most. Returns the pages and the digest of the last."""
+        at the most. Returns the pages and the digest of the last. What one adapter stored, no other finds."""
         pages: list[int] = []
-        digest = self.root
+        digest = chain(self.root + adapter.encode(), ()) if adapter else self.root
         size = self.page_size
         while self.share and (len(pages) + 1) * size <= most:
             following = chain(digest, tokens[len(pages) * size : (len(pages) + 1) * size])

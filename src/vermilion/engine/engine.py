@@ -22,6 +22,7 @@ from vermilion.decoding.penalties import adjustments, needed
 from vermilion.decoding.presets import resolve
 from vermilion.decoding.program import Program, Task
 from vermilion.decoding.speculative import SPECULATIVE, Speculative
+from vermilion.engine.adapters import Adapters, Holder
 from vermilion.engine.output import Output
 from vermilion.engine.scheduler import Scheduler, Sequence, Work
 from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded
@@ -35,7 +36,7 @@ _CLOSING_TOKENS = 32
 log = logging.getLogger(__name__)
 
 
-class Runner(Protocol):
+class Runner(Holder, Protocol):
     """What the engine needs of a worker."""
 
     def run(self, jobs: Listing[Job]) -> list[list[Reading]]: ...
@@ -55,6 +56,7 @@ class Engine:
         self.steps = 0
         self.grammars = Grammars(tokenizer, model.vocab_size)
         self._sequences: dict[str, Sequence] = {}
+        self.adapters = Adapters(worker)
 
     @property
     def has_work(self) -> bool:
@@ -83,6 +85,7 @@ class Engine:
             raise BadParameter("logit_bias", foreign[0], f"token ids from 0 to {self.model.vocab_size - 1}")
         if not 1 <= request.sampling.max_tokens <= room:
             raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
+        self.adapters.check(request.adapter)
         self._check_grammar(request)
         self._check_canvas(request, total + request.sampling.max_tokens)
 
@@ -121,7 +124,8 @@ class Engine:
         if request.id in self._sequences:
             raise BadRequest(f"A request with id {request.id!r} is already running.", param="id")
         output = Output(request, self.tokenizer)
-        sequence = Sequence(request, self._program(request), output)
+        program = self._program(request)
+        sequence = Sequence(request, program, output, adapter=self.adapters.take(request.adapter))
         self._sequences[request.id] = sequence
         self.scheduler.add(sequence)
         return sequence.program
@@ -163,22 +167,26 @@ class Engine:
         sequence = self._sequences.pop(request_id, None)
         if sequence is None:
             return None
-        self.scheduler.remove(sequence)
+        self._remove(sequence)
         return sequence.output.finish(sequence.program, "abort")
 
     def fail_all(self, message: str) -> list[tuple[str, Event]]:
         """End every request with an error, after a step has failed."""
         events: list[tuple[str, Event]] = []
         for name, sequence in list(self._sequences.items()):
-            self.scheduler.remove(sequence)
+            self._remove(sequence)
             events.append((name, sequence.output.finish(sequence.program, "error", message)))
         self._sequences.clear()
         return events
 
     def _give_up(self, sequence: Sequence, message: str) -> Finish:
         del self._sequences[sequence.request.id]
-        self.scheduler.remove(sequence)
+        self._remove(sequence)
         return sequence.output.finish(sequence.program, "error", message)
+
+    def _remove(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        self.adapters.give_back(sequence.adapter)
 
     def step(self) -> list[tuple[str, Event]]:
         """Run one forward; the events it caused, by request id."""
@@ -204,11 +212,11 @@ class Engine:
             events += [(name, event) for event in sequence.output.take(sequence.program)]
             if sequence.program.finish is not None:
                 del self._sequences[name]
-                self.scheduler.remove(sequence)
+                self._remove(sequence)
         return events
 
     def _job(self, work: Work) -> Job:
-        return Job(work.sequence.pages, work.rows, self._wanted(work))
+        return Job(work.sequence.pages, work.rows, self._wanted(work), work.sequence.adapter)
 
     def _wanted(self, work: Work) -> list[Wanted]:
         sequence = work.sequence

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from vermilion.config import EngineConfig
 from vermilion.decoding.presets import resolve
-from vermilion.engine.loading import Loaded, load_model
+from vermilion.engine.loading import Loaded, load_model, read_adapter
 from vermilion.errors import BadRequest, EngineFailure
 from vermilion.models.catalog import DEFAULT_MODEL
 from vermilion.types import (
@@ -42,6 +44,7 @@ class LLM:
         llm = LLM()
         answers = llm.generate(["def fibonacci(n):"], Sampling(max_tokens=64), "fast")
         for event in llm.stream(llm.chat_prompt([{"role": "user", "content": "Hello"}])): ...
+        answers = LLM(adapters={"mine": "runs/mine/adapter"}).using("mine").generate("Dear")
 
     Several streams may be open at once; they share forwards. One thread at a time.
     """
@@ -52,18 +55,38 @@ class LLM:
         *,
         config: EngineConfig | None = None,
         loaded: Loaded | None = None,
+        adapters: Mapping[str, Path | str] | None = None,
     ) -> None:
-        """`model` is a pulled model's name or a folder. Raises ModelFileError, ModelNotFound, ConfigError."""
+        """`model` is a pulled model's name or a folder, `adapters` folders in PEFT's layout by the names that
+        `using` takes. Raises ModelFileError, ModelNotFound, ConfigError."""
         parts = loaded or load_model(model, config or EngineConfig())
         self.tokenizer = parts.tokenizer
         self.template = parts.template
         self.engine = parts.engine
         self._numbers = itertools.count()
         self._events: dict[str, deque[Event]] = defaultdict(deque)
+        self._adapter = ""
+        for name, folder in (adapters or {}).items():
+            self.load_adapter(name, folder)
 
     @property
     def model(self) -> ModelInfo:
         return self.engine.model
+
+    def load_adapter(self, name: str, folder: Path | str) -> None:
+        """Raises ModelFileError where the adapter does not fit the model."""
+        self.engine.adapters.add(name, read_adapter(self.engine, Path(folder)))
+
+    def unload_adapter(self, name: str) -> None:
+        """Answers that are open go on. Raises ModelNotFound."""
+        self.engine.adapters.remove(name)
+
+    def using(self, adapter: str) -> LLM:
+        """This model with an adapter answering; it shares engine and forwards. Raises ModelNotFound."""
+        self.engine.adapters.check(adapter)
+        other = copy(self)
+        other._adapter = adapter
+        return other
 
     def generate(
         self,
@@ -131,7 +154,15 @@ class LLM:
             wanted = replace(wanted, max_tokens=min(wanted.max_tokens, room))
         name = f"llm-{next(self._numbers)}"
         self.engine.submit(
-            replace(shape, id=name, prompt=ids, sampling=wanted, decoding=chosen, suffix=after)
+            replace(
+                shape,
+                id=name,
+                prompt=ids,
+                sampling=wanted,
+                decoding=chosen,
+                suffix=after,
+                adapter=self._adapter,
+            )
         )
         self._events[name] = deque()
         return name

@@ -14,7 +14,8 @@ from vermilion.engine.engine import Engine
 from vermilion.engine.scheduler import Limits, Scheduler
 from vermilion.engine.worker import Worker
 from vermilion.errors import ConfigError, ModelFileError
-from vermilion.models import catalog, weights
+from vermilion.models import adapters, catalog, weights
+from vermilion.models.adapters import Adapter
 from vermilion.models.families import Family
 from vermilion.models.transformer import Transformer, load_adapter, load_tensors
 from vermilion.text import ChatTemplate, Tokenizer
@@ -90,6 +91,15 @@ def assemble(model: Transformer, family: Family, tokenizer: Tokenizer, config: E
     )
     worker = Worker(model, num_pages, size, traits.mask_token_id)
     return Engine(worker, Scheduler(limits, cache), tokenizer, _info(family, context), traits)
+
+
+def read_adapter(engine: Engine, folder: Path) -> Adapter:
+    """A PEFT folder for the model of `engine`; raises ModelFileError, naming the tensor that does not fit.
+
+    Changes nothing, so another thread may call it while the engine runs.
+    """
+    assert isinstance(engine.worker, Worker)
+    return adapters.read(folder, engine.worker.model)
 
 
 def _info(family: Family, context_length: int) -> ModelInfo:

@@ -36,6 +36,8 @@ class Sequence:
     """Number of the last step that ran rows of this request."""
     overtaken: int = 0
     """How many realtime requests were queued before it though they came later."""
+    adapter: str = ""
+    """The adapter it goes through, under the name of that one loading of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,9 @@ class Scheduler:
         while self.waiting and len(self.running) < self.limits.max_running:
             sequence = self.waiting[0]
             program = sequence.program
-            sequence.pages, sequence.digest = self.cache.match(program.tokens, program.cacheable)
+            sequence.pages, sequence.digest = self.cache.match(
+                program.tokens, program.cacheable, sequence.adapter
+            )
             needed = -(-(len(program.tokens) + 1) // self.cache.page_size) - len(sequence.pages)
             if self.running and needed > self.cache.num_available:
                 self.cache.release(sequence.pages)

@@ -8,10 +8,13 @@ import queue
 import threading
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 
 from vermilion.engine.engine import Engine
-from vermilion.errors import BadRequest, Draining, Overloaded
+from vermilion.engine.loading import read_adapter
+from vermilion.errors import BadRequest, Draining, Overloaded, VermilionError
 from vermilion.types import EngineStats, Event, Finish, ModelInfo, Request, Usage
 
 log = logging.getLogger(__name__)
@@ -71,6 +74,36 @@ class Service:
             self._listeners.pop(request.id, None)
             if not finished:
                 self._commands.put(lambda: self._abort(request.id))
+
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that requests may ask for."""
+        return self._engine.adapters.names
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Read an adapter while answers go on. Raises ModelFileError where it does not fit the model."""
+        adapter = await asyncio.to_thread(read_adapter, self._engine, folder)
+        await self._between_steps(lambda: self._engine.adapters.add(name, adapter))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Answers that run on it go on to their end. Raises ModelNotFound."""
+        await self._between_steps(lambda: self._engine.adapters.remove(name))
+
+    async def _between_steps(self, command: Callable[[], None]) -> None:
+        """Carry out `command` on the engine's thread; raises what it raises, `Draining` once closed."""
+        done: Future[None] = Future()
+
+        def carry_out() -> None:
+            try:
+                command()
+            except VermilionError as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        if self._closing:
+            raise Draining
+        self._commands.put(carry_out)
+        await asyncio.wrap_future(done)
 
     def close(self) -> None:
         """Stop after the step that runs; requests still open end as aborted."""

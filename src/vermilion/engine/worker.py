@@ -12,7 +12,10 @@ from torch import Tensor
 from vermilion.decoding.jobs import Job
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.sampling import read
+from vermilion.models import adapters
+from vermilion.models.adapters import Adapter
 from vermilion.models.attention import Visibility, plan_groups
+from vermilion.models.layers import AdapterRows
 from vermilion.models.transformer import Rows, Transformer
 
 
@@ -35,6 +38,7 @@ class _Flat:
     positions: list[int] = field(default_factory=list)
     masked: list[bool] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
+    adapters: list[AdapterRows] = field(default_factory=list)
 
 
 class Worker:
@@ -47,6 +51,14 @@ class Worker:
         self.pool = model.new_pool(num_pages * page_size)
         self.timing = Timing()
         self._device = model.norm.weight.device
+
+    def attach(self, name: str, adapter: Adapter) -> None:
+        """From the next forward on jobs may name this adapter."""
+        adapters.attach(self.model, name, adapter)
+
+    def detach(self, name: str) -> None:
+        """Forget an adapter that no job names any more."""
+        adapters.detach(self.model, name)
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> list[list[Reading]]:
@@ -76,8 +88,11 @@ class Worker:
         row_of: list[list[int]] = [[] for _ in jobs]
         tables = [self._table(job) for job in jobs]
         num_clean = 0
+        # Rows of one adapter lie side by side, so that a slice finds them.
+        order = sorted(zip(jobs, tables, row_of, strict=True), key=lambda part: part[0].adapter)
         for noisy in (False, True):
-            for job, table, mine in zip(jobs, tables, row_of, strict=True):
+            for job, table, mine in order:
+                before = len(flat.ids)
                 for segment in job.rows.segments:
                     if segment.noisy != noisy:
                         continue
@@ -87,6 +102,7 @@ class Worker:
                     flat.positions += range(segment.start, segment.start + count)
                     flat.masked += segment.masked or [False] * count
                     flat.slots += table[segment.slot : segment.slot + count]
+                _name_rows(flat.adapters, job.adapter, before, len(flat.ids))
             if not noisy:
                 num_clean = len(flat.ids)
         seen = [self._visibility(*part) for part in zip(jobs, tables, row_of, strict=True)]
@@ -99,6 +115,7 @@ class Worker:
             num_clean=num_clean,
             slots_N=self._tensor(flat.slots),
             groups=plan_groups(seen, num_rows, heads_per_key, self.pool),
+            adapters=flat.adapters,
         )
         read_rows = [mine[r.row] for job, mine in zip(jobs, row_of, strict=True) for r in job.rows.reads]
         return rows, read_rows
@@ -138,6 +155,15 @@ class Worker:
 
     def _tensor(self, values: Sequence[int] | Sequence[bool]) -> Tensor:
         return torch.tensor(values, device=self._device)
+
+
+def _name_rows(named: list[AdapterRows], adapter: str, start: int, end: int) -> None:
+    """Add the rows [start, end) of `adapter`, to the last slice where they go on from it."""
+    if not adapter or start == end:
+        return
+    if named and named[-1].name == adapter and named[-1].end == start:
+        start = named.pop().start
+    named.append(AdapterRows(adapter, start, end))
 
 
 def _split(readings: Sequence[Reading], counts: Sequence[int]) -> list[list[Reading]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -39,11 +40,29 @@ class Norm(nn.Module):
         return F.rms_norm(x_NH, (x_NH.shape[-1],), self.weight, self.eps)
 
 
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """What an adapter adds to one fused product: x A^T B^T, its scale folded into B."""
+
+    a_RI: Tensor
+    b_OR: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRows:
+    """The rows [start, end) of a forward go through the adapter of this name."""
+
+    name: str
+    start: int
+    end: int
+
+
 class GatedLinear(nn.Module):
     """One or more projections of the same input, fused into one product, with an adapter for noisy rows.
 
     Rows [0, num_clean) get x W^T + b; the others also get, for each fused part p, scale (x A_p^T) B_p^T
-    (LoRA, arXiv 2106.09685). The scale is folded into B.
+    (LoRA, arXiv 2106.09685). The scale is folded into B. Rows that `adapters` lists get what the adapter of
+    that name adds on top; `models/adapters.py` fills `added`.
     """
 
     def __init__(self, in_size: int, part_sizes: Sequence[int], *, bias: bool = False) -> None:
@@ -53,13 +72,23 @@ class GatedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(sum(part_sizes))) if bias else None
         self.lora_a: nn.Parameter | None = None
         self.lora_b = nn.ParameterList()
+        self.added: dict[str, Lora] = {}
 
     def adapt(self, pairs: Sequence[tuple[Tensor, Tensor]], scale: float) -> None:
         """Attach one (A [rank, in], B [out, rank]) per part, all of one rank."""
         self.lora_a = nn.Parameter(torch.cat([a.to(self.weight) for a, _ in pairs]))
         self.lora_b = nn.ParameterList([(b * scale).to(self.weight).contiguous() for _, b in pairs])
 
-    def forward(self, x_NI: Tensor, num_clean: int) -> Tensor:
+    def forward(self, x_NI: Tensor, num_clean: int, adapters: Sequence[AdapterRows] = ()) -> Tensor:
+        y_NO = self._gated(x_NI, num_clean)
+        for rows in adapters:
+            lora = self.added.get(rows.name)
+            if lora is not None:
+                low = product(x_NI[rows.start : rows.end], lora.a_RI)
+                y_NO[rows.start : rows.end] += product(low, lora.b_OR)
+        return y_NO
+
+    def _gated(self, x_NI: Tensor, num_clean: int) -> Tensor:
         y_NO = product(x_NI, self.weight, self.bias)
         if self.lora_a is None or num_clean == x_NI.shape[0]:
             return y_NO

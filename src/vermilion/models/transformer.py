@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vermilion.models.attention import Group, attend
 from vermilion.models.families import Architecture
-from vermilion.models.layers import GatedLinear, Norm, Rotary, product
+from vermilion.models.layers import AdapterRows, GatedLinear, Norm, Rotary, product
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class Rows:
     slots_N: Tensor
     """Pool slot that takes each row's key and value."""
     groups: Sequence[Group]
+    adapters: Sequence[AdapterRows] = ()
+    """Which rows go through which adapter of the model; a row through one at most."""
 
 
 class Layer(nn.Module):
@@ -57,7 +59,7 @@ class Layer(nn.Module):
         self, x_NH: Tensor, rows: Rows, rotary: Rotary, turn: tuple[Tensor, Tensor], pool: Tensor
     ) -> Tensor:
         """`turn` is the rotary's cos and sin; `pool` [S, 2, J, D] takes this layer's keys and values."""
-        qkv = self.qkv(self.attention_norm(x_NH), rows.num_clean)
+        qkv = self.qkv(self.attention_norm(x_NH), rows.num_clean, rows.adapters)
         heads = qkv.unflatten(-1, (self.num_heads + 2 * self.num_keys, self.head_dim))
         qk, v = heads[:, : self.num_heads + self.num_keys], heads[:, self.num_heads + self.num_keys :]
         if self.q_norm is not None and self.k_norm is not None:
@@ -65,10 +67,10 @@ class Layer(nn.Module):
         qk = rotary.rotate(qk, *turn)
         pool.index_copy_(0, rows.slots_N, torch.stack([qk[:, self.num_heads :], v], 1))
         seen = attend(qk[:, : self.num_heads], pool, rows.groups)
-        x_NH = x_NH + self.output(seen.flatten(1), rows.num_clean)
-        gate_up = self.gate_up(self.ffn_norm(x_NH), rows.num_clean)
+        x_NH = x_NH + self.output(seen.flatten(1), rows.num_clean, rows.adapters)
+        gate_up = self.gate_up(self.ffn_norm(x_NH), rows.num_clean, rows.adapters)
         inner = F.silu(gate_up[:, : self.ffn_size]) * gate_up[:, self.ffn_size :]
-        x_NH = x_NH + self.down(inner, rows.num_clean)
+        x_NH = x_NH + self.down(inner, rows.num_clean, rows.adapters)
         return x_NH
 
 
