@@ -1,0 +1,208 @@
+"""The one thread that writes what requests do, as many of them in one transaction as are waiting.
+
+A settlement's future is resolved after its commit has returned, and that commit is flushed to the disk:
+who awaits it may promise the usage. Admissions promise nothing that a crash could break, so a transaction
+of admissions alone is committed without waiting for the disk; on SQLite that is still a file which a killed
+process leaves behind whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from vermilion.accounts import transactions
+from vermilion.accounts.clock import now_us
+from vermilion.accounts.errors import AccountsUnavailable
+from vermilion.accounts.store import Store
+from vermilion.accounts.transactions import Admission, Job, Request, Result, Settlement
+
+LEASE_S = 15.0
+"""How long the running requests of a server that died go on counting as running."""
+
+_MOST_JOBS = 256
+_PAUSES_S = (0.05, 0.25, 1.0)
+"""Before each further try of a transaction that failed."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    job: Job
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Result] | None
+
+
+class Writer:
+    """Takes jobs from event loops; `close` returns when everything taken is written."""
+
+    def __init__(self, store: Store, server: str, lease_s: float = LEASE_S) -> None:
+        self.lease_s = lease_s
+        self.server = server
+        self._store = store
+        driver = store.engine.dialect.loaded_dbapi
+        # Statements of every request go to the driver itself, transactions through SQLAlchemy.
+        self._failures: tuple[type[Exception], ...] = (SQLAlchemyError, driver.Error)
+        self._conflicts: tuple[type[Exception], ...] = (IntegrityError, driver.IntegrityError)
+        self._connection: Connection | None = None
+        self._asks: queue.SimpleQueue[_Ask | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="accounts", daemon=True)
+        self._thread.start()
+
+    async def admit(self, request: Request) -> transactions.Admitted:
+        """Raises what `admission.admit` raises, and `AccountsUnavailable`."""
+        result = await self._ask(Admission(request, self.server, self.lease_s))
+        assert isinstance(result, transactions.Admitted)
+        return result
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Returns once it is durable. Raises `AccountsUnavailable` where it may not be."""
+        await self._ask(settlement)
+
+    def put(self, job: Job) -> None:
+        """Has it written soon; for a request that nobody waits for any more."""
+        self._asks.put(_Ask(job, asyncio.get_running_loop(), None))
+
+    def close(self) -> None:
+        self._asks.put(None)
+        self._thread.join()
+
+    async def _ask(self, job: Job) -> Result:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._asks.put(_Ask(job, loop, future))
+        result = await future
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _run(self) -> None:
+        due_s = 0.0
+        open_ = True
+        while open_:
+            asks, open_ = self._taken()
+            results: list[Result] = []
+            if asks:
+                results = self._written([ask.job for ask in asks])
+                _deliver(asks, results)
+            if time.monotonic() >= due_s:
+                self._renew()
+                due_s = time.monotonic() + self.lease_s / 3
+        self._drop()
+
+    def _taken(self) -> tuple[list[_Ask], bool]:
+        """What is waiting, after waiting for the first; False when it was the last."""
+        asks: list[_Ask] = []
+        with suppress(queue.Empty):
+            ask = self._asks.get(timeout=self.lease_s / 3)
+            while ask is not None:
+                asks.append(ask)
+                if len(asks) == _MOST_JOBS:
+                    return asks, True
+                ask = self._asks.get_nowait()
+            return asks, False
+        return asks, True
+
+    def _written(self, jobs: Sequence[Job]) -> list[Result]:
+        """Together; where that fails each alone, so that one cannot spoil the others."""
+        try:
+            return self._transaction(jobs)
+        except self._failures as error:
+            _log.warning("accounts: a transaction of %d is tried again: %s", len(jobs), type(error).__name__)
+            self._drop()
+            return [self._alone(job) for job in jobs]
+
+    def _alone(self, job: Job) -> Result:
+        """One job, tried until it is written or the tries are used up.
+
+        A commit whose connection broke may have happened: the ledger knows.
+        """
+        for pause_s in _PAUSES_S:
+            time.sleep(pause_s)
+            try:
+                if isinstance(job, Settlement) and self._recorded(job):
+                    return None
+                return self._transaction([job])[0]
+            except self._conflicts:
+                self._drop()
+                if isinstance(job, Settlement):
+                    # Another server has answered the same idempotency key; this answer counts by itself.
+                    job = replace(job, reply=None)
+            except self._failures:
+                self._drop()
+        _log.error("accounts: a request could not be recorded: %s", job.request.id)
+        return AccountsUnavailable()
+
+    def _recorded(self, job: Settlement) -> bool:
+        connection = self._open()
+        with connection.begin():
+            return transactions.recorded(connection, job.request.id)
+
+    def _transaction(self, jobs: Sequence[Job]) -> list[Result]:
+        durable = any(isinstance(job, Settlement) for job in jobs)
+        connection = self._open()
+        self._prepare(connection, durable)
+        with connection.begin():
+            if not durable and not self._store.is_sqlite:
+                connection.execute(_RELAXED)
+            return transactions.run(connection, jobs, now_us())
+
+    def _prepare(self, connection: Connection, durable: bool) -> None:
+        """SQLite changes this between transactions alone; PostgreSQL within one."""
+        if self._store.is_sqlite:
+            raw = connection.connection.dbapi_connection
+            assert raw is not None
+            raw.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}").close()
+
+    def _renew(self) -> None:
+        try:
+            connection = self._open()
+            with connection.begin():
+                transactions.renew(connection, self.server, self.lease_s, now_us())
+        except self._failures as error:
+            _log.warning("accounts: leases could not be renewed: %s", type(error).__name__)
+            self._drop()
+
+    def _open(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._store.engine.connect()
+        return self._connection
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            with suppress(*self._failures):
+                self._connection.close()
+            self._connection = None
+
+
+_RELAXED = text("SET LOCAL synchronous_commit = off")
+
+
+def _deliver(asks: Sequence[_Ask], results: Sequence[Result]) -> None:
+    """One wake-up per event loop, however many of its requests are answered."""
+    of_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Result], Result]]] = defaultdict(list)
+    for ask, result in zip(asks, results, strict=True):
+        if ask.future is not None:
+            of_loop[ask.loop].append((ask.future, result))
+    for loop, answered in of_loop.items():
+        # A loop that was closed has nobody left to hear.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_resolve, answered)
+
+
+def _resolve(answered: Sequence[tuple[asyncio.Future[Result], Result]]) -> None:
+    for future, result in answered:
+        if not future.done():
+            future.set_result(result)

@@ -1,0 +1,244 @@
+"""What the ledger says after requests were admitted, answered, given up and asked again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from vermilion.accounts import parties, writer
+from vermilion.accounts.errors import AccountsUnavailable, IdempotencyConflict, RateLimited
+from vermilion.accounts.keys import Limits
+from vermilion.accounts.parties import NewOrganisation, Secret
+from vermilion.accounts.store import Store
+from vermilion.accounts.transactions import Release, Request, Settlement
+from vermilion.accounts.writer import Writer
+from vermilion.types import Usage
+
+pytestmark = pytest.mark.anyio
+USAGE = Usage(prompt_tokens=10, cached_tokens=4, completion_tokens=20, passes=5)
+
+
+def organisation(store: Store, **given: Any) -> Secret:
+    return parties.create_organisation(store, NewOrganisation("Acme", "a@example.org", **given))[2]
+
+
+def request(secret: Secret, number: int, **given: Any) -> Request:
+    return Request(f"req-{number}", secret.key.id, secret.key.organisation_id, "/v1/x", 10, **given)
+
+
+@asynccontextmanager
+async def writing(store: Store, server: str = "one", lease_s: float = 15.0) -> AsyncIterator[Writer]:
+    opened = Writer(store, server, lease_s)
+    try:
+        yield opened
+    finally:
+        await asyncio.to_thread(opened.close)
+
+
+def ledger(store: Store) -> list[Any]:
+    with store.reading() as connection:
+        return list(connection.execute(sa.text("SELECT * FROM ledger ORDER BY id")))
+
+
+async def test_a_request_is_in_the_ledger_once_with_its_price_before_settle_returns(store: Store) -> None:
+    secret = organisation(store, plan="paid", free_tokens=12)
+    async with writing(store) as accounts:
+        await accounts.admit(request(secret, 1))
+        await accounts.settle(Settlement(request(secret, 1), "m", "finished", USAGE))
+        (row,) = ledger(store)
+    assert (row.prompt_tokens, row.cached_tokens, row.completion_tokens, row.passes) == (10, 4, 20, 5)
+    # The grant covers the cached tokens, the other six of the prompt and two of the answer.
+    assert (row.charged_input, row.charged_cached, row.charged_output, row.amount) == (0, 0, 18, 18_000_000)
+    state = parties.organisation(store, secret.key.organisation_id)
+    assert (state.used_tokens, state.month_spent) == (30, 18_000_000)
+
+
+async def test_many_at_once_are_each_written_once_and_the_meters_say_what_the_ledger_says(
+    store: Store, count
+) -> None:
+    secret = organisation(store, plan="paid", free_tokens=100)
+    async with writing(store) as accounts:
+
+        async def one(number: int) -> None:
+            asked = request(secret, number)
+            await accounts.admit(asked)
+            await accounts.settle(
+                Settlement(asked, "m", "finished", replace(USAGE, completion_tokens=number))
+            )
+
+        await asyncio.gather(*(one(number) for number in range(120)))
+        rows = ledger(store)
+    assert sorted(row.request_id for row in rows) == sorted(f"req-{number}" for number in range(120))
+    state = parties.organisation(store, secret.key.organisation_id)
+    assert state.used_tokens == sum(row.prompt_tokens + row.completion_tokens for row in rows)
+    assert state.month_spent == sum(row.amount for row in rows) > 0
+    assert sum(row.charged_input + row.charged_cached + row.charged_output for row in rows) == (
+        state.used_tokens - 100
+    )
+    assert count("admissions") == 0
+
+
+async def test_a_request_nobody_waits_for_is_written_before_close_returns(store: Store) -> None:
+    secret = organisation(store)
+    async with writing(store) as accounts:
+        await accounts.admit(request(secret, 1))
+        accounts.put(Settlement(request(secret, 1), "m", "aborted", Usage(10, 0, 3)))
+    (row,) = ledger(store)
+    assert (row.outcome, row.completion_tokens, row.amount) == ("aborted", 3, 0)
+
+
+async def test_a_request_the_engine_refused_leaves_no_trace(store: Store, count) -> None:
+    secret = organisation(store, limits=Limits(concurrency=1))
+    async with writing(store) as accounts:
+        await accounts.admit(request(secret, 1))
+        with pytest.raises(RateLimited):
+            await accounts.admit(request(secret, 2))
+        accounts.put(Release(request(secret, 1)))
+        await accounts.admit(request(secret, 3))
+    assert (count("ledger"), count("admissions")) == (0, 1)
+
+
+async def test_running_requests_count_over_servers_and_run_out_with_a_dead_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = organisation(store, limits=Limits(concurrency=1))
+    now = [writer.now_us()]
+    monkeypatch.setattr(writer, "now_us", lambda: now[0])
+    async with writing(store, "dies", lease_s=60) as dying, writing(store, "other") as other:
+        await dying.admit(request(secret, 1))
+        with pytest.raises(RateLimited, match="1 requests at once"):
+            await other.admit(request(secret, 2))
+        now[0] += 61_000_000
+        await other.admit(request(secret, 3))
+
+
+async def test_a_lease_is_renewed_while_its_server_lives(store: Store) -> None:
+    secret = organisation(store, limits=Limits(concurrency=1))
+    async with writing(store, lease_s=0.6) as accounts:
+        await accounts.admit(request(secret, 1))
+        await asyncio.sleep(1.5)
+        with pytest.raises(RateLimited):
+            await accounts.admit(request(secret, 2))
+
+
+async def test_an_idempotency_key_gives_its_answer_again_and_is_charged_once(store: Store, count) -> None:
+    secret = organisation(store)
+    same = {"idempotency_key": "mine", "body_digest": "d"}
+    async with writing(store) as accounts:
+        assert (await accounts.admit(request(secret, 1, **same))).replay is None
+        with pytest.raises(IdempotencyConflict, match="still running"):
+            await accounts.admit(request(secret, 2, **same))
+        settlement = Settlement(request(secret, 1, **same), "m", "finished", USAGE, reply="the answer")
+        await accounts.settle(settlement)
+        assert (await accounts.admit(request(secret, 3, **same))).replay == "the answer"
+        with pytest.raises(IdempotencyConflict, match="another request"):
+            await accounts.admit(request(secret, 4, idempotency_key="mine", body_digest="other"))
+    assert (count("ledger"), count("admissions")) == (1, 0)
+
+
+async def test_an_aborted_request_may_be_tried_again_under_its_idempotency_key(store: Store, count) -> None:
+    secret = organisation(store)
+    same = {"idempotency_key": "mine", "body_digest": "d"}
+    async with writing(store) as accounts:
+        await accounts.admit(request(secret, 1, **same))
+        await accounts.settle(Settlement(request(secret, 1, **same), "m", "aborted", Usage(10, 0, 1)))
+        assert (await accounts.admit(request(secret, 2, **same))).replay is None
+        await accounts.settle(Settlement(request(secret, 2, **same), "m", "finished", USAGE, reply="x"))
+    assert count("ledger") == 2
+
+
+async def test_kept_answers_go_after_a_day_and_their_keys_stay_used(
+    store: Store, monkeypatch: pytest.MonkeyPatch, count
+) -> None:
+    secret = organisation(store)
+    same = {"idempotency_key": "mine", "body_digest": "d"}
+    now = [writer.now_us()]
+    monkeypatch.setattr(writer, "now_us", lambda: now[0])
+    async with writing(store) as accounts:
+        await accounts.admit(request(secret, 1, **same))
+        await accounts.settle(Settlement(request(secret, 1, **same), "m", "finished", USAGE, reply="x"))
+    now[0] += 24 * 3600 * 1_000_000
+    async with writing(store) as accounts:
+        with pytest.raises(IdempotencyConflict):
+            await accounts.admit(request(secret, 2))
+            await asyncio.sleep(0.1)
+            await accounts.admit(request(secret, 3, **same))
+    assert count("replies") == 0
+
+
+async def test_writing_the_same_settlement_again_after_a_lost_connection_counts_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit happened, and its connection broke before it said so."""
+    secret = organisation(store)
+    async with writing(store) as accounts:
+        await accounts.admit(request(secret, 1))
+        whole = accounts._transaction
+        lost: list[bool] = []
+
+        def losing(jobs: Any) -> Any:
+            results = whole(jobs)
+            if not lost:
+                lost.append(True)
+                raise sa.exc.OperationalError("COMMIT", {}, Exception("connection lost"))
+            return results
+
+        monkeypatch.setattr(accounts, "_transaction", losing)
+        await accounts.settle(Settlement(request(secret, 1), "m", "finished", USAGE))
+    assert lost and len(ledger(store)) == 1
+    assert parties.organisation(store, secret.key.organisation_id).used_tokens == 30
+
+
+async def test_a_database_that_fails_lets_nothing_pass(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = organisation(store)
+    monkeypatch.setattr(writer, "_PAUSES_S", (0.0, 0.0))
+    async with writing(store) as accounts:
+
+        def broken(jobs: Any) -> Any:
+            raise sa.exc.OperationalError("BEGIN", {}, Exception("no route to host"))
+
+        monkeypatch.setattr(accounts, "_transaction", broken)
+        with pytest.raises(AccountsUnavailable):
+            await accounts.admit(request(secret, 1))
+
+
+async def test_two_answers_to_one_idempotency_key_are_both_recorded_and_one_is_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch, count
+) -> None:
+    """A server stood still for longer than its lease, and another took the request up meanwhile."""
+    secret = organisation(store)
+    monkeypatch.setattr(writer, "_PAUSES_S", (0.0, 0.0))
+    same = {"idempotency_key": "mine", "body_digest": "d"}
+    async with writing(store, "slow", lease_s=0.0) as slow, writing(store, "quick") as quick:
+        await slow.admit(request(secret, 1, **same))
+        await quick.admit(request(secret, 2, **same))
+        await quick.settle(Settlement(request(secret, 2, **same), "m", "finished", USAGE, reply="first"))
+        await slow.settle(Settlement(request(secret, 1, **same), "m", "finished", USAGE, reply="second"))
+    assert [(row.request_id, row.idempotency_key) for row in ledger(store)] == [
+        ("req-2", "mine"),
+        ("req-1", None),
+    ]
+    assert count("replies") == 1
+
+
+async def test_a_connection_that_the_server_ended_is_opened_anew(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if store.is_sqlite:
+        pytest.skip("SQLite has no server")
+    secret = organisation(store)
+    monkeypatch.setattr(writer, "_PAUSES_S", (0.0, 0.1))
+    async with writing(store) as accounts:
+        await accounts.admit(request(secret, 1))
+        with store.writing() as connection:
+            others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            mine = "pid <> pg_backend_pid() AND datname = current_database()"
+            connection.execute(sa.text(f"{others} WHERE {mine}"))
+        await accounts.settle(Settlement(request(secret, 1), "m", "finished", USAGE))
+    assert len(ledger(store)) == 1
