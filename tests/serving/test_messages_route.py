@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
-from fake import FakeBackend
+from fake import MODEL, FakeBackend
 
 pytestmark = pytest.mark.anyio
 QUESTION = {"max_tokens": 64, "messages": [{"role": "user", "content": "hi"}]}
@@ -117,3 +118,15 @@ async def test_failures_and_a_full_queue_have_it_too(client: httpx.AsyncClient, 
     busy = await ask(client)
     assert (busy.status_code, busy.json()["error"]["type"]) == (429, "rate_limit_error")
     assert (await client.get("/v1/messages")).json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_counted_tokens_are_those_a_message_uses(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.model = replace(MODEL, context_length=4096)
+    tool = {"name": "f", "input_schema": {"type": "object"}}
+    asked = {"system": "Be brief.", "messages": [{"role": "user", "content": "hi"}], "tools": [tool]}
+    counted = (await client.post("/v1/messages/count_tokens", json=asked)).json()
+    asked |= {"max_tokens": 8}
+    used = (await client.post("/v1/messages", json=asked)).json()["usage"]
+    assert counted == {"input_tokens": used["input_tokens"] + used["cache_read_input_tokens"]}

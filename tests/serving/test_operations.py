@@ -38,6 +38,7 @@ POST_ROUTES = {
     "/v1/edit/completions",
     "/v1/apply/completions",
     "/v1/messages",
+    "/v1/messages/count_tokens",
     "/v1/tokenize",
     "/v1/detokenize",
     "/api/show",
@@ -81,10 +82,23 @@ def test_the_service_never_imports_torch() -> None:
         ("/v1", "/"),
         ("/", "/"),
         ("/v1x/models", "/v1x/models"),
+        ("/openai/deployments/m/chat/completions", "/v1/chat/completions"),
+        ("/openai/deployments/m/completions/", "/v1/completions"),
+        ("/openai/v1/models", "/v1/models"),
+        ("/openai/", "/openai"),
     ],
 )
 def test_every_spelling_of_an_address_is_one_route(path: str, canonical: str) -> None:
     assert canonical_path(path) == canonical
+
+
+async def test_a_model_in_azures_path_wins_over_the_bodys(client: httpx.AsyncClient) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "model": None}
+    path = "/openai/deployments/{}/chat/completions?api-version=2024-10-21"
+    assert (await client.post(path.format("tiny-diffusion"), json=body)).status_code == 200
+    reply = await client.post(path.format("other"), json={**body, "model": "tiny-diffusion"})
+    assert reply.status_code == 404
+    assert "'other'" in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/models", "/models/", "/v1/models/"])

@@ -192,6 +192,12 @@ class MessagesBody(BaseModel):
         )
 
 
+class CountBody(MessagesBody):
+    """Body of POST /v1/messages/count_tokens."""
+
+    max_tokens: int = Field(1, ge=1, description="Of no meaning here.")
+
+
 def message_body(
     id: str, model: str, choice: Choice | None, usage: dict[str, Any], tools: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
@@ -326,6 +332,13 @@ def add_routes(router: APIRouter, service: Service) -> None:
         (choice,) = await call.whole(requests)
         return json_response(message_body(id, call.model.id, choice, _usage_body(choice.usage), tools))
 
+    @router.post("/v1/messages/count_tokens", **COUNT)
+    async def count_tokens(http: HttpRequest) -> Response:
+        call = Call.admit(http, service)
+        body = await call.body(CountBody)
+        (request,) = await chat.chat_requests(body.chat, call.served, service.config, "count", body.begun)
+        return json_response({"input_tokens": len(request.prompt)})
+
 
 _QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 _EXAMPLE = Choice(texts=["The capital of France is Paris."], usage=Usage(24, 16, 9))
@@ -337,4 +350,11 @@ MESSAGES = operation(
     message_body("msg_4f2a", "smollm2-135m-diffusion", _EXAMPLE, _usage_body(_EXAMPLE.usage)),
     'event: content_block_delta\ndata: {"type": "content_block_delta", "index": 0, '
     '"delta": {"type": "text_delta", "text": "The capital of"}}\n\n',
+)
+COUNT = operation(
+    "anthropic",
+    "Count the tokens of a conversation",
+    "With its tools and the chat template, as a message would use them. 400 where they exceed the context.",
+    ("CountBody", {"A question": {"messages": _QUESTION}}),
+    {"input_tokens": 37},
 )

@@ -30,6 +30,7 @@ BODIES = (
     TokenizeBody,
     DetokenizeBody,
     anthropic.MessagesBody,
+    anthropic.CountBody,
     OllamaChatBody,
     OllamaGenerateBody,
     OllamaShowBody,

@@ -38,8 +38,10 @@ class Call:
         return self.served.backend.model
 
     async def body(self, kind: type[Body]) -> Body:
-        """Raises what `read` raises."""
-        return await read(self.http, kind, self.service.config.max_body_bytes)
+        """Raises what `read` raises. A model named in the path wins over the body's."""
+        body = await read(self.http, kind, self.service.config.max_body_bytes)
+        deployment = self.http.scope.get("deployment")
+        return body.model_copy(update={"model": deployment}) if deployment else body
 
     async def whole(self, requests: Sequence[Request]) -> list[Choice]:
         """The finished answers, in order. Raises what the engine raises, `ClientGone` if nobody waits."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 from time import perf_counter
 
@@ -25,7 +26,9 @@ _VERSIONED = (
     "/models",
     "/tokenize",
     "/detokenize",
+    "/embeddings",
 )
+_AZURE = re.compile(r"/openai(?:/deployments/([^/]+))?(?=/)")
 _CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a request whose client left before a reply began; only metrics and the log see it."""
 
@@ -33,11 +36,19 @@ _log = logging.getLogger(__name__)
 
 
 def canonical_path(path: str) -> str:
-    """The one spelling of a route: /v1 before OpenAI's and its kin, never before others; no last slash."""
-    bare = path.rstrip("/")
+    """The one spelling of a route: /v1 before OpenAI's and its kin, never before others; no last slash, and
+    nothing of what Azure's clients put before it.
+    """
+    bare = _AZURE.sub("", path.rstrip("/"), count=1) if path.startswith("/openai/") else path.rstrip("/")
     if bare == "/v1" or bare.startswith("/v1/"):
         bare = bare.removeprefix("/v1")
     return f"/v1{bare}" if bare.startswith(_VERSIONED) else bare or "/"
+
+
+def deployment(path: str) -> str | None:
+    """The model that a client of Azure names in the path rather than in the body."""
+    found = _AZURE.match(path)
+    return found[1] if found else None
 
 
 class Edge:
@@ -55,7 +66,7 @@ class Edge:
         started_s = perf_counter()
         request_id = f"req-{secrets.token_hex(12)}"
         path = canonical_path(scope["path"])
-        scope = {**scope, "path": path}
+        scope = {**scope, "path": path, "deployment": deployment(scope["path"])}
         status = 0
 
         async def send_with_id(message: Message) -> None:
