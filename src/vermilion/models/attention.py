@@ -39,9 +39,11 @@ class Group:
 
     rows_GQ: Tensor | None
     """None: all rows in order."""
-    slots_GK: Tensor | None
+    gathered: tuple[Tensor, Tensor] | None
+    """Rows of the pool seen as [S * 2 * J, D], and [2, G, J, K, D] that keys and values are gathered to.
+    Every layer uses it again: a fresh one costs the system more time, page by page, than the copy itself."""
     run: tuple[int, int] | None
-    """(first slot, length) instead of `slots_GK` where the keys lie in one piece."""
+    """(first slot, length) instead where the keys lie in one piece."""
     bias_GQK: Tensor
     """0 where a row sees a slot, -inf where not; the query-head group is folded into Q."""
 
@@ -51,7 +53,7 @@ def plan_groups(
 ) -> list[Group]:
     """Batch requests of equal row count and similar length, so that padding stays under half.
 
-    `like` gives dtype and device of the bias.
+    `like` is the pool, [..., S, 2, J, D].
     """
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].rows), len(requests[i].slots)))
     batches: list[list[Visibility]] = []
@@ -84,13 +86,17 @@ def _group(batch: Sequence[Visibility], num_rows: int, heads_per_key: int, like:
     rows = torch.tensor([list(request.rows) for request in batch], device=device)
     whole = len(batch) == 1 and len(batch[0].rows) == num_rows
     run = None
-    slots = None
+    gathered = None
     if len(batch) == 1 and batch[0].contiguous:
         run = (batch[0].slots[0], longest)
     else:
+        num_keys, size = like.shape[-2:]
         padded = [[*request.slots, *([0] * (longest - len(request.slots)))] for request in batch]
-        slots = torch.tensor(padded, device=device)
-    return Group(None if whole else rows, slots, run, bias)
+        slots_GK = torch.tensor(padded, device=device)
+        head_2J = torch.arange(2 * num_keys, device=device).view(2, 1, num_keys, 1)
+        heads = (slots_GK[:, None] * 2 * num_keys + head_2J).flatten()
+        gathered = heads, like.new_empty(2, len(batch), num_keys, longest, size)
+    return Group(None if whole else rows, gathered, run, bias)
 
 
 def attend(q_NHD: Tensor, pool_S2JD: Tensor, groups: Sequence[Group]) -> Tensor:
@@ -108,9 +114,12 @@ def attend(q_NHD: Tensor, pool_S2JD: Tensor, groups: Sequence[Group]) -> Tensor:
         q = q.reshape(num_g, num_keys, fold * num_q, size)
         if group.run is not None:
             kv = pool_S2JD[group.run[0] : group.run[0] + group.run[1]][None]
+            k, v = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
         else:
-            kv = pool_S2JD[group.slots_GK]
-        k, v = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
+            assert group.gathered is not None
+            heads_P, kv_2GJKD = group.gathered
+            torch.index_select(pool_S2JD.view(-1, size), 0, heads_P, out=kv_2GJKD.view(-1, size))
+            k, v = kv_2GJKD
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=group.bias_GQK[:, None])
         o = o.reshape(num_g, num_keys, fold, num_q, size).permute(0, 3, 1, 2, 4)
         o_GQHD = o.reshape(num_g, num_q, num_heads, size)

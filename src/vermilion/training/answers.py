@@ -155,7 +155,12 @@ def _answers(
             if number < 0:
                 break
             name = str(number)
-            sampling = Sampling(config.temperature, config.top_p, seed=config.seed * 1_000_003 + number, max_tokens=config.max_tokens)  # fmt: skip
+            sampling = Sampling(
+                config.temperature,
+                config.top_p,
+                seed=config.seed * 1_000_003 + number,
+                max_tokens=config.max_tokens,
+            )
             engine.submit(Request(name, tuple(_ids(llm, prompt)), sampling, decoding))
             running[name], texts[name] = (number, prompt), []
         if not running:
