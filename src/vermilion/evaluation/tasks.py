@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from vermilion.errors import BadParameter
-from vermilion.evaluation import model_tasks
+from vermilion.evaluation import code_tasks, exact_tasks, model_tasks, writing_tasks
 from vermilion.evaluation.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (*model_tasks.TASKS,)}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (*model_tasks.TASKS, *writing_tasks.TASKS, *code_tasks.TASKS, *exact_tasks.TASKS)
+}
 
 
 def chosen(names: str) -> list[Task]:
