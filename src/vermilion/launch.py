@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vermilion.config import EngineConfig, load
-from vermilion.errors import ModelFileError
+from vermilion.errors import BadParameter, ModelFileError
 from vermilion.options import DEFAULT_MODEL, ServeOptions
-from vermilion.serving import server
+from vermilion.serving import naming, server
 from vermilion.serving.backend import Served
 from vermilion.serving.config import ServeConfig
 from vermilion.types import Sampling
@@ -32,6 +33,8 @@ class Settings:
     model: str = DEFAULT_MODEL
     serve: ServeConfig = field(default_factory=ServeConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Folders in PEFT's layout, by the names under which they are served."""
 
 
 _SETTING_OF = {
@@ -46,14 +49,23 @@ _SETTING_OF = {
 
 
 def settings_of(options: ServeOptions) -> Settings:
-    """Defaults, then the file, then --set, then the named options. Raises ConfigError."""
+    """Defaults, then the file, then --set, then the named options. Raises ConfigError and BadParameter."""
     named = {setting: getattr(options, option) for option, setting in _SETTING_OF.items()}
     overrides = [
         f"{setting}={str(value).lower() if isinstance(value, bool) else value}"
         for setting, value in named.items()
         if value is not None
     ]
-    return load(Settings, options.config, [*(options.set or ()), *overrides])
+    settings = load(Settings, options.config, [*(options.set or ()), *overrides])
+    adapters = dict(settings.adapters)
+    for given in options.adapter or ():
+        name, equals, folder = given.partition("=")
+        if not equals or not folder:
+            raise BadParameter("--adapter", given, "NAME=FOLDER, such as legal=runs/legal/adapter")
+        adapters[name] = Path(folder).expanduser()
+    for name in adapters:
+        naming.check_adapter_name(name, settings.model, settings.serve)
+    return replace(settings, adapters=adapters)
 
 
 def serve(options: ServeOptions, opened: Callable[[str], None]) -> None:
@@ -76,12 +88,14 @@ async def _model(settings: Settings) -> AsyncIterator[Served]:
 
 def _load(settings: Settings) -> tuple[Service, Served]:
     from vermilion.engine.llm import LLM
-    from vermilion.engine.loading import load_model
+    from vermilion.engine.loading import load_model, read_adapter
     from vermilion.engine.service import Service
 
     loaded = load_model(settings.model, settings.engine)
     if loaded.template is None:
         raise ModelFileError(f"{settings.model} has no chat template, and the service needs one to chat.")
+    for name, folder in settings.adapters.items():
+        loaded.engine.adapters.add(name, read_adapter(loaded.engine, folder))
     # The first forwards allocate and choose kernels; nobody should wait for that.
     LLM(loaded=loaded).generate("Once upon a time", Sampling(max_tokens=WARM_UP_TOKENS))
     service = Service(loaded.engine, settings.engine.max_waiting)

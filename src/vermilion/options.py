@@ -58,6 +58,10 @@ class ServeOptions:
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with model and the tables [serve] and [engine].")
     ] = None
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER of a LoRA to serve beside the model, under NAME; repeatable."),
+    ] = None
     set: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, e.g. engine.max_rows=256; repeatable.")
     ] = None

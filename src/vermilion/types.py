@@ -189,6 +189,8 @@ class ModelInfo:
     description: str = ""
     decoders: tuple[DecoderName, ...] = ()
     """Which decoders the model can run."""
+    adapters: tuple[str, ...] = ()
+    """Names of the adapters that requests may ask for."""
 
 
 @dataclass(frozen=True, slots=True)

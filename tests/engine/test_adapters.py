@@ -197,7 +197,7 @@ async def test_a_service_loads_and_unloads_while_others_are_answered(folders: di
         await anext(answer)
         steps.release(400)
         await service.load_adapter("whole", folders["whole"])
-        assert service.adapters() == ("whole",)
+        assert service.model.adapters == ("whole",)
         asked = Request("b", prompt(9, 1), Sampling(max_tokens=9), Decoding("ar"), adapter="whole")
         finish = [event async for event in service.generate(asked)][-1]
         assert isinstance(finish, Finish) and finish.reason in ("stop", "length")

@@ -6,10 +6,11 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, get_args
 
-from vermilion.errors import Overloaded
+from vermilion.errors import ModelFileError, ModelNotFound, Overloaded
 from vermilion.serving.backend import Served
 from vermilion.serving.config import ServeConfig
 from vermilion.serving.service import Service
@@ -82,6 +83,16 @@ class FakeBackend:
 
     def stats(self) -> EngineStats:
         return EngineStats(running=self.running, pages_used=3, pages_total=9, pages_cached=2, passes=5)
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        if not (folder / "adapter_config.json").is_file():
+            raise ModelFileError(f"{folder / 'adapter_config.json'} is missing.")
+        self.model = replace(self.model, adapters=(*self.model.adapters, name))
+
+    async def unload_adapter(self, name: str) -> None:
+        if name not in self.model.adapters:
+            raise ModelNotFound(name, self.model.adapters)
+        self.model = replace(self.model, adapters=tuple(one for one in self.model.adapters if one != name))
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         if self.running >= self.capacity:

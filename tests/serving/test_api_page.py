@@ -15,6 +15,8 @@ from fake import MODEL, FakeBackend
 
 pytestmark = pytest.mark.anyio
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "API.md").read_text(encoding="utf-8")
+ANOTHER = (Path(__file__).resolve().parents[2] / "docs" / "FINE_TUNING.md").read_text(encoding="utf-8")
+"""Whose examples tests/serving/test_tuning_page.py runs."""
 EXAMPLES = re.findall(r"```sh\n(.+?)```\n```(json|text)\n(.+?)```", PAGE, re.DOTALL)
 FREE = {"supported_sampling_parameters", "decoders", "presets", "settled", "masked", "edited", "tokens"}
 """Fields whose values differ between models and texts in their own shape."""
@@ -62,6 +64,6 @@ async def test_an_example_of_the_page_gives_what_the_page_says(
 
 async def test_the_page_has_an_example_of_every_route(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
-    shown = set(re.findall(r"localhost:8000(\S+)", PAGE))
+    shown = set(re.findall(r"localhost:8000(/[^\s'\"]+)", PAGE + ANOTHER))
     told = {"/v1/models", "/v1/models/{id}", "/v1/chat/completions/models", "/v1/edit/completions/models"}
     assert set(document["paths"]) - shown - told == {"/api/v0/models/{id}", "/metrics"}

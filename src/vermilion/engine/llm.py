@@ -71,7 +71,7 @@ class LLM:
 
     @property
     def model(self) -> ModelInfo:
-        return self.engine.model
+        return replace(self.engine.model, adapters=self.engine.adapters.names)
 
     def load_adapter(self, name: str, folder: Path | str) -> None:
         """Raises ModelFileError where the adapter does not fit the model."""

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from vermilion.engine.engine import Engine
@@ -36,7 +37,7 @@ class Service:
 
     @property
     def model(self) -> ModelInfo:
-        return self._engine.model
+        return replace(self._engine.model, adapters=self._engine.adapters.names)
 
     def stats(self) -> EngineStats:
         return self._engine.stats()
@@ -74,10 +75,6 @@ class Service:
             self._listeners.pop(request.id, None)
             if not finished:
                 self._commands.put(lambda: self._abort(request.id))
-
-    def adapters(self) -> tuple[str, ...]:
-        """The names of the adapters that requests may ask for."""
-        return self._engine.adapters.names
 
     async def load_adapter(self, name: str, folder: Path) -> None:
         """Read an adapter while answers go on. Raises ModelFileError where it does not fit the model."""

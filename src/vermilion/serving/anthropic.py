@@ -326,11 +326,12 @@ def add_routes(router: APIRouter, service: Service) -> None:
         requests = await chat.chat_requests(asked, call.served, service.config, id, body.begun)
         box = chat.toolbox(asked, service.config)
         tools = box.names if box else frozenset[str]()
+        name = call.answering(asked.model)
         if body.stream:
             num_prompt_tokens = len(requests[0].prompt)
-            return call.stream(requests, MessageStream(id, call.model.id, num_prompt_tokens, tools))
+            return call.stream(requests, MessageStream(id, name, num_prompt_tokens, tools))
         (choice,) = await call.whole(requests)
-        return json_response(message_body(id, call.model.id, choice, _usage_body(choice.usage), tools))
+        return json_response(message_body(id, name, choice, _usage_body(choice.usage), tools))
 
     @router.post("/v1/messages/count_tokens", **COUNT)
     async def count_tokens(http: HttpRequest) -> Response:

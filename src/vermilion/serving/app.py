@@ -12,7 +12,17 @@ from starlette.exceptions import HTTPException
 
 import vermilion
 from vermilion.errors import VermilionError
-from vermilion.serving import anthropic, description, editing, generation, llamacpp, lmstudio, models, ollama
+from vermilion.serving import (
+    adapters,
+    anthropic,
+    description,
+    editing,
+    generation,
+    llamacpp,
+    lmstudio,
+    models,
+    ollama,
+)
 from vermilion.serving.call import json_response
 from vermilion.serving.edge import Edge
 from vermilion.serving.edits import EditBody
@@ -35,6 +45,8 @@ BODIES = (
     OllamaGenerateBody,
     OllamaShowBody,
     llamacpp.InfillBody,
+    adapters.LoadBody,
+    adapters.UnloadBody,
 )
 # Editors and desktop applications show web pages of their own schemes.
 _LOCAL_ORIGINS = (
@@ -58,6 +70,7 @@ def create_app(service: Service) -> FastAPI:
         editing.add_routes,
         models.add_routes,
         models.add_token_routes,
+        adapters.add_routes,
         anthropic.add_routes,
         ollama.add_generating_routes,
         ollama.add_model_routes,

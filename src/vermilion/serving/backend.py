@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vermilion.types import EngineStats, Event, ModelInfo, Request
@@ -27,6 +28,13 @@ class Backend(Protocol):
         Raises `Overloaded` at the first step where the request is not taken. Closing the generator
         cancels the request within one engine step.
         """
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """Let requests name the adapter in `folder`, in PEFT's layout, while others are answered. Raises
+        `ModelFileError` where it does not fit the model."""
+
+    async def unload_adapter(self, name: str) -> None:
+        """Requests that run on it end as usual. Raises `ModelNotFound`."""
 
 
 @dataclass(frozen=True, slots=True)

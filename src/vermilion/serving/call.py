@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
+from vermilion.serving import naming
 from vermilion.serving.answers import answer
 from vermilion.serving.backend import Served
 from vermilion.serving.body import Body, read
@@ -36,6 +37,10 @@ class Call:
     @property
     def model(self) -> ModelInfo:
         return self.served.backend.model
+
+    def answering(self, name: str | None) -> str:
+        """What answers to `name`, as replies call it."""
+        return naming.shown(name, self.model, self.service.config)
 
     async def body(self, kind: type[Body]) -> Body:
         """Raises what `read` raises. A model named in the path wins over the body's."""

@@ -67,6 +67,7 @@ async def chat_requests(
         settings.decoding(body, served, config, preset),
         canvas=bool(body.diffusing),
         grammar=grammar,
+        adapter=naming.adapter_of(body.model, served.backend.model, config),
         realtime=bool(body.realtime),
     )
     return settings.choices(base, body, served.backend.model, "messages")
@@ -161,6 +162,7 @@ async def completion_requests(
         settings.decoding(body, served, config),
         tuple(suffix),
         grammar=_grammar(body.response_format),
+        adapter=naming.adapter_of(body.model, model, config),
     )
     return settings.choices(base, body, model, "prompt")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vermilion.decoding.presets import PRESETS
 from vermilion.errors import ConfigError
@@ -41,6 +42,10 @@ class ServeConfig:
     """The decoding of a request that names none."""
     default_max_tokens: int = 4096
     """The length limit of a chat answer whose request names none."""
+
+    adapter_folder: Path | None = None
+    """Folder whose sub-folders clients may have loaded as adapters; unset, none. Those that the service is
+    started with, and those that fine-tuning makes, need none."""
 
     def __post_init__(self) -> None:
         if not self.allow_remote and not is_loopback(self.host):

@@ -20,6 +20,7 @@ and with a slash at the end. Unknown fields are ignored; errors have the shape
 TAGS: list[dict[str, Any]] = [
     {"name": "generation", "description": "Text from the model."},
     {"name": "models", "description": "What is served, and its tokens."},
+    {"name": "adapters", "description": "Loaded and unloaded while others are answered, as vLLM does it."},
     {"name": "anthropic", "description": "For clients of Anthropic's Messages API; text only."},
     {"name": "ollama", "description": 'For clients of Ollama. Errors have the shape `{"error": "..."}`.'},
     {"name": "lm studio", "description": "For clients of LM Studio: OpenAI's shapes and figures of speed."},

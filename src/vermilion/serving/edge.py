@@ -27,6 +27,11 @@ _VERSIONED = (
     "/tokenize",
     "/detokenize",
     "/embeddings",
+    "/load_lora_adapter",
+    "/unload_lora_adapter",
+    "/files",
+    "/fine_tuning",
+    "/batches",
 )
 _AZURE = re.compile(r"/openai(?:/deployments/([^/]+))?(?=/)")
 _CLIENT_CLOSED_REQUEST = 499

@@ -27,7 +27,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
         call = Call.admit(http, service)
         body = await call.body(EditBody)
         edit = parse_edit(body.text)
-        head = Head(f"cmpl-{secrets.token_hex(12)}", call.model.id)
+        head = Head(f"cmpl-{secrets.token_hex(12)}", call.answering(body.model))
         request = await chat.edit_request(edit, body, call.served, service.config, head.id)
         (choice,) = await call.whole([request])
         choice.texts = [fenced(choice.text, edit)]
@@ -37,7 +37,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
     async def apply_completions(http: HttpRequest) -> Response:
         call = Call.admit(http, service)
         body = await call.body(EditBody)
-        head = Head(f"cmpl-{secrets.token_hex(12)}", call.model.id)
+        head = Head(f"cmpl-{secrets.token_hex(12)}", call.answering(body.model))
         tagged = parse_apply(body.text)
         whole = merged(*tagged) if tagged else None
         if whole is not None:

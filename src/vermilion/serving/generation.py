@@ -45,7 +45,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
 
 async def _chat(call: Call, figures: bool = False) -> Response:
     body = await call.body(ChatBody)
-    head = Head(f"chatcmpl-{secrets.token_hex(12)}", call.model.id)
+    head = Head(f"chatcmpl-{secrets.token_hex(12)}", call.answering(body.model))
     requests = await chat.chat_requests(body, call.served, call.service.config, head.id)
     box = chat.toolbox(body, call.service.config)
     tools = box.names if box else frozenset[str]()
@@ -66,7 +66,7 @@ async def _chat(call: Call, figures: bool = False) -> Response:
 
 
 async def _complete(call: Call, body: CompletionBody, delta: bool = False, figures: bool = False) -> Response:
-    head = Head(f"cmpl-{secrets.token_hex(12)}", call.model.id)
+    head = Head(f"cmpl-{secrets.token_hex(12)}", call.answering(body.model))
     requests = await chat.completion_requests(body, call.served, call.service.config, head.id)
     if body.stream:
         stream = CompletionStream(head, body.wants_usage_chunk, len(requests), delta)

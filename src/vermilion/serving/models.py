@@ -32,7 +32,7 @@ def model_body(served: Served, name: str) -> dict[str, Any]:
         "object": "model",
         "created": model.created,
         "owned_by": "vermilion",
-        "name": model.id,
+        "name": name if name in model.adapters else model.id,
         "description": model.description,
         "input_modalities": ["text"],
         "output_modalities": ["text"],
@@ -50,6 +50,7 @@ def model_body(served: Served, name: str) -> dict[str, Any]:
             for preset, decoding in PRESETS.items()
             if not model.decoders or decoding.decoder in model.decoders
         },
+        **({"parent": model.id} if name in model.adapters else {}),
     }
 
 
