@@ -14,7 +14,7 @@ from vermilion.errors import BadParameter, ConfigError, VermilionError
 from vermilion.evaluation.command import EvalOptions, evaluate
 from vermilion.integrations.command import connect
 from vermilion.options import DEFAULT_MODEL, BenchOptions, ServeOptions, with_options
-from vermilion.training.command import convert
+from vermilion.training.command import convert, train
 
 app = typer.Typer(
     help="Diffusion language models to run, serve, read and train.",
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-for command in (run, chat, complete, convert, connect):
+for command in (run, chat, complete, convert, train, connect):
     app.command()(command)
 app.command("eval")(with_options(EvalOptions)(evaluate))
 

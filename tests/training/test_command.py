@@ -9,9 +9,9 @@ import pytest
 from vermilion.config import load
 from vermilion.errors import ConfigError
 from vermilion.training import convert as conversion
-from vermilion.training.checkpoint import Progress
 from vermilion.training.command import convert
 from vermilion.training.recipe import Recipe
+from vermilion.training.run import Progress
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -30,7 +30,7 @@ def test_it_prints_the_models_folder_alone_on_stdout(
 
     def stand_in(recipe: Recipe, on_step) -> tuple[Path, Progress]:  # type: ignore[no-untyped-def]
         given.append(recipe)
-        on_step({"step": 1, "loss": 2.5, "seconds": 0.1})
+        on_step({"step": 1, "loss": 2.5, "done": 0.1})
         return tmp_path / "model", Progress(step=7, tokens=1234)
 
     monkeypatch.setattr(conversion, "convert", stand_in)
@@ -44,7 +44,7 @@ def test_it_prints_the_models_folder_alone_on_stdout(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("steps=0", "steps, minutes"),
+        ("steps=0", "steps, epochs, minutes"),
         ("stages=[{until=0.5, block_length=4}]", "until"),
         ("stages=[{until=1.0, block_length=1}]", "block_length"),
         ("rank=0", "rank"),

@@ -12,8 +12,17 @@ import torch
 from vermilion.errors import ConfigError
 from vermilion.models import catalog
 from vermilion.training import toy
-from vermilion.training.corpus import Corpus, Document, read_answers, write_corpus
-from vermilion.training.data import DataConfig, Dataset, DataState, Source, held_out, next_batch
+from vermilion.training.corpus import Corpus, Document, write_corpus
+from vermilion.training.data import (
+    DataConfig,
+    Dataset,
+    DataState,
+    Source,
+    fitting_length,
+    held_out,
+    next_batch,
+)
+from vermilion.training.examples import read_answers
 
 EOS = 1
 
@@ -29,7 +38,7 @@ def documents(count: int, num_prompt: int = 0, seed: int = 0) -> list[Document]:
 def dataset(*corpora: list[Document], length: int = 32, held: int = 2, fill: int = 3) -> Dataset:
     sources = tuple(Source(Path(f"{i}"), share=1.0 + i) for i in range(len(corpora)))
     config = DataConfig(sources, length, held, seed=4)
-    return Dataset(config, tuple(Corpus.of(each) for each in corpora), (EOS,), fill)
+    return Dataset(config, tuple(Corpus.of(each) for each in corpora), (), (EOS,), fill)
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(97, "uint16"), (1 << 17, "uint32")])
@@ -109,13 +118,41 @@ def test_long_texts_are_cut_and_go_on_while_answers_stay_with_their_prompts() ->
     assert (batch.document_BL[:, 20:] == -1).all()
 
 
-def test_held_out_rows_are_the_first_of_each_source() -> None:
+def test_what_is_held_out_is_packed_and_never_trained_on() -> None:
     texts = documents(6)
-    batch = held_out(dataset(texts))
+    batch = held_out(dataset(texts, fill=0))
     assert batch is not None
-    for row, text in zip(batch.ids_BL.tolist(), texts[:2], strict=True):
-        assert row[: len(text.ids)] == list(text.ids)
+    kept = [token for row in range(len(batch.ids_BL)) for token in batch.ids_BL[row].tolist()]
+    document = batch.document_BL.flatten().tolist()
+    shown = [token for token, number in zip(kept, document, strict=True) if number >= 0]
+    assert shown == [token for text in texts[:2] for token in text.ids]
+    assert batch.ids_BL.shape[1] <= 32 and int((batch.document_BL >= 0).sum(1).max()) == batch.ids_BL.shape[1]
     assert held_out(dataset(texts, held=0)) is None
+
+
+def test_validation_sources_take_the_place_of_held_out_examples() -> None:
+    texts, others = documents(30), documents(3, seed=9)
+    config = DataConfig((Source(Path("0")),), 32, held_out=-1)
+    alone = Dataset(config, (Corpus.of(texts),))
+    assert alone.num_held_out(alone.corpora[0]) == 3
+    given = Dataset(config, (Corpus.of(texts),), (Corpus.of(others),))
+    assert given.num_held_out(given.corpora[0]) == 0
+    batch = held_out(given)
+    assert batch is not None
+    assert int((batch.document_BL >= 0).sum()) == sum(len(text.ids) for text in others)
+
+
+def test_an_epoch_is_as_many_rows_as_reading_everything_once_takes() -> None:
+    data, state, rows = dataset(documents(9, num_prompt=2)), DataState(), 0
+    while state.cursors == () or state.cursors[0][0] == 0:
+        _, state = next_batch(data, 1, state)
+        rows += 1
+    assert data.rows_of_an_epoch() == rows
+
+
+def test_rows_fit_the_longest_document_within_bounds() -> None:
+    corpora = [Corpus.of([Document([2] * size)]) for size in (10, 300, 5000)]
+    assert [fitting_length([one], 7) for one in corpora] == [256, 320, 1024]
 
 
 def test_shares_decide_how_often_a_source_is_read() -> None:
@@ -171,23 +208,3 @@ def test_a_cut_answer_has_no_end_and_a_raw_text_no_template(tmp_path: Path, base
     assert tokenizer.decode(cut.ids[cut.num_prompt :]) == "x):"
     assert tokenizer.decode(ended.ids, skip_special=False) == "a\u2028bc<|end|>"
     assert tokenizer.decode(chat.ids, skip_special=False).endswith("y")
-
-
-def test_bad_lines_are_named_one_by_one(tmp_path: Path, base: catalog.ModelFiles) -> None:
-    bad = [
-        '{"prompt": "hi"',
-        "[1]",
-        '{"prompt": "hi"}',
-        '{"prompt": "hi", "response": 3}',
-        '{"messages": []}',
-        '{"prefix": "", "response": "x"}',
-        '{"messages": [{"role": "user", "content": "hi"}]}',
-    ]
-    file = tmp_path / "answers.jsonl"
-    file.write_text("\n".join(['{"prompt": "a", "response": "b"}', *bad]))
-    with pytest.raises(ConfigError) as caught:
-        read_answers(file, catalog.tokenizer_of(base), catalog.chat_template_of(base))
-    said = str(caught.value).splitlines()
-    assert "7 of 8 lines" in said[0]
-    assert [line.split(":")[0].strip() for line in said[1:6]] == [f"line {n}" for n in range(2, 7)]
-    assert "needs prompt and response" in said[3] and said[6].strip() == "and 2 more"

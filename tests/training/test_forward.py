@@ -12,7 +12,7 @@ from tests import tiny
 from vermilion.models.attention import Group
 from vermilion.models.transformer import Rows, Transformer
 from vermilion.training.forward import Forward, NoisyRows
-from vermilion.training.masks import Context, Layout, dense, number_blocks, two_pass
+from vermilion.training.masks import Context, Layout, dense, number_blocks
 
 LENGTH, BLOCK = 20, 4
 
@@ -39,9 +39,9 @@ def text(context: Context = "causal", seed: int = 0) -> Text:
 
 def two_pass_logits(model: Transformer, one: Text) -> tuple[Tensor, Tensor]:
     forward = Forward(model)
-    clean_mask, noisy_mask = two_pass(one.layout)
-    clean, past = forward.clean(one.ids, one.position, clean_mask)
-    noisy = forward.noisy(one.noisy, one.position, noisy_mask, past)
+    seen = forward.seen(one.layout)
+    clean, past = forward.clean(one.ids, one.position, seen)
+    noisy = forward.noisy(one.noisy, one.position, seen, past)
     return model.logits(clean.flatten(0, 1)), model.logits(noisy.flatten(0, 1))
 
 
@@ -151,13 +151,12 @@ def test_a_block_in_training_equals_a_canvas_in_inference() -> None:
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
     model, one = tiny.model("causal-shift"), text()
-    clean_mask, noisy_mask = two_pass(one.layout)
     gradients = []
     for recompute in (False, True):
         forward = Forward(model, recompute=recompute)
         with torch.no_grad():
-            _, past = forward.clean(one.ids, one.position, clean_mask)
-        hidden = forward.noisy(one.noisy, one.position, noisy_mask, past)
+            _, past = forward.clean(one.ids, one.position, forward.seen(one.layout))
+        hidden = forward.noisy(one.noisy, one.position, forward.seen(one.layout), past)
         gradients.append(torch.autograd.grad(hidden.square().sum(), [model.layers[0].qkv.lora_a]))  # type: ignore[union-attr,list-item]
     assert torch.equal(gradients[0][0], gradients[1][0])
 

@@ -22,11 +22,12 @@ from vermilion.training import checkpoint, toy
 from vermilion.training.convert import convert, prepare
 from vermilion.training.corruption import CorruptionConfig, noise
 from vermilion.training.data import DataState, next_batch
-from vermilion.training.denoise import add_noise, ask
+from vermilion.training.denoise import add_noise, ask, loss_of
 from vermilion.training.forward import Forward
-from vermilion.training.loop import Run, _parts, train
+from vermilion.training.loop import train
 from vermilion.training.objectives import ObjectiveConfig
 from vermilion.training.recipe import Recipe, Stage
+from vermilion.training.run import Run, trainable
 from vermilion.types import Decoding, Sampling
 
 SHORT = ["one", "two", "three", "four", "five"]
@@ -141,15 +142,15 @@ def test_gradients_do_not_depend_on_how_the_batch_is_split(
     work = run(one)
     work.model.double()
     torch.nn.init.normal_(work.model.layers[0].qkv.lora_b[0], std=0.1)  # type: ignore[union-attr,arg-type,index]
-    parameters = list(checkpoint.trainable(work.model).values())
+    parameters = list(trainable(work.model, one.method).values())
     batch, _ = next_batch(work.dataset, 8, DataState())
     gradients = []
     for micro_rows in (8, 3, 1):
         noisy = add_noise(one, batch, 4, work.model.architecture.vocab_size, noise(0, 0))
         total = 0.0
-        for part in _parts(noisy, micro_rows):
+        for part in noisy.parts(micro_rows):
             for opinions in ask(Forward(work.model), one, part):
-                loss = (opinions.loss_R * opinions.scored.weight_R).sum() / noisy.weight
+                loss = loss_of(one, opinions, noisy.weights)
                 torch.autograd.backward(loss)
                 total += float(loss.detach())
         gradients.append(torch.cat([torch.as_tensor(total)[None], *(p.grad.flatten() for p in parameters)]))  # type: ignore[union-attr]
@@ -166,7 +167,7 @@ def test_only_the_denoiser_learns(base: Path, tmp_path: Path) -> None:
     changed = {
         name for name, tensor in work.model.state_dict().items() if not torch.equal(tensor, before[name])
     }
-    assert changed == checkpoint.trainable(work.model).keys()
+    assert changed == trainable(work.model, "adapter").keys()
 
 
 def test_the_written_adapter_loads_as_the_trained_one(base: Path, tmp_path: Path) -> None:

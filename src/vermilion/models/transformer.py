@@ -122,12 +122,13 @@ PARTS = {
     "down": ("mlp.down_proj",),
 }
 """The projections, by Hugging Face's names, that each fused product of a layer holds, in order."""
-_NORMS = {
+NORMS = {
     "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
     "q_norm": "self_attn.q_norm",
     "k_norm": "self_attn.k_norm",
 }
+"""The norms of a layer, ours to Hugging Face's."""
 
 
 def load_tensors(model: Transformer, tensors: MutableMapping[str, Tensor]) -> None:
@@ -147,7 +148,7 @@ def load_tensors(model: Transformer, tensors: MutableMapping[str, Tensor]) -> No
                 _place(linear, "weight", _fused(tensors, prefix, parts, "weight"))
                 if linear.bias is not None:
                     _place(linear, "bias", _fused(tensors, prefix, parts, "bias"))
-            for ours, theirs in _NORMS.items():
+            for ours, theirs in NORMS.items():
                 norm = getattr(layer, ours)
                 if norm is not None:
                     _place(norm, "weight", tensors.pop(f"{prefix}{theirs}.weight"))

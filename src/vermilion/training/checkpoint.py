@@ -12,93 +12,77 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vermilion.errors import ConfigError, ModelFileError
-from vermilion.models.families import Traits
-from vermilion.models.transformer import PARTS, Transformer
 from vermilion.text import read_json
 from vermilion.training.data import DataState
+from vermilion.training.distributed import World, like, whole
+from vermilion.training.export import write_adapter
+from vermilion.training.recipe import MAY_CHANGE, Recipe
+from vermilion.training.run import Progress, Run, trainable
 
-_PEFT_PREFIX = "base_model.model."
 _RNG = "rng"
+_BEST = "best.safetensors"
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run stands."""
+def save(run: Run, optimizer: torch.optim.AdamW, progress: Progress, world: World) -> None:
+    """Write the checkpoint of this step to OUTPUT/checkpoints, then remove all but the last two.
 
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    data: DataState = field(default_factory=DataState)
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """What an adapter's own files say of it."""
-
-    rank: int
-    alpha: float
-    traits: Traits
-    base: str
-    dtype: torch.dtype
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """Further entries of denoiser.json."""
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
-
-
-def trainable(model: Transformer) -> dict[str, nn.Parameter]:
-    """The parameters of the denoiser alone, by name."""
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if name == "mask_embedding" or ".lora_" in name
-    }
-
-
-def save(
-    folder: Path,
-    model: Transformer,
-    optimizer: torch.optim.AdamW,
-    progress: Progress,
-    adapter: Adapter,
-    recipe: Mapping[str, Any],
-) -> Path:
-    """Write the checkpoint of this step, then remove all but the last two; returns its folder."""
-    target = folder / f"{progress.step:07d}"
-    partial = folder / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    named = trainable(model)
-    tensors = {f"parameter.{name}": parameter.detach() for name, parameter in named.items()}
+    Every process must call it; the first one writes.
+    """
+    named = trainable(run.model, run.recipe.method)
+    tensors = {f"parameter.{name}": whole(parameter.detach()) for name, parameter in named.items()}
     for name, parameter in named.items():
         for kind, value in optimizer.state[parameter].items():
-            tensors[f"{kind}.{name}"] = value
+            tensors[f"{kind}.{name}"] = whole(value)
     tensors[_RNG] = torch.get_rng_state()
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial / "state.safetensors")
-    write_adapter(partial / "adapter", model, adapter)
-    state = {"progress": asdict(progress), "recipe": recipe}
-    (partial / "state.json").write_text(json.dumps(state, indent=1, default=str), encoding="utf-8")
-    for path in partial.rglob("*"):
-        if path.is_file():
-            with path.open("r+b") as file:
-                os.fsync(file.fileno())
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
-    for old in _whole(folder)[:-2]:
-        shutil.rmtree(old)
-    return target
+    folder = run.recipe.output / "checkpoints"
+    target = folder / f"{progress.step:07d}"
+    # Of sharded tensors every process must gather its part, so each writes the adapter, all but one in vain.
+    partial = folder / f".{target.name}.{world.rank}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if run.recipe.method in ("adapter", "lora"):
+        write_adapter(partial / "adapter", run)
+    if world.is_first:
+        save_file(
+            {name: value.contiguous() for name, value in tensors.items()}, partial / "state.safetensors"
+        )
+        state = {"progress": asdict(progress), "recipe": settings(run.recipe)}
+        (partial / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        _settle(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.replace(target)
+        for old in _whole(folder)[:-2]:
+            shutil.rmtree(old)
+    else:
+        shutil.rmtree(partial)
+    world.wait()
+
+
+def save_best(run: Run, world: World) -> None:
+    """Keep the parameters as they are now beside the checkpoints; every process must call it."""
+    tensors = {
+        name: whole(parameter.detach()).contiguous()
+        for name, parameter in trainable(run.model, run.recipe.method).items()
+    }
+    if world.is_first:
+        draft = run.recipe.output / f".{_BEST}"
+        save_file(tensors, draft)
+        draft.replace(run.recipe.output / _BEST)
+
+
+def load_best(run: Run) -> None:
+    """Put the parameters that `save_best` kept back."""
+    _place(load_tensors(run.recipe.output / _BEST), run)
 
 
 def latest(folder: Path) -> Path | None:
@@ -112,87 +96,63 @@ def recipe_of(checkpoint: Path) -> dict[str, Any]:
     return dict(recipe)
 
 
-def load(checkpoint: Path, model: Transformer, optimizer: torch.optim.AdamW) -> Progress:
-    """Put `model`'s denoiser, `optimizer` and torch's RNG where they were; raises ModelFileError."""
-    path = checkpoint / "state.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelFileError(f"{path}: not a sound safetensors file ({error}).") from error
-    named = trainable(model)
-    for name, parameter in named.items():
-        given = tensors.get(f"parameter.{name}")
-        if given is None or given.shape != parameter.shape:
-            raise ModelFileError(f"{path}: holds no {name} of shape {list(parameter.shape)}.")
-        parameter.data.copy_(given)
-        kinds = ("step", "exp_avg", "exp_avg_sq")
+def load(checkpoint: Path, run: Run, optimizer: torch.optim.AdamW) -> Progress:
+    """Put the trained parameters, `optimizer` and torch's RNG where they were; raises ModelFileError."""
+    tensors = load_tensors(checkpoint / "state.safetensors")
+    _place({name.removeprefix("parameter."): tensor for name, tensor in tensors.items()}, run)
+    for name, parameter in trainable(run.model, run.recipe.method).items():
         if f"step.{name}" in tensors:
             # AdamW keeps its step count on the CPU, the averages beside the parameter.
             optimizer.state[parameter] = {
-                kind: tensors[f"{kind}.{name}"].to("cpu" if kind == "step" else parameter.device)
-                for kind in kinds
+                "step": tensors[f"step.{name}"],
+                **{kind: like(tensors[f"{kind}.{name}"], parameter) for kind in ("exp_avg", "exp_avg_sq")},
             }
     torch.set_rng_state(tensors[_RNG])
     saved = read_json(checkpoint / "state.json")["progress"]
-    data = saved["data"]
+    data = saved.pop("data")
     cursors = tuple((epoch, index, used) for epoch, index, used in data["cursors"])
-    return Progress(saved["step"], saved["tokens"], saved["seconds"], DataState(data["rows"], cursors))
+    return Progress(**saved, data=DataState(data["rows"], cursors))
 
 
-def write_adapter(folder: Path, model: Transformer, adapter: Adapter) -> None:
-    """The denoiser under PEFT's LoRA names, as `models.weights.load_adapter` reads it."""
-    folder.mkdir(parents=True)
-    tensors = adapter_tensors(model, adapter)
-    mask = model.mask_embedding
-    if mask is None:
-        raise ValueError("the model has no mask embedding")
-    save_file(tensors, folder / "adapter_model.safetensors")
-    save_file({"mask_embedding": mask.detach().float().contiguous()}, folder / "denoiser.safetensors")
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
-        "lora_dropout": 0.0,
-        "target_modules": [part.rpartition(".")[2] for parts in PARTS.values() for part in parts],
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "base_model_name_or_path": adapter.base,
-    }
-    denoiser = {
-        "context": adapter.traits.context,
-        "shift": adapter.traits.shift,
-        "gated": adapter.traits.gated,
-        "mask_token_id": adapter.traits.mask_token_id,
-        **adapter.facts,
-    }
-    for name, value in (("adapter_config.json", config), ("denoiser.json", denoiser)):
-        (folder / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Raises ModelFileError for a file that is damaged or missing."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelFileError(f"{path}: not a sound safetensors file ({error}).") from error
 
 
-def adapter_tensors(model: Transformer, adapter: Adapter) -> dict[str, Tensor]:
-    """{PEFT name: tensor} in the adapter's dtype; B without the scale that the backbone folds into it."""
-    tensors = {}
-    for index, layer in enumerate(model.layers):
-        for fused, parts in PARTS.items():
-            linear = getattr(layer, fused)
-            halves = zip(parts, torch.split(linear.lora_a, adapter.rank), linear.lora_b, strict=True)
-            for part, a, b in halves:
-                stem = f"{_PEFT_PREFIX}model.layers.{index}.{part}"
-                tensors[f"{stem}.lora_A.weight"] = a.detach().to(adapter.dtype).contiguous()
-                tensors[f"{stem}.lora_B.weight"] = (b.detach() / adapter.scale).to(adapter.dtype).contiguous()
-    return tensors
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON holds it."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe), default=str))
+    return plain
 
 
-def check_same_recipe(checkpoint: Path, recipe: Mapping[str, Any], may_differ: frozenset[str]) -> None:
+def _place(tensors: Mapping[str, Tensor], run: Run) -> None:
+    for name, parameter in trainable(run.model, run.recipe.method).items():
+        given = tensors.get(name)
+        if given is None or given.shape != parameter.shape:
+            raise ModelFileError(
+                f"{run.recipe.output}: what is saved there holds no {name} of shape {list(parameter.shape)}."
+            )
+        with torch.no_grad():
+            parameter.copy_(like(given, parameter))
+
+
+def _settle(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+
+
+def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:
     """Raises ConfigError when the checkpoint is of another recipe, naming the settings that differ."""
-    known = recipe_of(checkpoint)
-    now = json.loads(json.dumps(recipe, default=str))
+    known, now = recipe_of(checkpoint), settings(recipe)
     names = sorted(
         name
         for name in known.keys() | now.keys()
-        if known.get(name) != now.get(name) and name not in may_differ
+        if known.get(name) != now.get(name) and name not in MAY_CHANGE
     )
     if names:
         raise ConfigError(

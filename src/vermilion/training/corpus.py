@@ -1,4 +1,4 @@
-"""Documents of token ids, on disk or in memory, and the JSON Lines they may come from.
+"""Documents of token ids, on disk or in memory.
 
 A corpus is a folder: `manifest.json`, and per shard `NAME.tokens` (little-endian uint16 or uint32, memory-
 mapped) and `NAME.documents` (int64 pairs: end of the document in the shard, prompt tokens that are not
@@ -8,21 +8,20 @@ trained on).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vermilion.errors import BadRequest, ConfigError
-from vermilion.text import ChatTemplate, Tokenizer, read_json
+from vermilion.errors import ConfigError
+from vermilion.text import read_json
 
 MANIFEST = "manifest.json"
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _DOCUMENT: np.dtype[Any] = np.dtype("<i8")
 _SHARD_TOKENS = 1 << 26
-_MOST_REPORTED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +79,11 @@ class Corpus:
         end, num_prompt = (int(value) for value in documents[local])
         return Document(tokens[start:end].tolist(), num_prompt)
 
+    def longest(self) -> int:
+        """Tokens of the longest document; 0 for an empty corpus."""
+        sizes = (np.diff(documents[:, 0], prepend=0).max() for _, documents in self._shards)
+        return max((int(size) for size in sizes), default=0)
+
     def largest_id(self) -> int:
         """The largest token id in it; -1 for an empty corpus."""
         return max((int(tokens.max()) for tokens, _ in self._shards if len(tokens)), default=-1)
@@ -111,76 +115,3 @@ def write_corpus(folder: Path, documents: Iterable[Document], vocab_size: int) -
         flush()
     manifest = {"dtype": dtype, "vocab_size": vocab_size, "shards": shards}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-
-def read_answers(file: Path, tokenizer: Tokenizer, template: ChatTemplate) -> list[Document]:
-    """The documents of a JSON Lines file: {"prompt": ..., "response": ...} or {"messages": [...]}, where
-    the last message is the assistant's and the only one trained on; or {"prefix": ..., "response": ...},
-    where the response goes on with a raw text. Each ends in the tokenizer's EOS, unless its
-    "finish_reason" is "length": it was cut, and no end is to be learnt from it.
-
-    Raises ConfigError that names every bad line (the first few in full).
-    """
-    documents, refused = [], []
-    try:
-        # Not splitlines(): JSON may hold U+2028 and its like.
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}.") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            documents.append(_document(json.loads(line), tokenizer, template))
-        except (ValueError, BadRequest) as error:
-            refused.append(f"line {number}: {error}")
-    if refused:
-        shown = "\n  ".join(refused[:_MOST_REPORTED])
-        rest = len(refused) - _MOST_REPORTED
-        more = f"\n  and {rest} more" if rest > 0 else ""
-        raise ConfigError(
-            f"{file}: {len(refused)} of {sum(map(bool, lines))} lines are no example:\n  {shown}{more}"
-        )
-    if not documents:
-        raise ConfigError(f"{file}: holds no example.")
-    return documents
-
-
-def _messages(row: Any) -> list[Mapping[str, str]]:
-    """Raises ValueError saying what is wrong."""
-    if not isinstance(row, Mapping):
-        raise ValueError("not a JSON object")
-    if "messages" in row:
-        messages = row["messages"]
-        if not isinstance(messages, list) or not messages:
-            raise ValueError("messages must be a list that is not empty")
-    elif "prompt" in row and "response" in row:
-        messages = [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["response"]},
-        ]
-    else:
-        raise ValueError("needs prompt and response, or messages")
-    for message in messages:
-        whole = isinstance(message, Mapping) and isinstance(message.get("role"), str)
-        if not whole or not isinstance(message.get("content"), str):
-            raise ValueError("every message needs a role and a content, both text")
-    if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
-        raise ValueError("the last message must be the assistant's, and not empty")
-    return messages
-
-
-def _document(row: Any, tokenizer: Tokenizer, template: ChatTemplate) -> Document:
-    """Raises ValueError saying what is wrong."""
-    if not tokenizer.eos_token_ids:
-        raise ConfigError("The model names no end-of-sequence token, so that an answer cannot end.")
-    if isinstance(row, Mapping) and "prefix" in row:
-        given, answer = row["prefix"], row.get("response")
-        if not (isinstance(given, str) and isinstance(answer, str) and given and answer):
-            raise ValueError("prefix and response must be text that is not empty")
-        prompt = tokenizer.encode(given)
-    else:
-        messages = _messages(row)
-        prompt, answer = template.encode(messages[:-1], tokenizer), messages[-1]["content"]
-    end = [] if row.get("finish_reason") == "length" else [tokenizer.eos_token_ids[0]]
-    return Document([*prompt, *tokenizer.encode(answer), *end], len(prompt))

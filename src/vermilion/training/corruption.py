@@ -1,4 +1,4 @@
-"""What is hidden from the denoiser: draws of masks and of wrong tokens, block by block.
+"""What is hidden from the denoiser: draws of masks, of wrong tokens and of its own, block by block.
 
 Pure functions of a seeded CPU generator, so that a step's noise is the same on every device, after a resume
 and however the batch is split. Shapes: B rows, L positions, K blocks of a row.
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from vermilion.errors import ConfigError
 
-_KINDS = ("full", "prefix", "random", "position", "fixed", "linear")
+_KINDS = ("full", "prefix", "random", "position", "fixed", "linear", "span")
 _LEAST_LINEAR_RATE = 1e-3
 """Bounds the weight 1/t."""
 
 
 @dataclass(frozen=True, slots=True)
 class CorruptionConfig:
-    """How blocks are masked: the first six are shares of blocks, relative to their sum.
+    """How blocks are masked: the first seven are shares of blocks, relative to their sum.
 
     full      every token                              (a first draft; arXiv 2511.08923)
     prefix    all behind a visible beginning of random length       (a draft half verified)
@@ -31,6 +31,7 @@ class CorruptionConfig:
     fixed     `fixed_rate` of the tokens
     linear    each token alone with probability t, uniform from 0 to 1: the noise whose bound weighs a token
               by 1/t                                                  (arXiv 2406.07524)
+    span      a run of k of n tokens anywhere, k/n as for random      (infill with its right side in sight)
     """
 
     full: float = 0.5
@@ -39,6 +40,7 @@ class CorruptionConfig:
     position: float = 0.0
     fixed: float = 0.0
     linear: float = 0.0
+    span: float = 0.0
     lowest_rate: float = 0.3
     fixed_rate: float = 0.5
     position_bias: float = 0.1
@@ -46,12 +48,15 @@ class CorruptionConfig:
     """Denoise every row twice: as drawn, and with exactly the other tokens masked."""
     wrong_tokens: float = 0.0
     """Share of the visible tokens replaced by uniformly drawn ones that must be corrected."""
+    on_policy: float = 0.0
+    """Share of the rows in which the masks are filled with the denoiser's own likeliest tokens before it is
+    asked: it must correct itself, so that every token there is scored (arXiv 2604.08302)."""
 
     def __post_init__(self) -> None:
         shares = [getattr(self, kind) for kind in _KINDS]
         if min(shares) < 0 or sum(shares) <= 0:
             raise ConfigError(f"corruption: the shares {', '.join(_KINDS)} must be 0 or more, not all 0.")
-        for name in ("lowest_rate", "fixed_rate", "wrong_tokens"):
+        for name in ("lowest_rate", "fixed_rate", "wrong_tokens", "on_policy"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(
                     f"corruption.{name}: {getattr(self, name)} is not allowed; allowed: 0 to 1."
@@ -106,6 +111,8 @@ def draw(
     late_BL = torch.sigmoid(-(gumbel_BL + beta * (1 - rate_BK.gather(1, block_BL)) * inside_BL))
     order_BL = torch.where(kind_BL == _KINDS.index("position"), late_BL, score_BL)
     order_BL = torch.where(kind_BL == _KINDS.index("prefix"), 1 - (at_L + 1) / (length + 1), order_BL)
+    turned_BL = _turned(maskable_BL, block_BL, count_BK - num_BK, score_BL)
+    order_BL = torch.where(kind_BL == _KINDS.index("span"), turned_BL, order_BL)
     rank_BL = _rank_in_block(order_BL, block_BL, maskable_BL)
     masked_BL = rank_BL < num_BK.gather(1, block_BL)
     rate_BL = (num_BK / count_BK.clamp(min=1)).gather(1, block_BL)
@@ -131,6 +138,31 @@ def replace_visible(
     # Adding 1 to vocab_size - 1, modulo, reaches every token but the right one.
     shift_BL = torch.randint(1, vocab_size, ids_BL.shape, generator=rng)
     return torch.where(chosen_BL, (ids_BL + shift_BL) % vocab_size, ids_BL), chosen_BL
+
+
+def on_policy_rows(share: float, num_rows: int, rng: torch.Generator) -> Tensor:
+    """bool [B, 1]: which rows are to be filled by the denoiser itself."""
+    return torch.rand(num_rows, 1, generator=rng) < share
+
+
+def fill_masks(
+    ids_BL: Tensor, masked_BL: Tensor, own_BL: Tensor, predicted_BL: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(ids, masked) with the masked positions of `own_BL` shown as what the denoiser predicted for them."""
+    filled_BL = masked_BL & own_BL
+    return torch.where(filled_BL, predicted_BL, ids_BL), masked_BL & ~filled_BL
+
+
+def _turned(maskable_BL: Tensor, block_BL: Tensor, spare_BK: Tensor, score_BL: Tensor) -> Tensor:
+    """Scores in [0, 1) by which the lowest of a block are a run that starts anywhere it fits.
+
+    `spare_BK`: maskable tokens of each block that stay visible; the run starts behind 0 to that many.
+    """
+    place_BL = _rank_in_block(torch.zeros_like(score_BL), block_BL, maskable_BL)
+    first_BL = score_BL.gather(1, _starts(block_BL))
+    start_BL = (first_BL * (spare_BK.gather(1, block_BL) + 1)).long()
+    length = block_BL.shape[1]
+    return ((place_BL - start_BL) % length) / length
 
 
 def _stratified(count: int, rng: torch.Generator) -> Tensor:

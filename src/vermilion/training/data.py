@@ -36,8 +36,9 @@ class TokenBatch:
         """The rows [start, end)."""
         return TokenBatch(*(getattr(self, field.name)[start:end] for field in fields(self)))
 
-    def to(self, device: torch.device) -> TokenBatch:
-        return TokenBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+    def columns(self, end: int) -> TokenBatch:
+        """The positions [0, end) of every row."""
+        return TokenBatch(*(getattr(self, field.name)[:, :end] for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +67,18 @@ class DataConfig:
 
     sources: tuple[Source, ...] = ()
     length: int = 256
-    """Tokens of a row."""
+    """Tokens of a row; 0: the longest document's, from 256 to 1024."""
     held_out: int = 8
-    """Documents at the start of each source that are kept for validation."""
+    """Documents at the start of each source that are kept for validation; -1: a tenth, at most 16."""
     seed: int = 0
+    validation: tuple[Source, ...] = ()
+    """All of their documents are for validation; the shares say nothing."""
 
     def __post_init__(self) -> None:
         if any(source.share <= 0 for source in self.sources):
             raise ConfigError("data.sources: every share must be above 0.")
-        if self.length < 2 or self.held_out < 0:
-            raise ConfigError("data: length must be at least 2, held_out at least 0.")
+        if (self.length < 2 and self.length) or self.held_out < -1:
+            raise ConfigError("data: length must be at least 2, held_out at least 0 (or -1).")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class Dataset:
 
     config: DataConfig
     corpora: tuple[Corpus, ...]
+    validation: tuple[Corpus, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
     num_fill: int = 0
     """Copies of EOS put behind a document that ends in one: all that a block may hold behind it."""
@@ -92,11 +96,33 @@ class Dataset:
         if not self.corpora:
             raise ConfigError("data.sources: at least one is needed, such as [{ path = 'answers.jsonl' }].")
         for source, corpus in zip(self.config.sources, self.corpora, strict=True):
-            if len(corpus) <= self.config.held_out:
+            if len(corpus) <= self.num_held_out(corpus):
                 raise ConfigError(
                     f"{source.path}: {len(corpus)} documents, of which data.held_out keeps "
-                    f"{self.config.held_out}; nothing is left to train on."
+                    f"{self.num_held_out(corpus)}; nothing is left to train on."
                 )
+
+    def num_held_out(self, corpus: Corpus) -> int:
+        """Documents at the start of a source that are not trained on."""
+        if self.config.held_out >= 0:
+            return self.config.held_out
+        return 0 if self.validation else min(16, (len(corpus) + 9) // 10)
+
+    def rows_of_an_epoch(self) -> int:
+        """Rows in which every document of every source has been read once, the sources side by side."""
+        total = 0
+        for source in range(len(self.corpora)):
+            cursor = (0, 0, 0)
+            while cursor[0] == 0:
+                _, cursor = _pack(self, source, cursor)
+                total += 1
+        return total
+
+
+def fitting_length(corpora: Sequence[Corpus], num_fill: int) -> int:
+    """Tokens of a row that holds the longest document, in 64s, from 256 to 1024."""
+    longest = max((corpus.longest() for corpus in corpora), default=0)
+    return min(1024, max(256, -(-(longest + num_fill) // 64) * 64))
 
 
 def next_batch(dataset: Dataset, num_rows: int, state: DataState) -> tuple[TokenBatch, DataState]:
@@ -114,16 +140,20 @@ def next_batch(dataset: Dataset, num_rows: int, state: DataState) -> tuple[Token
 
 
 def held_out(dataset: Dataset) -> TokenBatch | None:
-    """One row per held-out document, cut to the row length; None without any."""
-    rows = []
-    for corpus in dataset.corpora:
-        for index in range(dataset.config.held_out):
-            row = _Row(dataset.config.length)
+    """The documents kept for validation, packed into rows, each cut to the row length; None without any."""
+    rows: list[_Row] = []
+    kept = [(corpus, dataset.num_held_out(corpus)) for corpus in dataset.corpora]
+    for corpus, count in [*kept, *((corpus, len(corpus)) for corpus in dataset.validation)]:
+        for index in range(count):
             document = corpus[index]
-            row.add(document.ids[: row.room], 0, document.num_prompt)
-            _fill(row, dataset)
-            rows.append(row)
-    return _stack(rows) if rows else None
+            size = min(len(document.ids), dataset.config.length)
+            if not rows or rows[-1].room < size:
+                rows.append(_Row(dataset.config.length))
+            rows[-1].add(document.ids[:size], 0, document.num_prompt)
+            _fill(rows[-1], dataset)
+    if not rows:
+        return None
+    return _stack(rows).columns(max(row.used for row in rows))
 
 
 class _Row:
@@ -165,12 +195,12 @@ def _pack(dataset: Dataset, source: int, cursor: tuple[int, int, int]) -> tuple[
     parted from its prompt: what does not fit the rest of a row waits for the next, and one that is longer
     than a whole row is cut at its end.
     """
-    corpus, length = dataset.corpora[source], dataset.config.length
+    corpus = dataset.corpora[source]
     epoch, index, used = cursor
-    row = _Row(length)
+    row, num_held_out = _Row(dataset.config.length), dataset.num_held_out(corpus)
     while row.room > 1:
-        order = _order(dataset.config.seed, source, epoch, len(corpus) - dataset.config.held_out)
-        document = corpus[int(order[index]) + dataset.config.held_out]
+        order = _order(dataset.config.seed, source, epoch, len(corpus) - num_held_out)
+        document = corpus[int(order[index]) + num_held_out]
         whole = document.num_prompt > 0
         if whole and row.used and len(document.ids) > row.room:
             break

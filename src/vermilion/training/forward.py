@@ -7,18 +7,24 @@ J key heads, D head dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from itertools import repeat
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from vermilion.models.layers import Rotary
 from vermilion.models.transformer import Layer, Transformer
+from vermilion.training.distributed import shard
+from vermilion.training.masks import Layout, flex_masks, two_pass
 
+Result = TypeVar("Result")
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values after RoPE, each [B, J, L, D]."""
 
@@ -38,47 +44,87 @@ class _Call:
 
     rotary: Rotary
     turn: tuple[Tensor, Tensor]
-    mask: Tensor
-    """bool [B, S L, keys], True where the query may look."""
+    mask: Tensor | BlockMask
+    """Where each of the [B, S L] queries may look."""
     num_clean: int
     shape: tuple[int, int, int]
     """(S, B, L)"""
 
 
+Mask = Tensor | BlockMask
+Seen = tuple[Mask, Mask]
+"""Who sees whom, for clean rows [B, L, L] and noisy rows [B, L, 2L]; with context `full` noisy [B, L, L]."""
+
+
 class Forward:
     """A model, and how its layers are run."""
 
-    def __init__(self, model: Transformer, *, recompute: bool = False, compiled: bool = False) -> None:
-        """`recompute`: drop the noisy pass's activations and compute them again when going backward, one
-        layer at a time; `compiled`: run each layer through torch.compile."""
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        recompute: bool = False,
+        compiled: bool = False,
+        flex: bool = False,
+        sharded: bool = False,
+    ) -> None:
+        """`recompute`: drop activations and compute them again when going backward, one layer at a time;
+        `compiled`: run each layer through torch.compile; `flex`: FlexAttention instead of dense masks;
+        `sharded`: split the weights, in place, over the processes of the run."""
         self.model = model
         self._layers = cast(Sequence[Layer], model.layers)
         self._recompute = recompute
-        self._layer = torch.compile(_layer) if compiled else _layer
+        self._flex = flex
+        self._layer: Callable[..., tuple[Tensor, KeysValues]] = torch.compile(_layer) if compiled else _layer
+        self._sharded = sharded
+        if sharded:
+            shard(model, self._layer)
+            self._layer = _sharded_layer
 
-    def clean(self, ids_BL: Tensor, position_BL: Tensor, mask_BLL: Tensor) -> tuple[Tensor, list[KeysValues]]:
+    def whole(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns; only in here are weights that no layer owns at hand."""
+        result: Result = self.model.over_text(work) if self._sharded else work()  # type: ignore[operator]
+        return result
+
+    def seen(self, layout: Layout) -> Seen:
+        """The layout's masks for `clean` and `noisy`."""
+        if not self._flex:
+            clean_BLL, noisy_BL2L = two_pass(layout)
+            alone = layout.context == "full"
+            return clean_BLL, noisy_BL2L[:, :, noisy_BL2L.shape[1] :] if alone else noisy_BL2L
+        return flex_masks(layout)
+
+    def clean(self, ids_BL: Tensor, position_BL: Tensor, seen: Seen) -> tuple[Tensor, list[KeysValues]]:
         """Hidden states [B, L, H] of the clean stream after the last norm, and every layer's `KeysValues`."""
         x_NH = F.embedding(ids_BL.reshape(-1), self.model.embedding)
-        call = self._call(position_BL, mask_BLL, x_NH, num_streams=1, num_clean=x_NH.shape[0])
+        call = self._call(position_BL, seen[0], x_NH, num_streams=1, num_clean=x_NH.shape[0])
         stored = []
         for layer in self._layers:
-            x_NH, keys_values = self._layer(layer, x_NH, call, None)
+            x_NH, keys_values = self._run(layer, x_NH, call, None)
             stored.append(keys_values)
         return self.model.norm(x_NH).unflatten(0, tuple(ids_BL.shape)), stored
 
     def noisy(
-        self, rows: NoisyRows, position_BL: Tensor, mask_BL2L: Tensor, past: Sequence[KeysValues]
+        self, rows: NoisyRows, position_BL: Tensor, seen: Seen, past: Sequence[KeysValues] | None
     ) -> Tensor:
-        """Hidden states [B, L, H] of the noisy stream over `past`, the clean stream's keys and values."""
+        """Hidden states [B, L, H] of the noisy stream over `past`, the clean stream's keys and values, or
+        over itself alone."""
         x_NH = self._embed(rows)
-        call = self._call(position_BL, mask_BL2L, x_NH, num_streams=1, num_clean=0)
-        for layer, before in zip(self._layers, past, strict=True):
-            if self._recompute and torch.is_grad_enabled():
-                x_NH, _ = checkpoint(self._layer, layer, x_NH, call, before, use_reentrant=False)
-            else:
-                x_NH, _ = self._layer(layer, x_NH, call, before)
+        call = self._call(position_BL, seen[1], x_NH, num_streams=1, num_clean=0)
+        for layer, before in zip(self._layers, past or repeat(None), strict=False):
+            x_NH, _ = self._run(layer, x_NH, call, before)
         hidden_BLH: Tensor = self.model.norm(x_NH).unflatten(0, tuple(rows.ids_BL.shape))
         return hidden_BLH
+
+    def _run(
+        self, layer: Layer, x_NH: Tensor, call: _Call, past: KeysValues | None
+    ) -> tuple[Tensor, KeysValues]:
+        if self._recompute and torch.is_grad_enabled():
+            done: tuple[Tensor, KeysValues] = checkpoint(
+                self._layer, layer, x_NH, call, past, use_reentrant=False
+            )
+            return done
+        return self._layer(layer, x_NH, call, past)
 
     def joint(
         self, ids_BL: Tensor, rows: NoisyRows, position_BL: Tensor, mask_B2L2L: Tensor
@@ -98,13 +144,21 @@ class Forward:
             return x_NH
         return torch.where(rows.masked_BL.reshape(-1, 1), self.model.mask_embedding, x_NH)
 
-    def _call(
-        self, position_BL: Tensor, mask: Tensor, like: Tensor, num_streams: int, num_clean: int
-    ) -> _Call:
+    def _call(self, position_BL: Tensor, mask: Mask, like: Tensor, num_streams: int, num_clean: int) -> _Call:
         cos, sin = self.model.rotary.at(position_BL.reshape(-1).repeat(num_streams))
         turn = (cos.to(like.dtype), sin.to(like.dtype))
         num_rows, length = position_BL.shape
         return _Call(self.model.rotary, turn, mask, num_clean, (num_streams, num_rows, length))
+
+
+def precision(autocast: bool, model: Transformer) -> AbstractContextManager[object]:
+    """bfloat16 products, or whatever the weights have."""
+    return torch.autocast(model.norm.weight.device.type, torch.bfloat16) if autocast else nullcontext()
+
+
+def _sharded_layer(layer: Layer, *given: Any) -> tuple[Tensor, KeysValues]:
+    done: tuple[Tensor, KeysValues] = layer.over_text(*given)  # type: ignore[operator]
+    return done
 
 
 def _layer(layer: Layer, x_NH: Tensor, call: _Call, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
@@ -120,12 +174,21 @@ def _layer(layer: Layer, x_NH: Tensor, call: _Call, past: KeysValues | None) -> 
     q, k = torch.split(call.rotary.rotate(qk, *call.turn), [num_heads, num_keys], 1)
     q, k, v = (_by_head(each, call.shape) for each in (q, k, v))
     keys, values = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
-    seen = F.scaled_dot_product_attention(
-        q, _widened(keys, num_heads), _widened(values, num_heads), attn_mask=call.mask[:, None]
-    )
+    seen = _attend(q, keys, values, call.mask)
     x_NH = x_NH + layer.output(_by_row(seen, call.shape), call.num_clean)
     gate, up = layer.gate_up(layer.ffn_norm(x_NH), call.num_clean).chunk(2, -1)
     return x_NH + layer.down(F.silu(gate) * up, call.num_clean), (k, v)
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | BlockMask) -> Tensor:
+    """[B, heads, queries, D]; every key head serves the query heads that read it."""
+    if isinstance(mask, BlockMask):
+        seen: Tensor = flex_attention(q, keys, values, block_mask=mask, enable_gqa=True)
+        return seen
+    num_heads = q.shape[1]
+    return F.scaled_dot_product_attention(
+        q, _widened(keys, num_heads), _widened(values, num_heads), attn_mask=mask[:, None]
+    )
 
 
 def _by_head(x_NJD: Tensor, shape: tuple[int, int, int]) -> Tensor:

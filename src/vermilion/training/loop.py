@@ -2,150 +2,152 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from vermilion.errors import EngineFailure
-from vermilion.models.transformer import Transformer
-from vermilion.training import checkpoint, corruption
-from vermilion.training.checkpoint import Adapter, Progress
-from vermilion.training.data import Dataset, held_out, next_batch
-from vermilion.training.denoise import Noisy, add_noise, ask
-from vermilion.training.forward import Forward
-from vermilion.training.objectives import index_in_block
-from vermilion.training.recipe import MAY_CHANGE, Recipe
+from vermilion.errors import ConfigError, EngineFailure
+from vermilion.training import checkpoint, corruption, records
+from vermilion.training.data import next_batch
+from vermilion.training.denoise import Noisy, add_noise, ask, loss_of
+from vermilion.training.distributed import World, joined, whole
+from vermilion.training.forward import Forward, precision
+from vermilion.training.recipe import Recipe
+from vermilion.training.records import Records
+from vermilion.training.run import Progress, Run, trainable
+from vermilion.training.validation import figure_of, validate
 
 _MASK_EMBEDDING_RATE = 3.0
 """Learning rate of the mask embedding over that of the adapter: it is one row, and starts from a mean."""
-_HELD_OUT_SEED = 1
+
+OnStep = Callable[[Mapping[str, float]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """What a training run works on."""
+class _Work:
+    """What every step needs."""
 
-    model: Transformer
-    """On its device, with an adapter and a mask embedding attached."""
-    dataset: Dataset
-    recipe: Recipe
-    adapter: Adapter
+    run: Run
+    forward: Forward
+    optimizer: torch.optim.AdamW
+    world: World
+    num_steps: int
+    """0: until the minutes are over."""
 
 
-def train(run: Run, on_step: Callable[[Mapping[str, float]], None] = lambda figures: None) -> Progress:
-    """Train until the recipe's steps or minutes are over, or SIGINT or SIGTERM comes; then save.
+def train(run: Run, on_step: OnStep = lambda figures: None) -> Progress:
+    """Train until the recipe's steps, epochs or minutes are over, the held-out figure no longer falls, or
+    SIGINT or SIGTERM comes; then save.
 
     Goes on from the newest checkpoint in the output folder, if there is one; on a CPU, and when the length
-    is given in steps, the result equals that of an unbroken run bit for bit. `on_step` gets every step's
-    figures, which also go to log.jsonl. Raises ConfigError for an output folder of another recipe, and
-    EngineFailure when the loss is no longer a number.
+    is not given in minutes, the result equals that of an unbroken run bit for bit. `on_step` gets every
+    step's figures, which also go to log.jsonl. Under torchrun each process trains its part of every batch.
+    Raises ConfigError for an output folder of another recipe, and EngineFailure when the loss is no longer a
+    number.
     """
-    recipe, model = run.recipe, run.model
-    model.requires_grad_(False)
-    for parameter in checkpoint.trainable(model).values():
-        parameter.requires_grad_(True)
-    optimizer = _optimizer(run)
-    folder, progress = recipe.output / "checkpoints", Progress()
-    settings = json.loads(json.dumps(asdict(recipe), default=str))
-    newest = checkpoint.latest(folder)
-    if newest is not None:
-        checkpoint.check_same_recipe(newest, settings, MAY_CHANGE)
-        progress = checkpoint.load(newest, model, optimizer)
-    forward = Forward(model, recompute=recipe.recompute, compiled=recipe.compile)
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    started, before = time.monotonic(), progress.seconds
-    saved = progress.step if newest else -1
-    with _stop_signals() as stopped, (recipe.output / "log.jsonl").open("a", encoding="utf-8") as log:
-        while not stopped and _done_share(recipe, progress) < 1:
-            figures, progress = _step(run, forward, optimizer, progress)
-            progress = replace(progress, seconds=before + time.monotonic() - started)
-            over = bool(stopped) or _done_share(recipe, progress) >= 1
-            if over or progress.step % recipe.validate_every == 0:
-                figures |= validate(run, forward, recipe.longest_block)
-            figures |= {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds}
-            log.write(json.dumps(figures) + "\n")
-            log.flush()
-            on_step(figures)
-            if progress.step % recipe.save_every == 0:
-                checkpoint.save(folder, model, optimizer, progress, run.adapter, settings)
-                saved = progress.step
-        if saved != progress.step:
-            checkpoint.save(folder, model, optimizer, progress, run.adapter, settings)
+    with joined() as world:
+        work = _prepared(run, world)
+        progress, newest = Progress(), checkpoint.latest(run.recipe.output / "checkpoints")
+        if newest is not None:
+            checkpoint.check_same_recipe(newest, run.recipe)
+            progress = checkpoint.load(newest, run, work.optimizer)
+        folder, board = run.recipe.output, run.recipe.tensorboard
+        log = Records(folder, progress.step, tensorboard=board) if world.is_first else None
+        with log or nullcontext():
+            progress = _steps(work, progress, newest is not None, lambda f: _tell(log, on_step, f))
+        if run.recipe.patience and progress.best is not None:
+            checkpoint.load_best(run)
+    if world.is_first and run.recipe.plot:
+        records.plot(run.recipe.output)
     return progress
 
 
-def validate(run: Run, forward: Forward, block_length: int) -> dict[str, float]:
-    """Figures of the held-out rows with every block fully masked; empty without such rows.
-
-    held_out_nll is the mean negative log-likelihood in nats; agreement_k how often the denoiser's likeliest
-    token at offset k of a block is the base's; accepted the mean length of the agreeing run, which is what
-    lossless decoding gains.
-    """
-    batch = held_out(run.dataset)
-    if batch is None:
-        return {}
-    recipe = replace(
-        run.recipe,
-        corruption=corruption.CorruptionConfig(full=1, prefix=0, random=0),
-        objective=replace(run.recipe.objective, teacher=0, certainty=0, offset_decay=0),
+def _prepared(run: Run, world: World) -> _Work:
+    recipe, model = run.recipe, run.model
+    if recipe.rows % world.size:
+        raise ConfigError(f"rows: {recipe.rows} is not a multiple of the {world.size} processes.")
+    model.requires_grad_(False)
+    for parameter in trainable(model, recipe.method).values():
+        parameter.requires_grad_(True)
+    forward = Forward(
+        model,
+        recompute=recipe.recompute,
+        compiled=recipe.compile,
+        flex=recipe.attention == "flex",
+        sharded=world.size > 1,
     )
-    vocab_size = run.model.architecture.vocab_size
-    noisy = add_noise(recipe, batch, block_length, vocab_size, corruption.noise(_HELD_OUT_SEED, 0))
-    loss, weight = 0.0, 0.0
-    agreed = torch.zeros(block_length, dtype=torch.float64)
-    counts = torch.zeros(block_length, dtype=torch.float64)
-    for part in _parts(noisy, recipe.micro_rows):
-        offset_BL = index_in_block(part.block_BL)
-        with torch.no_grad(), _precision(recipe, run.model):
-            for (_, targets), opinions in zip(part.copies, ask(forward, recipe, part), strict=False):
-                weight_R = opinions.scored.weight_R
-                loss += float((opinions.loss_R * weight_R).sum())
-                weight += float(weight_R.sum())
-                same_R = opinions.logits_RV.argmax(-1) == opinions.base_logits_RV.argmax(-1)
-                offset_R = offset_BL[targets.weight_BL > 0]
-                agreed.index_add_(0, offset_R, same_R.double().cpu())
-                counts.index_add_(0, offset_R, torch.ones(len(offset_R), dtype=torch.float64))
-    shares = (agreed / counts.clamp(min=1))[1:]
-    figures = {f"agreement_{k}": round(float(share), 4) for k, share in enumerate(shares, 1)}
-    accepted = float(shares.cumprod(0).sum())
-    return {"held_out_nll": loss / max(weight, 1e-9), "accepted": round(accepted, 4), **figures}
+    num_steps = recipe.steps
+    if not num_steps and recipe.epochs:
+        num_steps = max(1, round(recipe.epochs * run.dataset.rows_of_an_epoch() / recipe.rows))
+    return _Work(run, forward, _optimizer(run), world, num_steps)
 
 
-def _step(
-    run: Run, forward: Forward, optimizer: torch.optim.AdamW, progress: Progress
-) -> tuple[dict[str, float], Progress]:
+def _steps(work: _Work, progress: Progress, resumed: bool, tell: OnStep) -> Progress:
+    """From `progress` to the end of the run; the newest state is saved when this returns."""
+    recipe, world = work.run.recipe, work.world
+    started, before = time.monotonic(), progress.seconds
+    saved = progress.step if resumed else -1
+    with _stop_signals() as received:
+        stopped = False
+        while not stopped and not _is_over(work, progress):
+            figures, progress = _step(work, progress)
+            seconds, signals = world.first(before + time.monotonic() - started)[0], world.total(len(received))
+            stopped = signals[0] > 0
+            progress = replace(progress, seconds=seconds)
+            if stopped or _done_share(work, progress) >= 1 or progress.step % recipe.validate_every == 0:
+                found = validate(work.run, work.forward)
+                progress = _judged(work, progress, figure_of(recipe, found))
+                figures |= found
+            figures |= {
+                "step": progress.step,
+                "tokens": progress.tokens,
+                "seconds": progress.seconds,
+                "done": min(1.0, _done_share(work, progress)),
+            }
+            tell(figures)
+            if progress.step % recipe.save_every == 0:
+                checkpoint.save(work.run, work.optimizer, progress, world)
+                saved = progress.step
+        if saved != progress.step:
+            checkpoint.save(work.run, work.optimizer, progress, world)
+    return progress
+
+
+def _judged(work: _Work, progress: Progress, figure: float | None) -> Progress:
+    """With the best held-out figure brought up to date, and the best state kept where it is wanted."""
+    if figure is None:
+        return progress
+    if progress.best is not None and figure >= progress.best:
+        return replace(progress, since_best=progress.since_best + 1)
+    if work.run.recipe.patience:
+        checkpoint.save_best(work.run, work.world)
+    return replace(progress, best=figure, best_step=progress.step, since_best=0)
+
+
+def _step(work: _Work, progress: Progress) -> tuple[dict[str, float], Progress]:
     """One optimiser step; its figures and where the run then stands."""
-    recipe, share = run.recipe, _done_share(run.recipe, progress)
+    run, recipe, optimizer = work.run, work.run.recipe, work.optimizer
+    share = _done_share(work, progress)
     batch, data = next_batch(run.dataset, recipe.rows, progress.data)
     block_length = next(stage.block_length for stage in recipe.stages if share < stage.until)
     rng = corruption.noise(recipe.seed, progress.step)
     noisy = add_noise(recipe, batch, block_length, run.model.architecture.vocab_size, rng)
-    weight = max(noisy.weight, 1e-9)
-    total, right, count = 0.0, 0, 0
-    for part in _parts(noisy, recipe.micro_rows):
-        with _precision(recipe, run.model):
-            losses = []
-            for opinions in ask(forward, recipe, part):
-                losses.append((opinions.loss_R * opinions.scored.weight_R).sum() / weight)
-                right += int((opinions.logits_RV.argmax(-1) == opinions.scored.label_R).sum())
-                count += len(opinions.loss_R)
-        if losses:
-            loss = torch.stack(losses).sum()
-            torch.autograd.backward(loss)
-            total += float(loss.detach())
+    own = noisy.rows(*work.world.part(recipe.rows))
+    parts = [_backward(work, part, noisy.weights) for part in own.parts(recipe.micro_rows)]
+    total, right, count = work.world.total(*(sum(each) for each in zip(*parts, strict=True)))
     if not total < float("inf"):
         raise EngineFailure(
             f"The loss of step {progress.step + 1} is {total}. Lower learning_rate and start again from the "
             "newest checkpoint, which is from before it."
         )
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm))
     rate = _rate(recipe, progress, share)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
@@ -162,15 +164,28 @@ def _step(
     return figures, replace(progress, step=progress.step + 1, tokens=tokens, data=data)
 
 
-def _parts(noisy: Noisy, micro_rows: int) -> Iterator[Noisy]:
-    num_rows = noisy.block_BL.shape[0]
-    for start in range(0, num_rows, micro_rows):
-        yield noisy.rows(start, min(start + micro_rows, num_rows))
+def _backward(work: _Work, part: Noisy, weights: tuple[float, float]) -> tuple[float, int, int]:
+    """Add the gradients of some rows; their part of the loss, tokens guessed right, and tokens asked for."""
+    run = work.run
+
+    def look() -> tuple[Tensor, int, int]:
+        losses, right, count = [], 0, 0
+        for opinions in ask(work.forward, run.recipe, part):
+            losses.append(loss_of(run.recipe, opinions, weights))
+            right += int((opinions.logits_RV.argmax(-1) == opinions.scored.label_R).sum())
+            count += len(opinions.loss_R)
+        return torch.stack(losses).sum(), right, count
+
+    with precision(run.recipe.autocast, run.model):
+        loss, right, count = work.forward.whole(look)
+    # Sharded gradients are averaged over the processes; the loss is divided by the whole batch already.
+    torch.autograd.backward(loss * work.world.size)
+    return float(loss.detach()), right, count
 
 
 def _optimizer(run: Run) -> torch.optim.AdamW:
     """Rates are set as if B did not carry the adapter's scale."""
-    named = checkpoint.trainable(run.model)
+    named = trainable(run.model, run.recipe.method)
     factors = {
         name: _MASK_EMBEDDING_RATE
         if name == "mask_embedding"
@@ -189,10 +204,16 @@ def _optimizer(run: Run) -> torch.optim.AdamW:
     )
 
 
-def _done_share(recipe: Recipe, progress: Progress) -> float:
+def _is_over(work: _Work, progress: Progress) -> bool:
+    patience = work.run.recipe.patience
+    return _done_share(work, progress) >= 1 or bool(patience and progress.since_best >= patience)
+
+
+def _done_share(work: _Work, progress: Progress) -> float:
     """How much of the run is over: by steps, by time, or whichever is further."""
-    by_steps = progress.step / recipe.steps if recipe.steps > 0 else 0.0
-    by_time = progress.seconds / (60 * recipe.minutes) if recipe.minutes > 0 else 0.0
+    minutes = work.run.recipe.minutes
+    by_steps = progress.step / work.num_steps if work.num_steps > 0 else 0.0
+    by_time = progress.seconds / (60 * minutes) if minutes > 0 else 0.0
     return max(by_steps, by_time)
 
 
@@ -202,10 +223,10 @@ def _rate(recipe: Recipe, progress: Progress, share: float) -> float:
     return recipe.learning_rate * warm * decay
 
 
-def _precision(recipe: Recipe, model: Transformer) -> AbstractContextManager[object]:
-    if not recipe.autocast:
-        return nullcontext()
-    return torch.autocast(model.norm.weight.device.type, torch.bfloat16)
+def _tell(log: Records | None, on_step: OnStep, figures: Mapping[str, float]) -> None:
+    if log is not None:
+        log.add(figures)
+        on_step(figures)
 
 
 @contextmanager

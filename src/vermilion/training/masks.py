@@ -20,6 +20,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 Context = Literal["causal", "block", "full"]
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -67,6 +68,24 @@ def mask_mod(layout: Layout) -> MaskMod:
         return (document[b, i] == document[b, j]) & (clean | before | own)
 
     return visible
+
+
+def flex_masks(layout: Layout) -> tuple[BlockMask, BlockMask]:
+    """The table's two parts (`two_pass`) as FlexAttention's block masks."""
+    visible, (num_rows, length) = mask_mod(layout), layout.block_BL.shape
+
+    def noisy(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return visible(b, h, q + length, k)
+
+    def alone(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return visible(b, h, q + length, k + length)
+
+    device, both = layout.block_BL.device, layout.context != "full"
+    made = create_block_mask(visible, num_rows, None, length, length, device=device)
+    other = create_block_mask(
+        noisy if both else alone, num_rows, None, length, length * (1 + both), device=device
+    )
+    return made, other
 
 
 def dense(layout: Layout) -> Tensor:

@@ -15,19 +15,30 @@ from torch import Tensor
 from vermilion.errors import ConfigError
 from vermilion.training.corruption import Draw
 from vermilion.training.data import TokenBatch
+from vermilion.training.masks import Context
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveConfig:
-    """The loss of one scored token, before its weight:
+    """The loss of a batch is denoise x (mean over noisy rows) + next_token x (mean over clean rows).
 
-    (1 - teacher) CE + teacher KL(frozen next-token stream || denoiser) + certainty [token is right] entropy
+    A noisy row costs, before its weight,
 
-    where the KL part applies only with no visible token to the right in the block: there the best denoiser
-    is an average of next-token distributions. The teacher does not know of one in sight: CE stands alone.
+    (1 - teacher) CE + teacher KL(next-token stream || denoiser) + total_variation TV
+        + certainty [token is right] entropy
+
+    where KL and TV apply only with no visible token to the right in the block: there the best denoiser is an
+    average of next-token distributions. The teacher does not know of one in sight: CE stands alone. A clean
+    row costs the cross-entropy of the next token.
     """
 
+    denoise: float = 1.0
+    next_token: float = 0.0
+    """Only where the clean rows' weights are trained; without it they forget the language (2607.05722)."""
     teacher: float = 0.7
+    total_variation: float = 0.0
+    """Weight of half the L1 distance to the teacher: a draft is refused with exactly that probability
+    (arXiv 2609.04010)."""
     certainty: float = 0.0
     """Weight of the entropy (arXiv 2509.26488, 2512.15745): sharper where already right."""
     certainty_temperature: float = 0.5
@@ -40,10 +51,13 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.teacher <= 1:
             raise ConfigError(f"objective.teacher: {self.teacher} is not allowed; allowed: 0 to 1.")
-        if self.certainty < 0 or self.offset_decay < 0 or self.certainty_temperature <= 0:
-            raise ConfigError(
-                "objective: certainty and offset_decay must be 0 or more, certainty_temperature above 0."
-            )
+        for name in ("denoise", "next_token", "total_variation", "certainty", "offset_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"objective.{name}: {getattr(self, name)} is not allowed; allowed: 0 or more."
+                )
+        if self.certainty_temperature <= 0:
+            raise ConfigError("objective.certainty_temperature must be above 0.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +96,8 @@ def targets(
     *,
     shift: bool,
 ) -> Targets:
-    """Scores the masked and the replaced positions; `noisy` is the draw and which ids were replaced.
+    """Scores the masked and the replaced positions; `noisy` is the draw and which ids were (or will be)
+    replaced, by other tokens or by the denoiser's own.
 
     With `shift`, row i - 1 predicts token i, so a block's first token is nobody's (the clean row before it
     gives it). Padding of an answer behind its EOS counts as one token in the block that holds the EOS, and
@@ -99,8 +114,9 @@ def targets(
     if config.offset_decay:
         inside_BL = index_in_block(block_BL)
         weight_BL = weight_BL * torch.exp(-(inside_BL - 1).clamp(min=0) / config.offset_decay)
-    visible_BL = ~drawn.masked_BL
-    return Targets(weight_BL, ~_visible_to_the_right(visible_BL, block_BL) & ~batch.fill_BL, shift)
+    taught_BL = ~_visible_to_the_right(~drawn.masked_BL, block_BL) & ~batch.fill_BL
+    # Of a document's first token no row before it knows anything.
+    return Targets(weight_BL, taught_BL & (batch.position_BL > 0), shift)
 
 
 def select(targets: Targets, ids_BL: Tensor) -> Scored:
@@ -124,10 +140,15 @@ def losses(
     """
     logprob_RV = F.log_softmax(logits_RV.float(), -1)
     loss_R = F.nll_loss(logprob_RV, scored.label_R, reduction="none")
-    if config.teacher and teacher_logits_RV is not None:
+    if teacher_logits_RV is not None and (config.teacher or config.total_variation):
         teacher_RV = F.log_softmax(teacher_logits_RV.detach().float(), -1)
-        kl_R = F.kl_div(logprob_RV, teacher_RV, reduction="none", log_target=True).sum(-1)
-        mixed_R = (1 - config.teacher) * loss_R + config.teacher * kl_R
+        mixed_R = loss_R
+        if config.teacher:
+            kl_R = F.kl_div(logprob_RV, teacher_RV, reduction="none", log_target=True).sum(-1)
+            mixed_R = (1 - config.teacher) * loss_R + config.teacher * kl_R
+        if config.total_variation:
+            far_R = (logprob_RV.exp() - teacher_RV.exp()).abs().sum(-1) / 2
+            mixed_R = mixed_R + config.total_variation * far_R
         loss_R = torch.where(scored.taught_R, mixed_R, loss_R)
     if config.certainty:
         sharp_RV = F.log_softmax(logits_RV.float() / config.certainty_temperature, -1)
@@ -137,13 +158,18 @@ def losses(
     return loss_R
 
 
-def next_token_loss(logits_BLV: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """(weighted sum, weight) of the autoregressive cross-entropy of a clean stream, fill left out."""
-    same_BL = batch.document_BL[:, 1:] == batch.document_BL[:, :-1]
-    weight_BL = batch.weight_BL[:, 1:] * same_BL * ~batch.fill_BL[:, 1:]
-    logits_NV = logits_BLV[:, :-1].flatten(0, 1).float()
-    loss_N = F.cross_entropy(logits_NV, batch.ids_BL[:, 1:].reshape(-1), reduction="none")
-    return (loss_N * weight_BL.reshape(-1)).sum(), weight_BL.sum()
+def next_token_weight(batch: TokenBatch, block_BL: Tensor, context: Context) -> Tensor:
+    """float32 [B, L]: weight of each token as the label of the clean row before it in its document.
+
+    Fill behind an end is left out. Rows that see their whole block (`context` block) know the tokens in it:
+    only the first of the next one is left to guess; with `full` none is.
+    """
+    weight_BL = batch.weight_BL * ~batch.fill_BL
+    weight_BL[:, 1:] *= batch.document_BL[:, 1:] == batch.document_BL[:, :-1]
+    weight_BL[:, 0] = 0
+    if context == "block":
+        weight_BL = weight_BL * _first_of_block(block_BL)
+    return weight_BL * (context != "full")
 
 
 def index_in_block(block_BL: Tensor) -> Tensor:

@@ -11,17 +11,20 @@ from typing import Any
 
 import tokenizers
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from vermilion.models import catalog
 from vermilion.models.families import Architecture
-from vermilion.models.transformer import PARTS, Transformer
+from vermilion.models.transformer import Transformer
 from vermilion.text import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from vermilion.training import objectives
-from vermilion.training.corpus import Corpus, read_answers
+from vermilion.training.corpus import Corpus
 from vermilion.training.data import DataConfig, Dataset, DataState, Source, next_batch
+from vermilion.training.examples import read_answers
+from vermilion.training.export import hugging_face_tensors
 from vermilion.training.forward import Forward
-from vermilion.training.masks import Layout, two_pass
+from vermilion.training.masks import Layout
 
 END, START, TURN, MASK = "<|end|>", "<|start|>", "<|turn|>", "<|mask|>"
 _SPECIAL = (END, START, TURN, MASK)
@@ -100,34 +103,16 @@ def _write_weights(folder: Path, architecture: Architecture, data: DataConfig) -
     forward = Forward(model)
     for step in range(_STEPS):
         batch, state = next_batch(dataset, _ROWS, state)
-        mask_BLL = two_pass(Layout(batch.document_BL, batch.position_BL, "causal"))[0]
-        hidden_BLH, _ = forward.clean(batch.ids_BL, batch.position_BL, mask_BLL)
-        total, weight = objectives.next_token_loss(model.logits(hidden_BLH), batch)
+        seen = forward.seen(Layout(batch.document_BL, batch.position_BL, "causal"))
+        hidden_BLH, _ = forward.clean(batch.ids_BL, batch.position_BL, seen)
+        weight_BL = objectives.next_token_weight(batch, batch.position_BL, "causal")
+        logits_NV = model.logits(hidden_BLH[:, :-1].flatten(0, 1))
+        loss_N = F.cross_entropy(logits_NV, batch.ids_BL[:, 1:].reshape(-1), reduction="none")
         for group in optimizer.param_groups:
             group["lr"] = _RATE * min(1.0, (step + 1) / 20, 2 * (1 - step / _STEPS))
-        torch.autograd.backward(total / weight)
+        torch.autograd.backward((loss_N * weight_BL[:, 1:].reshape(-1)).sum() / weight_BL.sum())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    tensors = {name: model.state_dict()[ours][part] for name, (ours, part) in _names(model).items()}
     draft = folder / "model.partial"
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft)
+    save_file(hugging_face_tensors(model), draft)
     draft.replace(folder / "model.safetensors")
-
-
-def _names(model: Transformer) -> dict[str, tuple[str, slice]]:
-    """Hugging Face's name of each tensor to ours, and its rows in it."""
-    everything = slice(None)
-    names = {
-        "model.embed_tokens.weight": ("embedding", everything),
-        "model.norm.weight": ("norm.weight", everything),
-    }
-    for index, layer in enumerate(model.layers):
-        ours, theirs = f"layers.{index}.", f"model.layers.{index}."
-        names[f"{theirs}input_layernorm.weight"] = (f"{ours}attention_norm.weight", everything)
-        names[f"{theirs}post_attention_layernorm.weight"] = (f"{ours}ffn_norm.weight", everything)
-        for fused, parts in PARTS.items():
-            start = 0
-            for part, size in zip(parts, getattr(layer, fused).part_sizes, strict=True):
-                names[f"{theirs}{part}.weight"] = (f"{ours}{fused}.weight", slice(start, start + size))
-                start += size
-    return names

@@ -1,0 +1,194 @@
+"""From a trained model to the files that every command reads, in Hugging Face's and PEFT's layouts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vermilion.errors import ModelFileError
+from vermilion.models import weights
+from vermilion.models.catalog import ModelFiles
+from vermilion.models.families import Architecture, Traits
+from vermilion.models.transformer import NORMS, PARTS, Transformer
+from vermilion.training import tuning
+from vermilion.training.distributed import World, whole
+from vermilion.training.run import Adapter, Run
+
+_PEFT_PREFIX = "base_model.model."
+_SIDE_FILES = ("*.json", "*.jinja", "*.safetensors")
+
+
+def write_adapter(folder: Path, run: Run) -> None:
+    """The run's LoRA under PEFT's names, as `models.weights.load_adapter` reads it; a denoiser's with its
+    mask embedding and denoiser.json beside it."""
+    model, adapter = run.model, run.adapter
+    if run.recipe.method == "lora":
+        _write_lora(folder, _peft(tuning.pairs_of(model), adapter.dtype), adapter)
+    else:
+        _write_lora(folder, adapter_tensors(model, adapter), adapter)
+        write_denoiser(folder, run)
+
+
+def write_denoiser(folder: Path, run: Run) -> None:
+    """denoiser.json, and the mask embedding where the model has one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter, mask = run.adapter, run.model.mask_embedding
+    if mask is not None:
+        save_file({"mask_embedding": _stored(mask, torch.float32)}, folder / "denoiser.safetensors")
+    traits = adapter.traits
+    facts = {
+        "context": traits.context,
+        "shift": traits.shift,
+        "gated": traits.gated,
+        "mask_token_id": traits.mask_token_id,
+        "block_grid": traits.block_grid,
+        **adapter.facts,
+    }
+    (folder / "denoiser.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def adapter_tensors(model: Transformer, adapter: Adapter) -> dict[str, Tensor]:
+    """The gated LoRA as {PEFT name: tensor} in the adapter's dtype; B without the scale that the backbone
+    folds into it."""
+    pairs = {}
+    for index, layer in enumerate(model.layers):
+        for fused, parts in PARTS.items():
+            linear = getattr(layer, fused)
+            rank = linear.lora_a.shape[0] // len(parts)
+            halves = zip(parts, torch.split(whole(linear.lora_a.detach()), rank), linear.lora_b, strict=True)
+            for part, a, b in halves:
+                pairs[f"model.layers.{index}.{part}"] = (a, whole(b.detach()) / adapter.scale)
+    return _peft(pairs, adapter.dtype)
+
+
+def write_model(run: Run, files: ModelFiles, world: World) -> Path:
+    """OUTPUT/model: base, tokenizer, and the denoiser as adapter/ beside them.
+
+    A base that stayed as it was keeps its files (a GGUF's tensors become fp32 ones); otherwise the trained
+    weights take their place. Every process must call it; the first one's folder stays.
+    """
+    folder = run.recipe.output / "model"
+    draft = run.recipe.output / f".model.{world.rank}.partial"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    changed = run.recipe.trains_clean
+    for pattern in _SIDE_FILES:
+        for path in files.text_folder.glob(pattern):
+            stale = changed and (path.suffix == ".safetensors" or path.name.endswith(".index.json"))
+            if not stale and not path.name.endswith(".verified.json"):
+                shutil.copy(path, draft)
+    if files.kind == "gguf":
+        config = _hugging_face_config(run.model.architecture, run.adapter.traits)
+        (draft / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    if changed:
+        tensors = hugging_face_tensors(run.model)
+        save_file(
+            {name: _stored(tensor, run.adapter.dtype) for name, tensor in tensors.items()},
+            draft / "model.safetensors",
+        )
+    elif files.kind == "gguf":
+        save_file(weights.load(files).tensors, draft / "model.safetensors")
+    if run.recipe.method != "lora":
+        write_adapter(draft / "adapter", run)
+    elif files.adapter is not None:
+        shutil.copytree(files.adapter, draft / "adapter")
+    return settle(draft, folder, world)
+
+
+def settle(draft: Path, folder: Path, world: World) -> Path:
+    """Give the first process's `draft` its name, in place of what has it; the others' drafts go."""
+    if world.is_first:
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.replace(folder)
+    else:
+        shutil.rmtree(draft)
+    world.wait()
+    return folder
+
+
+def hugging_face_tensors(model: Transformer) -> dict[str, Tensor]:
+    """The backbone's own weights under Hugging Face's names, a LoRA of every row merged into them."""
+    return {name: tensor.contiguous() for name, tensor in _tensors(model)}
+
+
+def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    yield "model.embed_tokens.weight", whole(model.embedding.detach())
+    yield "model.norm.weight", whole(model.norm.weight.detach())
+    if model.head is not None:
+        yield "lm_head.weight", whole(model.head.detach())
+    for index, layer in enumerate(model.layers):
+        prefix = f"model.layers.{index}"
+        for ours, theirs in NORMS.items():
+            norm = getattr(layer, ours)
+            if norm is not None:
+                yield f"{prefix}.{theirs}.weight", whole(norm.weight.detach())
+        for fused, parts in PARTS.items():
+            product = getattr(layer, fused)
+            linear = product.linear if isinstance(product, tuning.Tuned) else product
+            weight = product.merged() if isinstance(product, tuning.Tuned) else whole(linear.weight.detach())
+            for kind, tensor in (("weight", weight), ("bias", linear.bias)):
+                if tensor is not None:
+                    rows = torch.split(whole(tensor.detach()), list(linear.part_sizes))
+                    yield from (
+                        (f"{prefix}.{part}.{kind}", each) for part, each in zip(parts, rows, strict=True)
+                    )
+
+
+def _peft(pairs: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {
+        f"{_PEFT_PREFIX}{module}.lora_{side}.weight": _stored(tensor, dtype)
+        for module, pair in pairs.items()
+        for side, tensor in zip("AB", pair, strict=True)
+    }
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return whole(tensor.detach()).to("cpu", dtype).contiguous()
+
+
+def _write_lora(folder: Path, tensors: Mapping[str, Tensor], adapter: Adapter) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(tensors), folder / "adapter_model.safetensors")
+    modules = {name.split(".lora_")[0].rpartition(".")[2] for name in tensors}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(modules),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "base_model_name_or_path": adapter.base,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+def _hugging_face_config(a: Architecture, traits: Traits) -> dict[str, Any]:
+    """A config.json that `models.configuration` reads back as the same architecture."""
+    if a.rope_fraction != 1.0:
+        raise ModelFileError("A base that rotates a part of each head has no config.json of ours.")
+    return {
+        "model_type": "qwen3" if a.qk_norm else "qwen2" if a.qkv_bias else "llama",
+        "num_hidden_layers": a.num_layers,
+        "hidden_size": a.hidden_size,
+        "num_attention_heads": a.num_heads,
+        "num_key_value_heads": a.num_kv_heads,
+        "head_dim": a.head_dim,
+        "intermediate_size": a.ffn_size,
+        "vocab_size": a.vocab_size,
+        "max_position_embeddings": a.context_length,
+        "rope_theta": a.rope_theta,
+        "rms_norm_eps": a.norm_eps,
+        "hidden_act": "silu",
+        "tie_word_embeddings": a.tied_embeddings,
+        "eos_token_id": list(traits.eos_token_ids),
+    }

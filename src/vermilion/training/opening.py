@@ -1,0 +1,59 @@
+"""A recipe's data and device, opened."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from vermilion.errors import ConfigError
+from vermilion.models import catalog
+from vermilion.models.catalog import ModelFiles
+from vermilion.models.families import Family
+from vermilion.training.corpus import Corpus
+from vermilion.training.data import Dataset, Source, fitting_length
+from vermilion.training.examples import read_answers
+from vermilion.training.recipe import Recipe
+
+
+def dataset_of(recipe: Recipe, files: ModelFiles, family: Family) -> Dataset:
+    """Raises ConfigError for data that is missing or does not fit the base."""
+    corpora = tuple(_corpus(source, files, family) for source in recipe.data.sources)
+    validation = tuple(_corpus(source, files, family) for source in recipe.data.validation)
+    # What follows an end is only ever seen by noisy rows.
+    num_fill = recipe.longest_block - 1 if recipe.objective.denoise else 0
+    length = recipe.data.length or fitting_length((*corpora, *validation), num_fill)
+    if length > family.architecture.context_length:
+        raise ConfigError(
+            f"data.length: {length} is more than the base's context of {family.architecture.context_length}."
+        )
+    data = replace(recipe.data, length=length)
+    return Dataset(data, corpora, validation, family.traits.eos_token_ids, num_fill)
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """The recipe's device; raises ConfigError for what is none."""
+    if recipe.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(recipe.device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device: {recipe.device!r} is not a device; try auto, cpu, cuda or cuda:0."
+        ) from error
+
+
+def dtype_of(recipe: Recipe) -> torch.dtype:
+    """Of what is written."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.adapter_dtype]
+
+
+def _corpus(source: Source, files: ModelFiles, family: Family) -> Corpus:
+    if source.path.suffix != ".jsonl":
+        corpus = Corpus.open(source.path)
+    else:
+        tokenizer, template = catalog.tokenizer_of(files), catalog.chat_template_of(files)
+        corpus = Corpus.of(read_answers(source.path, tokenizer, template))
+    if corpus.largest_id() >= family.architecture.vocab_size:
+        raise ConfigError(f"{source.path}: holds token ids that the base's vocabulary lacks.")
+    return corpus

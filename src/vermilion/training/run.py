@@ -1,0 +1,70 @@
+"""What a training run works on, and where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from vermilion.models.families import Traits
+from vermilion.models.transformer import Transformer
+from vermilion.training.data import Dataset, DataState
+from vermilion.training.recipe import Method, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    data: DataState = field(default_factory=DataState)
+    best: float | None = None
+    """Lowest held-out figure so far."""
+    best_step: int = 0
+    since_best: int = 0
+    """Validations after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What an adapter's own files say of it."""
+
+    rank: int
+    alpha: float
+    traits: Traits
+    base: str
+    dtype: torch.dtype
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Further entries of denoiser.json."""
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a training run works on."""
+
+    model: Transformer
+    """On its device, with all that is to be trained attached."""
+    dataset: Dataset
+    recipe: Recipe
+    adapter: Adapter
+
+
+def trainable(model: Transformer, method: Method) -> dict[str, nn.Parameter]:
+    """The parameters that the method trains, by name."""
+    marks = {
+        "adapter": ("mask_embedding", ".lora_"),
+        "copy": ("mask_embedding", ".noisy_weight"),
+        "lora": (".tuned_",),
+    }.get(method, ("",))
+    return {
+        name: parameter for name, parameter in model.named_parameters() if any(mark in name for mark in marks)
+    }

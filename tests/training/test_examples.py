@@ -1,0 +1,76 @@
+"""Examples from JSON Lines: what is taken, and that every bad line is named with its reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vermilion.errors import ConfigError
+from vermilion.models import catalog
+from vermilion.training import examples, toy
+from vermilion.training.examples import parse, read_answers
+
+GOOD = b'{"prompt": "a", "response": "b"}'
+BAD = {
+    b'{"prompt": "hi"': "not JSON",
+    b"[1]": "not a JSON object",
+    b'{"prompt": "hi"}': "needs prompt and response",
+    b'{"prompt": "hi", "response": 3}': "response must be text",
+    b'{"prompt": "hi", "completion": " "}': "completion is empty",
+    b'{"messages": []}': "not empty",
+    b'{"prefix": "", "response": "b"}': "prefix is empty",
+    b'{"messages": [{"role": "user", "content": "hi"}]}': "last message must be the assistant's",
+    b'{"messages": [{"role": "assistant", "content": "hi"}]}': "nothing before the answer",
+    b'{"messages": [{"role": "user"}]}': "messages[0]: needs a role and a content",
+    b'{"messages": [{"role": "bot", "content": "hi"}]}': "messages[0]: role 'bot'",
+    b'{"prompt": "\xff", "response": "b"}': "not UTF-8 text (byte 13)",
+    b"[" * 100_000: "nested too deeply",
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> catalog.ModelFiles:
+    folder = tmp_path_factory.mktemp("texts")
+    toy._write_texts(folder)
+    return catalog.ModelFiles("folder", "toy", folder, None)
+
+
+def test_every_bad_line_is_refused_with_its_number_and_reason() -> None:
+    lines = [GOOD, b"", *BAD, GOOD]
+    found, refusals = parse(b"\n".join(lines))
+    assert [example.line for example in found] == [1, len(lines)]
+    assert [refusal.line for refusal in refusals] == list(range(3, 3 + len(BAD)))
+    for refusal, reason in zip(refusals, BAD.values(), strict=True):
+        assert reason in refusal.reason
+
+
+def test_the_error_lists_all_lines_up_to_a_limit(
+    tmp_path: Path, base: catalog.ModelFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples, "MOST_REPORTED", 4)
+    file = tmp_path / "answers.jsonl"
+    file.write_bytes(b"\n".join([GOOD, *BAD]))
+    with pytest.raises(ConfigError) as caught:
+        read_answers(file, catalog.tokenizer_of(base), catalog.chat_template_of(base))
+    said = str(caught.value).splitlines()
+    assert f"{len(BAD)} of {len(BAD) + 1} lines" in said[0]
+    assert [line.split(":")[0].strip() for line in said[1:5]] == [f"line {n}" for n in range(2, 6)]
+    assert said[5].strip() == f"and {len(BAD) - 4} more" and len(said) == 6
+
+
+def test_a_missing_and_an_empty_file_are_refused(tmp_path: Path, base: catalog.ModelFiles) -> None:
+    tokenizer, template = catalog.tokenizer_of(base), catalog.chat_template_of(base)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_answers(tmp_path / "none.jsonl", tokenizer, template)
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(ConfigError, match="no example"):
+        read_answers(tmp_path / "empty.jsonl", tokenizer, template)
+
+
+def test_completion_is_another_name_for_response() -> None:
+    (one,), (other,) = (
+        parse(json.dumps({"prompt": "a", name: "b"}).encode())[0] for name in ("response", "completion")
+    )
+    assert one == other
