@@ -1,8 +1,8 @@
 """Prompts and answers from JSON Lines; every bad line is refused with its number and reason. No torch here.
 
 A line is {"prompt": ..., "response": ...} ("completion" will do for "response"), {"messages": [...]} with a
-role and a content each, the last the assistant's, or {"prefix": ..., "response": ...} for a raw text that goes
-on. With "finish_reason": "length" the answer was cut, and no end is learnt from it.
+role and a content each, the last the assistant's, or {"prefix": ..., "response": ...} for a raw text that
+goes on. With "finish_reason": "length" the answer was cut, and no end is learnt from it.
 """
 
 from __future__ import annotations
