@@ -338,7 +338,7 @@ def test_serve_takes_the_file_then_set_then_options(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        (("--host", "0.0.0.0"), "--allow-remote"),
+        (("--host", "0.0.0.0"), "--open"),
         (("--preset", "warp"), "default_preset: 'warp'"),
         (("--set", "serve.prot=1"), "Did you mean serve.port?"),
         (("--config", "/none.toml"), "no such configuration file"),

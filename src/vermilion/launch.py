@@ -40,7 +40,8 @@ class Settings:
 _SETTING_OF = {
     "host": "serve.host",
     "port": "serve.port",
-    "allow_remote": "serve.allow_remote",
+    "open": "serve.open",
+    "accounts": "serve.accounts.url",
     "model": "model",
     "preset": "serve.default_preset",
     "device": "engine.device",

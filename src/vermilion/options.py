@@ -52,8 +52,14 @@ class ServeOptions:
     preset: Annotated[str | None, typer.Option(help="Decoding of requests that name none.")] = None
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = None
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float64.")] = None
-    allow_remote: Annotated[
-        bool | None, typer.Option("--allow-remote", help="Allow a host that other computers reach.")
+    accounts: Annotated[
+        str | None,
+        typer.Option(
+            envvar="VERMILION_ACCOUNTS", help="Ask for keys, kept in this file or PostgreSQL database."
+        ),
+    ] = None
+    open: Annotated[
+        bool | None, typer.Option("--open", help="Let whoever reaches the host use it without a key.")
     ] = None
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with model and the tables [serve] and [engine].")

@@ -141,6 +141,8 @@ class Text:
 
     text: str
     tokens: tuple[TokenInfo, ...] = ()
+    usage: Usage | None = field(default=None, compare=False, repr=False)
+    """What the request has cost so far, for one that is given up before its `Finish`."""
 
 
 @dataclass(frozen=True, slots=True)

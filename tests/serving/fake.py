@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from vermilion.accounts.gate import Accounts
 from vermilion.errors import ModelFileError, ModelNotFound, Overloaded
 from vermilion.serving.backend import Served
 from vermilion.serving.config import ServeConfig
@@ -128,7 +129,8 @@ class FakeBackend:
                 spans = ((0, settled),) if settled else ()
                 progress = min(0.9, number / 10)
                 yield number, Canvas(text + "~", spans, ((len(text), len(text) + 1),), (), progress, number)
-            yield number, Text(word, self._tokens(request, word, number))
+            usage = Usage(len(request.prompt), 4, number, number)
+            yield number, Text(word, self._tokens(request, word, number), usage)
 
     def _tokens(self, request: Request, word: str, number: int) -> tuple[TokenInfo, ...]:
         if request.sampling.logprobs is None:
@@ -137,8 +139,10 @@ class FakeBackend:
         return (TokenInfo(number, word, math.log(0.5), 0.5, number, top),)
 
 
-def fake_service(backend: FakeBackend | None = None, **settings: object) -> Service:
-    return Service(ServeConfig(**settings), served(backend or FakeBackend()))
+def fake_service(
+    backend: FakeBackend | None = None, accounts: Accounts | None = None, **settings: object
+) -> Service:
+    return Service(ServeConfig(**settings), served(backend or FakeBackend()), accounts)
 
 
 def served(backend: FakeBackend, template: object = FakeTemplate()) -> Served:

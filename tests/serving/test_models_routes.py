@@ -105,7 +105,7 @@ async def test_a_loopback_service_answers_only_to_names_of_this_computer(
         ({"allowed_hosts": ("Box.lan",)}, 200),
         ({"allowed_hosts": ("*",)}, 200),
         ({"allowed_hosts": ("other.lan",)}, 403),
-        ({"host": "0.0.0.0", "allow_remote": True}, 200),
+        ({"host": "0.0.0.0", "open": True}, 200),
     ],
 )
 async def test_the_operator_allows_more_names(open_client, settings: dict[str, object], status: int) -> None:

@@ -26,7 +26,7 @@ from vermilion.accounts import transactions
 from vermilion.accounts.clock import now_us
 from vermilion.accounts.errors import AccountsUnavailable
 from vermilion.accounts.store import Store
-from vermilion.accounts.transactions import Admission, Job, Request, Result, Settlement
+from vermilion.accounts.transactions import Admission, Job, Release, Request, Result, Settlement
 
 LEASE_S = 15.0
 """How long the running requests of a server that died go on counting as running."""
@@ -57,13 +57,20 @@ class Writer:
         self._failures: tuple[type[Exception], ...] = (SQLAlchemyError, driver.Error)
         self._conflicts: tuple[type[Exception], ...] = (IntegrityError, driver.IntegrityError)
         self._connection: Connection | None = None
+        self._owed: list[Settlement] = []
+        """What could not be written yet; tried again with every renewal."""
         self._asks: queue.SimpleQueue[_Ask | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="accounts", daemon=True)
         self._thread.start()
 
     async def admit(self, request: Request) -> transactions.Admitted:
         """Raises what `admission.admit` raises, and `AccountsUnavailable`."""
-        result = await self._ask(Admission(request, self.server, self.lease_s))
+        try:
+            result = await self._ask(Admission(request, self.server, self.lease_s))
+        except asyncio.CancelledError:
+            # The client left meanwhile; nobody would ever end what may have been admitted.
+            self.put(Release(request))
+            raise
         assert isinstance(result, transactions.Admitted)
         return result
 
@@ -97,10 +104,12 @@ class Writer:
             if asks:
                 results = self._written([ask.job for ask in asks])
                 _deliver(asks, results)
-            if time.monotonic() >= due_s:
+            if time.monotonic() >= due_s or not open_:
                 self._renew()
                 due_s = time.monotonic() + self.lease_s / 3
         self._drop()
+        for job in self._owed:
+            _log.error("accounts: %s was never recorded: %s", job.request.id, job.usage)
 
     def _taken(self) -> tuple[list[_Ask], bool]:
         """What is waiting, after waiting for the first; False when it was the last."""
@@ -142,7 +151,10 @@ class Writer:
                     job = replace(job, reply=None)
             except self._failures:
                 self._drop()
-        _log.error("accounts: a request could not be recorded: %s", job.request.id)
+        _log.error("accounts: %s could not be recorded", job.request.id)
+        if isinstance(job, Settlement):
+            # Whoever waited is told that it failed; what it used stays owed.
+            self._owed.append(replace(job, outcome="failed", reply=None))
         return AccountsUnavailable()
 
     def _recorded(self, job: Settlement) -> bool:
@@ -171,6 +183,8 @@ class Writer:
             connection = self._open()
             with connection.begin():
                 transactions.renew(connection, self.server, self.lease_s, now_us())
+            while self._owed and (self._recorded(self._owed[0]) or self._transaction(self._owed[:1])):
+                self._owed.pop(0)
         except self._failures as error:
             _log.warning("accounts: leases could not be renewed: %s", type(error).__name__)
             self._drop()

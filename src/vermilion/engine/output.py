@@ -54,7 +54,7 @@ class Output:
             text, self._held = (text, "") if program.finish is not None else _before_sentence_end(text)
         if text or infos:
             self._text.append(text)
-            events.append(Text(text, tuple(infos)))
+            events.append(Text(text, tuple(infos), self._usage(program)))
         if self._request.canvas:
             events.append(self._canvas(program))
         if program.finish is not None:
@@ -62,14 +62,16 @@ class Output:
         return events
 
     def finish(self, program: Program, reason: FinishReason, message: str = "") -> Finish:
-        usage = Usage(
+        return Finish(reason, self._usage(program), message, self.stop_string if reason == "stop" else "")
+
+    def _usage(self, program: Program) -> Usage:
+        return Usage(
             prompt_tokens=len(self._request.prompt) + len(self._request.suffix),
             cached_tokens=self.cached_tokens,
             completion_tokens=self._taken,
             passes=program.passes,
             edits=program.edits,
         )
-        return Finish(reason, usage, message, self.stop_string if reason == "stop" else "")
 
     def _flushed(self) -> tuple[str, str]:
         """What was held back, and the stop string in it that could have grown into a longer one."""

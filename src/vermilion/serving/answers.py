@@ -8,7 +8,8 @@ from contextlib import aclosing
 from time import perf_counter
 
 from vermilion.errors import EngineFailure
-from vermilion.serving.backend import Backend
+from vermilion.serving.backend import Source
+from vermilion.serving.metering import Metering
 from vermilion.serving.service import Arrivals, Service
 from vermilion.types import Event, Finish, Request, Text
 
@@ -18,17 +19,24 @@ Answers = AsyncGenerator[Arrival | None, None]
 
 
 async def answer(
-    service: Service, backend: Backend, requests: Sequence[Request], idle_s: float | None = None
+    service: Service, backend: Source, requests: Sequence[Request], idle_s: float | None = None
 ) -> Answers:
     """Runs the requests of one call side by side until each has finished; closing it cancels them all.
 
-    Yields None after every `idle_s` seconds of silence. Raises what the engine raises, and
-    `EngineFailure` for a request that ended in an error: no event of it then reads as an answer.
+    Yields None after every `idle_s` seconds of silence. Raises what the engine raises, `EngineFailure`
+    for a request that ended in an error (no event of it then reads as an answer), and on a service with
+    accounts the errors of `accounts/errors.py` before the engine is asked.
     """
     started_s = perf_counter()
     unfinished = set(range(len(requests)))
-    failed, silent = False, True
+    metering, silent = Metering(backend.model.id, requests), True
+    failure: Exception | None = None
     with service.running() as arrivals:
+        replay = await metering.begin()
+        if replay:
+            for answered in replay:
+                yield answered
+            return
         pumps = [
             asyncio.create_task(_pump(backend, index, request, arrivals))
             for index, request in enumerate(requests)
@@ -40,27 +48,31 @@ async def answer(
                     raise arrival
                 if arrival is not None:
                     index, event = arrival
+                    metering.add(index, event)
                     if isinstance(event, Finish):
                         unfinished.discard(index)
                         service.metrics.finished(event.usage)
                         if event.reason in ("error", "abort"):
                             raise EngineFailure(event.message or "The engine gave this answer up. Try again.")
+                        if not unfinished:
+                            await metering.settle()
                     elif silent and isinstance(event, Text):
                         service.metrics.first_text_s.observe(perf_counter() - started_s)
                         silent = False
                 yield arrival
-        except Exception:
-            failed = True
+        except Exception as error:
+            failure = error
             raise
         finally:
-            if unfinished and not failed:
+            metering.end(failure)
+            if unfinished and failure is None:
                 service.metrics.cancellations.inc(len(unfinished))
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
 
 
-async def _pump(backend: Backend, index: int, request: Request, arrivals: Arrivals) -> None:
+async def _pump(backend: Source, index: int, request: Request, arrivals: Arrivals) -> None:
     """Never fails: what goes wrong goes to the reader of `arrivals`. Cancelling it closes the generator."""
     try:
         async with aclosing(backend.generate(request)) as events:

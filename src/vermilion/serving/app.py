@@ -23,6 +23,7 @@ from vermilion.serving import (
     models,
     ollama,
 )
+from vermilion.serving.access import EXPOSED_HEADERS
 from vermilion.serving.call import json_response
 from vermilion.serving.edge import Edge
 from vermilion.serving.edits import EditBody
@@ -90,7 +91,7 @@ def create_app(service: Service) -> FastAPI:
         allow_origin_regex=_LOCAL_ORIGINS,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["x-request-id", "Retry-After"],
+        expose_headers=["x-request-id", "Retry-After", *EXPOSED_HEADERS],
     )
     description.install(app, BODIES)
     return app

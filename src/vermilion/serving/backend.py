@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vermilion.types import EngineStats, Event, ModelInfo, Request
+from vermilion.types import EngineStats, Event, Finish, ModelInfo, Request, Text, Usage
 
 if TYPE_CHECKING:
     from vermilion.text import ChatTemplate, Tokenizer
 
 
-class Backend(Protocol):
-    """An engine that runs one model."""
+class Source(Protocol):
+    """Where answers come from."""
 
     @property
     def model(self) -> ModelInfo: ...
-
-    def stats(self) -> EngineStats:
-        """Counters and gauges of now; cheap, called from the event loop."""
 
     def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The events of one answer: any number of `Text` and `Canvas`, then exactly one `Finish`.
@@ -29,12 +26,32 @@ class Backend(Protocol):
         cancels the request within one engine step.
         """
 
+
+class Backend(Source, Protocol):
+    """An engine that runs one model."""
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges of now; cheap, called from the event loop."""
+
     async def load_adapter(self, name: str, folder: Path) -> None:
         """Let requests name the adapter in `folder`, in PEFT's layout, while others are answered. Raises
         `ModelFileError` where it does not fit the model."""
 
     async def unload_adapter(self, name: str) -> None:
         """Requests that run on it end as usual. Raises `ModelNotFound`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A source whose one answer is known already; it costs its prompt and no pass of the model."""
+
+    model: ModelInfo
+    text: str
+
+    async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        usage = Usage(prompt_tokens=len(request.prompt))
+        yield Text(self.text, usage=usage)
+        yield Finish("stop", usage)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails, from_json
 from starlette.requests import ClientDisconnect
 
 from vermilion.errors import BadRequest
+from vermilion.serving import access
 from vermilion.serving.connection import ClientGone
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -40,7 +41,9 @@ async def read(request: HttpRequest, kind: type[Body], limit_bytes: int) -> Body
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise NotJson(media_type)
-    return parse(await _receive(request, limit_bytes), kind)
+    content = await _receive(request, limit_bytes)
+    access.seen(content)
+    return parse(content, kind)
 
 
 def parse(content: bytes, kind: type[Body]) -> Body:

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 
 from vermilion.serving import naming
 from vermilion.serving.answers import answer
-from vermilion.serving.backend import Served
+from vermilion.serving.backend import Ready, Served
 from vermilion.serving.body import Body, read
 from vermilion.serving.connection import while_connected
 from vermilion.serving.replies import Choice, fold
@@ -47,6 +47,12 @@ class Call:
         body = await read(self.http, kind, self.service.config.max_body_bytes)
         deployment = self.http.scope.get("deployment")
         return body.model_copy(update={"model": deployment}) if deployment else body
+
+    async def ready(self, request: Request, text: str) -> Choice:
+        """`text` as the answer, without the engine; counted like any other. Raises as `whole` does."""
+        answers = answer(self.service, Ready(self.model, text), [request])
+        (choice,) = await while_connected(self.http.receive, fold(answers, 1))
+        return choice
 
     async def whole(self, requests: Sequence[Request]) -> list[Choice]:
         """The finished answers, in order. Raises what the engine raises, `ClientGone` if nobody waits."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vermilion.accounts.config import AccountsConfig
 from vermilion.decoding.presets import PRESETS
 from vermilion.errors import ConfigError
 
@@ -18,8 +19,11 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     """0 lets the system choose one; the log names it."""
-    allow_remote: bool = False
-    """Needed to listen on anything but this computer: without accounts, whoever reaches it may use it."""
+    open: bool = False
+    """Whether a service without accounts may listen on more than this computer: whoever reaches it may then
+    use it."""
+    accounts: AccountsConfig = field(default_factory=AccountsConfig)
+    """Where `accounts.url` is set, every request needs a key and is written into a ledger."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other names a client may ask for, each with the id of the model that then answers."""
     mercury_names: bool = True
@@ -48,11 +52,13 @@ class ServeConfig:
     started with, and those that fine-tuning makes, need none."""
 
     def __post_init__(self) -> None:
-        if not self.allow_remote and not is_loopback(self.host):
+        if self.open and self.accounts.url:
+            raise ConfigError("open: a service with accounts is not open; give --accounts or --open.")
+        if not self.open and not self.accounts.url and not is_loopback(self.host):
             raise ConfigError(
-                f"host: {self.host!r} can be reached from other computers, and the service has no accounts: "
-                "whoever reaches it may use it. Give --allow-remote if that is meant (behind a firewall or a "
-                "proxy that checks callers), or keep the default 127.0.0.1."
+                f"host: {self.host!r} can be reached from other computers. Give --accounts with a file or a "
+                "PostgreSQL address, so that every request needs a key (vermilion accounts init makes them), "
+                "or --open if whoever reaches it may use it, or keep the default 127.0.0.1."
             )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port: {self.port} is not allowed; allowed: 0 to 65535, 0 for any free one.")

@@ -11,6 +11,9 @@ from time import perf_counter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vermilion.accounts.gate import Visit
+from vermilion.errors import VermilionError
+from vermilion.serving import access
 from vermilion.serving.connection import ClientGone
 from vermilion.serving.errors import error_response, internal_error
 from vermilion.serving.hosts import HostNotAllowed, check_host
@@ -32,6 +35,10 @@ _VERSIONED = (
     "/files",
     "/fine_tuning",
     "/batches",
+    "/accounts",
+    "/keys",
+    "/usage",
+    "/invoices",
 )
 _AZURE = re.compile(r"/openai(?:/deployments/([^/]+))?(?=/)")
 _CLIENT_CLOSED_REQUEST = 499
@@ -73,21 +80,21 @@ class Edge:
         path = canonical_path(scope["path"])
         scope = {**scope, "path": path, "deployment": deployment(scope["path"])}
         status = 0
+        visit: Visit | None = None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message["headers"], (b"x-request-id", request_id.encode())]
+                own = [(b"x-request-id", request_id.encode()), *access.reply_headers(visit)]
+                headers = [*message["headers"], *own]
                 message = {**message, "headers": headers}
             await send(message)
 
         try:
-            check_host(Headers(scope=scope).get("host"), self._service.config)
-            await self._app(scope, receive, send_with_id)
-        except HostNotAllowed as error:
-            self._metrics.errors.labels(error.code).inc()
-            await error_response(error, "/")(scope, receive, send_with_id)
+            visit, answering = await self._enter(scope, request_id)
+            with access.visiting(visit):
+                await answering(scope, receive, send_with_id)
         except ClientGone:
             status = status or _CLIENT_CLOSED_REQUEST
         except asyncio.CancelledError:
@@ -106,3 +113,16 @@ class Edge:
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.request_s.labels(route).observe(duration_s)
             _log.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, duration_s * 1000)
+
+    async def _enter(self, scope: Scope, request_id: str) -> tuple[Visit | None, ASGIApp]:
+        """Who asks, and what answers them: the application, or a refusal in their own shape."""
+        headers, path = Headers(scope=scope), scope["path"]
+        try:
+            check_host(headers.get("host"), self._service.config)
+            if self._service.accounts is None:
+                return None, self._app
+            asked = scope["method"], path
+            return await access.enter(self._service.accounts, request_id, asked, headers), self._app
+        except VermilionError as error:
+            self._metrics.errors.labels(error.code or error.kind).inc()
+            return None, error_response(error, "/" if isinstance(error, HostNotAllowed) else path)

@@ -18,7 +18,7 @@ from vermilion.serving.replies import Choice, Head, chat_reply
 from vermilion.serving.service import Service
 from vermilion.serving.sse import FrameStream, frames
 from vermilion.serving.streams import ChatStream
-from vermilion.types import Finish, Text, Usage
+from vermilion.types import Finish, Request, Text
 
 
 def add_routes(router: APIRouter, service: Service) -> None:
@@ -42,8 +42,8 @@ def add_routes(router: APIRouter, service: Service) -> None:
         whole = merged(*tagged) if tagged else None
         if whole is not None:
             naming.check_model(body.model, call.model, service.config)
-            num_tokens = len(await chat.text_tokens(body.text, call.served))
-            choice = Choice(texts=[whole], usage=Usage(prompt_tokens=num_tokens))
+            prompt = await chat.text_tokens(body.text, call.served)
+            choice = await call.ready(Request(head.id, tuple(prompt)), whole)
             return _told(call, body, head, choice, "apply.completion")
         request = await chat.apply_request(body, call.served, service.config, head.id)
         if body.stream:

@@ -10,9 +10,11 @@ from starlette.responses import Response
 
 from vermilion.errors import VermilionError
 
+_UNAUTHORIZED = 401
 _SERVER_ERROR = 500
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
+    402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
@@ -43,6 +45,8 @@ def error_response(error: VermilionError, path: str) -> Response:
     elif path.startswith("/api/") and not path.startswith("/api/v0"):
         shape = ollama_error
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    if error.status == _UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
     return Response(json.dumps(shape(error)), error.status, headers, "application/json")
 
 

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from vermilion.serving.answers import Answers
+from vermilion.serving.metering import together
 from vermilion.serving.tools import ToolCall, read_calls
 from vermilion.types import Event, Finish, FinishReason, Text, TokenInfo, Usage
 
@@ -141,13 +142,7 @@ def _reply(
 
 def usage_body(usages: Sequence[Usage]) -> dict[str, Any]:
     """Usage in OpenAI's nested and Mercury's flat style; choices share one prompt, which counts once."""
-    total = Usage(
-        prompt_tokens=usages[0].prompt_tokens,
-        cached_tokens=usages[0].cached_tokens,
-        completion_tokens=sum(usage.completion_tokens for usage in usages),
-        passes=sum(usage.passes for usage in usages),
-        edits=sum(usage.edits for usage in usages),
-    )
+    total = together(usages)
     return {
         "prompt_tokens": total.prompt_tokens,
         "completion_tokens": total.completion_tokens,

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 
 import uvicorn
 
+from vermilion.accounts.gate import Accounts
 from vermilion.errors import ConfigError
 from vermilion.serving.app import create_app
 from vermilion.serving.backend import Served
@@ -58,8 +59,9 @@ async def serve(
     config: ServeConfig, load: Load, stop: asyncio.Event, opened: Callable[[str], None] = _log.info
 ) -> None:
     """Serves in the running loop until `stop` is set, then drains. Raises as `run` does."""
-    service = Service(config)
     listener = _bind(config)
+    accounts = Accounts.open(config.accounts) if config.accounts.url else None
+    service = Service(config, accounts=accounts)
     server = _Server(
         uvicorn.Config(
             create_app(service),
@@ -90,6 +92,8 @@ async def serve(
         stopping.cancel()
         await asyncio.gather(holding, stopping, return_exceptions=True)
         await serving
+        if accounts is not None:
+            await asyncio.to_thread(accounts.close)
 
 
 async def _hold(service: Service, load: Load, stop: asyncio.Event) -> None:

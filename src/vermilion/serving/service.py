@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from vermilion.accounts.gate import Accounts
 from vermilion.errors import Draining, VermilionError
 from vermilion.serving.backend import Served
 from vermilion.serving.config import ServeConfig
@@ -40,9 +41,12 @@ class CutShort(Draining):
 class Service:
     """Lives in one event loop. `served` is None until the model is loaded."""
 
-    def __init__(self, config: ServeConfig, served: Served | None = None) -> None:
+    def __init__(
+        self, config: ServeConfig, served: Served | None = None, accounts: Accounts | None = None
+    ) -> None:
         self.config = config
         self.served = served
+        self.accounts = accounts
         self.draining = False
         self.metrics = Metrics(lambda: self.served.backend.stats() if self.served else None)
         self._running: set[Arrivals] = set()

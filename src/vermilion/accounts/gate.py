@@ -1,0 +1,151 @@
+"""Accounts as a running service uses them: whose key it is, what may begin, what it came to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
+
+from vermilion.accounts import keys as key_text
+from vermilion.accounts import parties, transactions
+from vermilion.accounts.clock import now_us
+from vermilion.accounts.config import AccountsConfig
+from vermilion.accounts.errors import InvalidKey, NotPermitted, RateLimited
+from vermilion.accounts.keys import Key
+from vermilion.accounts.meters import Standing
+from vermilion.accounts.money import Price
+from vermilion.accounts.store import Store, open_store
+from vermilion.accounts.transactions import Release, Request, Settlement
+from vermilion.accounts.writer import LEASE_S, Writer
+from vermilion.types import Usage
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+_REMEMBERED_S = 1.0
+"""How long a key is known without another look. Requests for text read it again when they are admitted."""
+_MOST_REMEMBERED = 10_000
+
+
+class Accounts:
+    """Open accounts of one process; `close` returns once everything is written."""
+
+    def __init__(self, store: Store, config: AccountsConfig | None = None, lease_s: float = LEASE_S) -> None:
+        self.store = store
+        self.config = config or AccountsConfig()
+        self.writer = Writer(store, key_text.new_id("server_"), lease_s)
+        self._remembered: dict[str, tuple[float, Key | None]] = {}
+
+    @classmethod
+    def open(cls, config: AccountsConfig) -> Accounts:
+        """Raises `ConfigError`."""
+        return cls(open_store(config.url), config)
+
+    def close(self) -> None:
+        self.writer.close()
+        self.store.close()
+
+    async def call(
+        self,
+        work: Callable[Concatenate[Store, _Given], _Result],
+        *args: _Given.args,
+        **kwargs: _Given.kwargs,
+    ) -> _Result:
+        """What a function of `parties` or `reports` gives, from a thread."""
+        return await asyncio.to_thread(work, self.store, *args, **kwargs)
+
+    async def authenticate(self, token: str | None) -> Key:
+        """The key of a client. Raises `InvalidKey`."""
+        if not token:
+            raise InvalidKey("An API key is needed: send it as Authorization: Bearer, x-api-key or api-key.")
+        halves = key_text.parsed(token)
+        key = await self._find(halves[0]) if halves else None
+        if not key_text.matches(key, halves[1] if halves else ""):
+            raise InvalidKey("Incorrect API key provided.")
+        assert key is not None
+        if not key.good(now_us()):
+            raise InvalidKey("This API key is revoked or has expired.")
+        return key
+
+    async def price(self, model: str) -> Price:
+        """The price in force."""
+
+        def read(store: Store) -> Price:
+            with store.reading() as connection:
+                return transactions.price_of(connection, model, now_us())
+
+        return await self.call(read)
+
+    async def _find(self, key_id: str) -> Key | None:
+        moment_s = time.monotonic()
+        read_s, key = self._remembered.get(key_id, (0.0, None))
+        if moment_s - read_s < _REMEMBERED_S and key is not None:
+            return key
+        key = await self.call(parties.find_key, key_id)
+        if key is not None:
+            if len(self._remembered) >= _MOST_REMEMBERED:
+                self._remembered.clear()
+            self._remembered[key_id] = (moment_s, key)
+        return key
+
+
+class Visit:
+    """One HTTP request of a key's owner. Each call of a model within it is one row of the ledger."""
+
+    def __init__(self, accounts: Accounts, key: Key, request_id: str, route: str) -> None:
+        self.accounts = accounts
+        self.key = key
+        self.standing: Standing | None = None
+        """What the key has left, once a request of it was admitted or refused."""
+        self.idempotency_key: str | None = None
+        self.body_digest = ""
+        self.replayed = False
+        self._request_id = request_id
+        self._route = route
+        self._num_calls = 0
+
+    def require(self, scope: str) -> None:
+        """Raises `NotPermitted`."""
+        if scope not in self.key.scopes:
+            held = ", ".join(sorted(self.key.scopes))
+            raise NotPermitted(f"This API key has the scopes {held}; this needs {scope}.")
+
+    async def begin(self, num_prompt_tokens: int) -> tuple[Request, str | None]:
+        """Admits a call; with it the answer that its idempotency key already has, if any.
+
+        Raises the errors of `errors.py`.
+        """
+        self._num_calls += 1
+        suffix = "" if self._num_calls == 1 else f".{self._num_calls}"
+        named = self.idempotency_key
+        request = Request(
+            id=f"{self._request_id}{suffix}",
+            key_id=self.key.id,
+            organisation_id=self.key.organisation_id,
+            route=self._route,
+            num_prompt_tokens=num_prompt_tokens,
+            idempotency_key=f"{named}{suffix}" if named else None,
+            body_digest=self.body_digest,
+            started_at_us=now_us(),
+        )
+        try:
+            admitted = await self.accounts.writer.admit(request)
+        except RateLimited as error:
+            self.standing = error.standing
+            raise
+        self.replayed = admitted.replay is not None
+        self.standing = None if self.replayed else admitted.standing
+        return request, admitted.replay
+
+    async def settle(self, request: Request, model: str, usage: Usage, reply: str | None) -> None:
+        """Returns once the usage is durable. Raises `AccountsUnavailable`."""
+        await self.accounts.writer.settle(Settlement(request, model, "finished", usage, reply))
+
+    def end(self, request: Request, model: str, usage: Usage, outcome: str) -> None:
+        """Records soon what an aborted or failed call has used."""
+        self.accounts.writer.put(Settlement(request, model, outcome, usage))
+
+    def give_back(self, request: Request) -> None:
+        """Forgets a call that the engine did not take."""
+        self.accounts.writer.put(Release(request))

@@ -1,0 +1,111 @@
+"""Who may ask for what: the key of a request, the scope its address needs, the headers about its limits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from starlette.datastructures import Headers
+
+from vermilion.accounts.gate import Accounts, Visit
+from vermilion.accounts.meters import Room, Standing
+from vermilion.errors import BadParameter
+
+VISIT: ContextVar[Visit | None] = ContextVar("visit", default=None)
+"""The visit that this task works for; None on a service without accounts. A variable of the context, so that
+no route can forget to pass it on and give answers away."""
+
+EXPOSED_HEADERS = tuple(
+    f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")
+)
+_OPEN = {"/", "/health", "/ready", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/api/version"}
+_OPEN_BELOW = ("/static-offline-docs/",)
+_MANAGED = ("/v1/accounts", "/v1/keys", "/v1/usage", "/v1/invoices")
+_OPERATED = ("/metrics", "/v1/adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+_LONGEST_IDEMPOTENCY_KEY = 200
+
+
+def needed_scope(method: str, path: str) -> str | None:
+    """Of a canonical path; None for what everybody may ask."""
+    if path in _OPEN or path.startswith(_OPEN_BELOW) or (method, path) == ("POST", "/v1/accounts"):
+        return None
+    if path.startswith(_OPERATED) or (method == "DELETE" and path.startswith("/v1/models/")):
+        return "operate"
+    return "manage" if path.startswith(_MANAGED) else "generate"
+
+
+def token_of(headers: Headers) -> str | None:
+    """The key that a client sent: as OpenAI's and most do, as Anthropic's, as Azure's."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return headers.get("x-api-key") or headers.get("api-key")
+
+
+async def enter(
+    accounts: Accounts, request_id: str, asked: tuple[str, str], headers: Headers
+) -> Visit | None:
+    """The visit of a request for (method, canonical path); None where no key is needed.
+
+    Raises `InvalidKey`, `NotPermitted` and `BadParameter`.
+    """
+    scope = needed_scope(*asked)
+    if scope is None:
+        return None
+    key = await accounts.authenticate(token_of(headers))
+    visit = Visit(accounts, key, request_id, asked[1][:200])
+    visit.require(scope)
+    name = headers.get("idempotency-key")
+    if name is not None and not 0 < len(name) <= _LONGEST_IDEMPOTENCY_KEY:
+        raise BadParameter("Idempotency-Key", name, f"1 to {_LONGEST_IDEMPOTENCY_KEY} characters")
+    visit.idempotency_key = name
+    return visit
+
+
+@contextmanager
+def visiting(visit: Visit | None) -> Iterator[None]:
+    """Everything within works for `visit`."""
+    token = VISIT.set(visit)
+    try:
+        yield
+    finally:
+        VISIT.reset(token)
+
+
+def seen(content: bytes) -> None:
+    """Notes the body of this task's request, which tells a repetition from another request."""
+    visit = VISIT.get()
+    if visit is not None and visit.idempotency_key is not None:
+        visit.body_digest = hashlib.sha256(content).hexdigest()
+
+
+def reply_headers(visit: Visit | None) -> list[tuple[bytes, bytes]]:
+    """What a reply says of the limits of its key, and whether it was given before."""
+    if visit is None:
+        return []
+    headers = [] if visit.standing is None else limit_headers(visit.standing)
+    return [*headers, (b"idempotent-replayed", b"true")] if visit.replayed else headers
+
+
+def limit_headers(standing: Standing) -> list[tuple[bytes, bytes]]:
+    """As OpenAI names and writes them."""
+    headers: list[tuple[bytes, bytes]] = []
+    for name, room in (("requests", standing.requests), ("tokens", standing.tokens)):
+        if room is not None:
+            headers += _headers(name, room)
+    return headers
+
+
+def _headers(name: str, room: Room) -> list[tuple[bytes, bytes]]:
+    values = {"limit": room.limit, "remaining": room.remaining, "reset": duration(room.reset_s)}
+    return [(f"x-ratelimit-{what}-{name}".encode(), str(value).encode()) for what, value in values.items()]
+
+
+def duration(seconds: float) -> str:
+    """`1m3s`, `250ms`: as OpenAI writes what Go prints."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
