@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vermilion.accounts.command import app as accounts
 from vermilion.asking import chat, complete, run
 from vermilion.console import complain, errors, note, print_plain
 from vermilion.errors import BadParameter, ConfigError, VermilionError
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 for command in (run, chat, complete, convert, train, connect):
     app.command()(command)
+app.add_typer(accounts, name="accounts")
 app.command("eval")(with_options(EvalOptions)(evaluate))
 
 

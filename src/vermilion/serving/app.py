@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 import vermilion
 from vermilion.errors import VermilionError
 from vermilion.serving import (
+    accounts,
     adapters,
     anthropic,
     description,
@@ -77,6 +78,7 @@ def create_app(service: Service) -> FastAPI:
         ollama.add_model_routes,
         lmstudio.add_routes,
         llamacpp.add_routes,
+        accounts.add_routes,
         _add_operations,
     ):
         router = APIRouter()
@@ -93,7 +95,7 @@ def create_app(service: Service) -> FastAPI:
         allow_headers=["*"],
         expose_headers=["x-request-id", "Retry-After", *EXPOSED_HEADERS],
     )
-    description.install(app, BODIES)
+    description.install(app, (*BODIES, *accounts.BODIES) if service.accounts else BODIES)
     return app
 
 

@@ -25,6 +25,10 @@ TAGS: list[dict[str, Any]] = [
     {"name": "ollama", "description": 'For clients of Ollama. Errors have the shape `{"error": "..."}`.'},
     {"name": "lm studio", "description": "For clients of LM Studio: OpenAI's shapes and figures of speed."},
     {"name": "llama.cpp", "description": "For editors that complete with llama.cpp's server."},
+    {
+        "name": "accounts",
+        "description": "Sign-up, keys, usage and invoices, where the service keeps accounts.",
+    },
     {"name": "operations", "description": "For load balancers and monitoring."},
 ]
 

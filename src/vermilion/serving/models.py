@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
+from vermilion.accounts.money import written
 from vermilion.decoding.presets import PRESETS
 from vermilion.errors import BadRequest
 from vermilion.serving import chat, naming
@@ -54,41 +55,45 @@ def model_body(served: Served, name: str) -> dict[str, Any]:
     }
 
 
+async def _priced(service: Service, row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the price in force, in dollars per token; free on a service without accounts."""
+    if service.accounts is None:
+        return row
+    price = await service.accounts.price(row["id"] if "parent" in row else row["name"])
+    fresh, cached, output = map(written, (price.input, price.cached_input, price.output))
+    named = {"prompt": fresh, "completion": output, "input_cache_reads": cached, "input_cache_writes": fresh}
+    return {**row, "pricing": named}
+
+
 def add_routes(router: APIRouter, service: Service) -> None:
-    def rows(endpoint: str = "") -> dict[str, dict[str, Any]]:
+    async def listed(endpoint: str = "") -> Response:
         served = service.admit()
         names = naming.names(served.backend.model, service.config)
-        bodies = {name: model_body(served, name) for name in names}
-        return {
-            name: row
-            for name, row in bodies.items()
-            if not endpoint or endpoint in row["supported_endpoints"]
-        }
-
-    def listed(endpoint: str = "") -> Response:
-        return json_response({"object": "list", "data": list(rows(endpoint).values())})
+        rows = [model_body(served, name) for name in names]
+        shown = [row for row in rows if not endpoint or endpoint in row["supported_endpoints"]]
+        return json_response({"object": "list", "data": [await _priced(service, row) for row in shown]})
 
     @router.get("/v1/models", **MODELS)
     async def models() -> Response:
-        return listed()
+        return await listed()
 
     @router.get("/v1/chat/completions/models", **MODELS)
     async def chat_models() -> Response:
-        return listed("chat.completions")
+        return await listed("chat.completions")
 
     @router.get("/v1/fim/completions/models", **MODELS)
     async def fim_models() -> Response:
-        return listed("fim.completions")
+        return await listed("fim.completions")
 
     @router.get("/v1/edit/completions/models", **MODELS)
     async def edit_models() -> Response:
-        return listed("edit.completions")
+        return await listed("edit.completions")
 
     @router.get("/v1/models/{id:path}", **MODEL)
     async def model(id: str) -> Response:
         served = service.admit()
         naming.check_model(id, served.backend.model, service.config)
-        return json_response(model_body(served, id))
+        return json_response(await _priced(service, model_body(served, id)))
 
 
 def add_token_routes(router: APIRouter, service: Service) -> None:
