@@ -16,6 +16,7 @@ from vermilion.evaluation.command import EvalOptions, evaluate
 from vermilion.integrations.command import connect
 from vermilion.options import DEFAULT_MODEL, BenchOptions, ServeOptions, with_options
 from vermilion.training.command import convert, train
+from vermilion.training.data_command import data
 
 app = typer.Typer(
     help="Diffusion language models to run, serve, read and train.",
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 for command in (run, chat, complete, convert, train, connect):
     app.command()(command)
 app.add_typer(accounts, name="accounts")
+app.add_typer(data, name="data")
 app.command("eval")(with_options(EvalOptions)(evaluate))
 
 

@@ -38,9 +38,11 @@ class AnswersConfig:
     batch: int = 128
     """Answers written at once."""
     max_tokens: int = 400
+    max_continued: int = 160
+    """Tokens of a continued text at most: it seldom ends by itself, and wears thin."""
     min_tokens: int = 16
     """Shorter answers are refused."""
-    most_repeated: float = 0.4
+    most_repeated: float = 0.5
     """Refused above this share of 4-token runs that occurred before in the answer."""
     temperature: float = 0.7
     """0 is greedy."""
@@ -56,8 +58,10 @@ class AnswersConfig:
     def __post_init__(self) -> None:
         if self.num_answers <= 0 and self.minutes <= 0:
             raise ConfigError("num_answers, minutes: give at least one of them, above 0.")
-        if not 1 <= self.min_tokens <= self.max_tokens or self.batch < 1:
-            raise ConfigError("min_tokens, max_tokens, batch: at least 1, and min_tokens <= max_tokens.")
+        if not 1 <= self.min_tokens <= min(self.max_tokens, self.max_continued) or self.batch < 1:
+            raise ConfigError(
+                "min_tokens, max_tokens, max_continued, batch: at least 1, min_tokens the least."
+            )
         kinds = {"chat", "code", "continue"}
         if not self.shares or set(self.shares) - kinds or min(self.shares.values()) <= 0:
             raise ConfigError(
@@ -159,7 +163,7 @@ def _answers(
                 config.temperature,
                 config.top_p,
                 seed=config.seed * 1_000_003 + number,
-                max_tokens=config.max_tokens,
+                max_tokens=config.max_continued if prompt.kind == "continue" else config.max_tokens,
             )
             engine.submit(Request(name, tuple(_ids(llm, prompt)), sampling, decoding))
             running[name], texts[name] = (number, prompt), []

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from vermilion.errors import ConfigError
 
 Kind = Literal["chat", "code", "continue"]
-_SKIPPED = frozenset(
+SKIPPED = frozenset(
     {"test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo", "_vendor", "encodings"}
 )
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -61,10 +61,10 @@ def harvest(packages: Sequence[str], seed: int) -> Texts:
     """Docstrings and file starts of the standard library and of installed `packages`."""
     library = standard_library()
     files = [
-        file for file in sorted(library.rglob("*.py")) if not _SKIPPED & set(file.relative_to(library).parts)
+        file for file in sorted(library.rglob("*.py")) if not SKIPPED & set(file.relative_to(library).parts)
     ]
     for name in packages:
-        files += [file for file in distribution_files(name) if not _SKIPPED & set(file.parts[-6:-1])]
+        files += [file for file in distribution_files(name) if not SKIPPED & set(file.parts[-6:-1])]
     paragraphs: set[str] = set()
     goals: set[str] = set()
     starts: list[str] = []
