@@ -70,13 +70,18 @@ def _gather(engine: Engine, text: Known, block_length: int, rng: random.Random, 
         into.base_nll += values.values()
     grid = traits.block_grid
     first = -(-given // grid) * grid if grid else given - traits.shift + rng.randrange(block_length)
-    for rate in RATES:
-        cut = blocks(len(tokens), Cut(block_length, rate, first, anchored=traits.shift), rng)
-        for block in guesses(engine, tokens, cut) if cut else ():
-            into.nll[rate] += [-guess.target_logprob for guess in block]
-            into.certain += [(math.exp(g.logprob), float(g.token == tokens[g.position])) for g in block]
-            if rate == 1:
-                _by_offset(block, choices, values, into)
+    # One forward for all rates: its clean rows are the dear part behind a long prompt.
+    cuts = [
+        (rate, block)
+        for rate in RATES
+        for block in blocks(len(tokens), Cut(block_length, rate, first, anchored=traits.shift), rng)
+    ]
+    asked = guesses(engine, tokens, [block for _, block in cuts]) if cuts else []
+    for (rate, _), block in zip(cuts, asked, strict=True):
+        into.nll[rate] += [-guess.target_logprob for guess in block]
+        into.certain += [(math.exp(g.logprob), float(g.token == tokens[g.position])) for g in block]
+        if rate == 1:
+            _by_offset(block, choices, values, into)
 
 
 def _by_offset(

@@ -30,8 +30,8 @@ CURVE = (
 class Ask:
     """One request of a task, and what its grader has to know."""
 
-    prompt: str | tuple[Mapping[str, Any], ...]
-    """Text to continue, or the messages of a chat."""
+    prompt: str | tuple[int, ...] | tuple[Mapping[str, Any], ...]
+    """Text to continue, as such or as token ids, or the messages of a chat."""
     max_tokens: int
     suffix: str = ""
     """Text right of the gap to fill."""
@@ -104,7 +104,8 @@ def ids_of(llm: LLM, ask: Ask) -> tuple[int, ...]:
     """The prompt as token ids; a chat goes through the model's template."""
     if isinstance(ask.prompt, str):
         return tuple(llm.tokenizer.encode(ask.prompt))
-    return tuple(llm.chat_prompt([dict(message) for message in ask.prompt]))
+    messages = [dict(one) for one in ask.prompt if not isinstance(one, int)]
+    return tuple(llm.chat_prompt(messages)) if messages else tuple(ask.prompt)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

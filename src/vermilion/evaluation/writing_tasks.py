@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from vermilion.decoding.presets import resolve
@@ -35,13 +36,19 @@ def _autoregressive(sampler: Sampler) -> Sampler:
     return replace(sampler, name="ar", decoding=resolve("ar", None))
 
 
+@lru_cache(maxsize=1024)
+def _tokens(baseline: Sampler, prompt: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:
+    """The baseline's answer, computed once for all the samplers it is held against."""
+    return baseline.answer(Ask(prompt, max_tokens)).token_ids
+
+
 def _quality(sampler: Sampler, setting: Setting) -> dict[str, Any]:
     """What the text is worth: base_nll alone rewards repetition, so look at distinct_3 and length too."""
     baseline = _autoregressive(sampler)
     scored = sampler.llm.engine.traits.has_next_token
 
     def grade(sampler: Sampler, ask: Ask, reply: Reply) -> Grade:
-        same = reply if baseline.decoding == sampler.decoding else baseline.answer(ask)
+        same = _tokens(baseline, reply.prompt_ids, ask.max_tokens)
         view = (
             opinion(sampler.llm.engine, reply.prompt_ids, reply.token_ids)
             if scored and reply.token_ids
@@ -53,8 +60,8 @@ def _quality(sampler: Sampler, setting: Setting) -> dict[str, Any]:
             "greedy_share": view.greedy_share if view else None,
             "distinct_3": distinct(reply.token_ids),
             "repetition": repetition(reply.token_ids),
-            "length_ratio": len(reply.token_ids) / max(1, len(same.token_ids)),
-            "same_as_ar": reply.token_ids == same.token_ids if scored else None,
+            "length_ratio": len(reply.token_ids) / max(1, len(same)),
+            "same_as_ar": reply.token_ids == same if scored else None,
             "parses": parses_so_far(ask.facts["text"] + reply.text) if code else None,
         }
 
