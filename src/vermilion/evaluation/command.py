@@ -39,6 +39,7 @@ class EvalOptions:
     seed: Annotated[int, typer.Option(min=0, help="Of sampling and of what is drawn for a task.")] = 0
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto"
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")] = "auto"
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for all cores.")] = 0
     output: Annotated[Path | None, typer.Option(help="JSON Lines file that takes the rows.")] = None
     again: Annotated[bool, typer.Option("--again", help="Measure anew what has a row already.")] = False
     names: Annotated[bool, typer.Option("--list", help="Name the tasks, and stop.")] = False
@@ -74,7 +75,9 @@ def evaluate(options: EvalOptions) -> None:
         output=options.output or (_ROWS if _ROWS.parent.is_dir() else Path(_ROWS.name)),
         denoiser=options.denoiser,
         again=options.again,
-        engine=build(EngineConfig, {"device": options.device, "dtype": options.dtype}),
+        engine=build(
+            EngineConfig, {"device": options.device, "dtype": options.dtype, "threads": options.threads}
+        ),
     )
     rows = measure(plan, Console(stderr=True))
     out = Console(width=None if sys.stdout.isatty() else 200)

@@ -74,7 +74,7 @@ def _measured(
 ) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     with console.status(f"Loading {model}"):
-        llm = load(model, plan.denoiser, plan.engine.device, plan.engine.dtype)
+        llm = load(model, plan.denoiser, plan.engine)
     where = circumstances(llm)
     for number, (head, spec, task) in enumerate(missing, 1):
         with _bar(console, f"{number}/{len(missing)} {head['sampler']} {task.name}") as watch:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from vermilion.config import EngineConfig, build
+from vermilion.config import EngineConfig
 from vermilion.decoding.presets import PRESETS, resolve
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
@@ -156,10 +156,10 @@ def _number(knob: str, value: str) -> int | float | str:
         return value
 
 
-def load(model: str, denoiser: Path | None = None, device: str = "auto", dtype: str = "auto") -> LLM:
+def load(model: str, denoiser: Path | None = None, config: EngineConfig | None = None) -> LLM:
     """`denoiser`: an adapter folder, such as a training checkpoint's, in place of the model's own.
 
     Without a prefix cache: a repeated prompt must cost what it costs the first time.
     """
-    config = build(EngineConfig, {"device": device, "dtype": dtype, "prefix_cache": False})
-    return LLM(model, loaded=load_model(model, config, denoiser))
+    settings = replace(config or EngineConfig(), prefix_cache=False)
+    return LLM(model, loaded=load_model(model, settings, denoiser))
