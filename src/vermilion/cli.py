@@ -12,7 +12,7 @@ from vermilion.accounts.command import app as accounts
 from vermilion.asking import chat, complete, run
 from vermilion.console import complain, errors, note, print_plain
 from vermilion.errors import BadParameter, ConfigError, VermilionError
-from vermilion.evaluation.command import EvalOptions, evaluate
+from vermilion.evaluation.command import EvalOptions, evaluate, report
 from vermilion.integrations.command import connect
 from vermilion.options import DEFAULT_MODEL, BenchOptions, ServeOptions, with_options
 from vermilion.training.command import convert, train
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-for command in (run, chat, complete, convert, train, connect):
+for command in (run, chat, complete, convert, train, connect, report):
     app.command()(command)
 app.add_typer(accounts, name="accounts")
 app.add_typer(data, name="data")

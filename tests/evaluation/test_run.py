@@ -14,7 +14,8 @@ from rich.console import Console
 from tests import tiny
 from vermilion.errors import BadParameter, ConfigError
 from vermilion.evaluation import run
-from vermilion.evaluation.run import Plan, evaluate, read_rows
+from vermilion.evaluation.results import read_rows
+from vermilion.evaluation.run import Plan, evaluate
 from vermilion.evaluation.sampler import Ask, Sampler, decoding_of, parse
 from vermilion.evaluation.table import tables
 from vermilion.evaluation.task import Setting, Silent, Task, asked
@@ -67,6 +68,14 @@ def test_a_reply_holds_the_answers_text_tokens_and_cost() -> None:
     assert 0 < reply.first_text_s <= reply.wall_s
     again = Sampler("ar", llm, Decoding("ar")).answer(ask)  # type: ignore[arg-type]
     assert again.token_ids == reply.token_ids
+
+
+def test_only_what_goes_on_is_served_from_the_cache() -> None:
+    sampler = Sampler("ar", Llm(), Decoding("ar"))  # type: ignore[arg-type]
+    prompt = tuple(range(5, 45))
+    assert sampler.answer(Ask(prompt, 4, ignore_eos=True)).usage.cached_tokens == 0
+    assert sampler.answer(Ask(prompt, 4, ignore_eos=True, goes_on=True)).usage.cached_tokens > 0
+    assert sampler.answer(Ask(prompt, 4, ignore_eos=True)).usage.cached_tokens == 0
 
 
 def test_grades_are_averaged_over_all_and_by_group() -> None:

@@ -1,11 +1,12 @@
-"""`vermilion eval`: samplers times tasks, as tables and as rows of JSON."""
+"""`vermilion eval` (samplers times tasks, as tables and rows of JSON) and `vermilion report`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,6 +42,9 @@ class EvalOptions:
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")] = "auto"
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for all cores.")] = 0
     output: Annotated[Path | None, typer.Option(help="JSON Lines file that takes the rows.")] = None
+    plot: Annotated[
+        Path | None, typer.Option(help="SVG file for tokens per pass against quality, from the quality task.")
+    ] = None
     again: Annotated[bool, typer.Option("--again", help="Measure anew what has a row already.")] = False
     names: Annotated[bool, typer.Option("--list", help="Name the tasks, and stop.")] = False
 
@@ -84,3 +88,32 @@ def evaluate(options: EvalOptions) -> None:
     for table in tables(rows):
         out.print(table)
     print(f"rows are in {plan.output}", file=sys.stderr)
+    if options.plot is not None:
+        _draw(options.plot, rows)
+
+
+def _draw(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    from vermilion.errors import BadParameter
+    from vermilion.evaluation.plots import quality_curve
+
+    drawn = quality_curve(rows)
+    if not drawn:
+        raise BadParameter("--plot", str(path), "together with --tasks quality")
+    path.write_text(drawn + "\n", encoding="utf-8")
+
+
+def report(
+    results: Annotated[
+        Path, typer.Option(help="A folder of JSON Lines files, or one of them.")
+    ] = _ROWS.parent,
+    output: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="What an hour of the machine costs, in any currency.")
+    ] = None,
+) -> None:
+    """Write autoregression beside diffusion as one HTML file, from the rows of eval and bench."""
+    from vermilion.evaluation.report import write
+
+    count = write(results, output, price_per_hour)
+    print(f"{count} rows", file=sys.stderr)
+    print(output)

@@ -118,7 +118,8 @@ def _agent(sampler: Sampler, setting: Setting) -> dict[str, Any]:
     """A loop of calls held to a grammar, each on the conversation so far: the sampler's, then the base's.
 
     Both loops see the same conversation, since the tool's answers and the next errand do not depend on what
-    was called. `limit` has no say; fewer calls than thirty would be another task.
+    was called. Each starts with an empty cache and keeps its own prefix, as a service would. `limit` has no
+    say; fewer calls than thirty would be another task.
     """
     setting.watch.begin(2 * AGENT_CALLS)
     mine = _loop(sampler, setting)
@@ -171,7 +172,7 @@ def _loop(sampler: Sampler, setting: Setting) -> _Loop:
             ("List the files.", "list_files", "."),
         )[number % 3]
         messages.append({"role": "user", "content": errand})
-        reply = sampler.answer(Ask(tuple(messages), 48, grammar=grammar))
+        reply = sampler.answer(Ask(tuple(messages), 48, grammar=grammar, goes_on=number > 0))
         replies.append(reply)
         right += _is(reply.text, {"tool": tool, "path": path})
         # The right call is what the conversation goes on with, so that every sampler sees the same one.

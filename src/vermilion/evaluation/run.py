@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,14 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vermilion.config import EngineConfig
-from vermilion.errors import ConfigError
 from vermilion.evaluation.circumstances import circumstances, command, fingerprint
+from vermilion.evaluation.results import Row, append, key_of, read_rows
 from vermilion.evaluation.sampler import Sampler, Spec, load
 from vermilion.evaluation.task import Setting, Task
-
-KEY = ("task", "sampler", "weights", "limit", "seed", "max_tokens", "block_length", "held_out")
-"""What makes two rows the same measurement."""
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,32 +100,3 @@ def _bar(console: Console, title: str) -> Iterator[_Bar]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield _Bar(progress, title)
-
-
-def key_of(row: Row) -> str:
-    """Equal for two rows of the same measurement."""
-    return json.dumps([row.get(name) for name in KEY])
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSON Lines file; none where there is no file. Raises ConfigError for a broken one."""
-    if not path.exists():
-        return []
-    rows: list[Row] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise ConfigError(f"{path}: line {number} is not a JSON object; mend or remove it.")
-        rows.append(row)
-    return rows
-
-
-def append(path: Path, row: Row) -> None:
-    """Add one line, on disk before it returns, so that a run that is cut off keeps what it has."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
 from vermilion.config import EngineConfig
 from vermilion.decoding.presets import PRESETS, resolve
+from vermilion.engine.engine import Engine
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import BadParameter, EngineFailure
@@ -38,6 +39,9 @@ class Ask:
     stop: tuple[str, ...] = ()
     grammar: Grammar | None = None
     ignore_eos: bool = False
+    goes_on: bool = False
+    """Whether it continues an earlier conversation, so that what is cached of that may serve it. Elsewhere a
+    repeated prompt has to cost what it costs the first time."""
     group: str = ""
     """Figures are given for each group as well."""
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -79,6 +83,8 @@ class Sampler:
             temperature=self.temperature,
             ignore_eos=ask.ignore_eos,
         )
+        if not ask.goes_on:
+            forget(engine)
         began = time.perf_counter()
         program = engine.submit(
             Request("eval", prompt, sampling, self.decoding, suffix=suffix, grammar=ask.grammar)
@@ -98,6 +104,13 @@ class Sampler:
         wall_s = time.perf_counter() - began
         tokens = tuple(program.tokens[len(prompt) :][: finish.usage.completion_tokens])
         return Reply("".join(pieces), prompt, tokens, finish.usage, finish.reason, first_s or wall_s, wall_s)
+
+
+def forget(engine: Engine) -> None:
+    """Drop what is cached of finished requests: lending out every free page takes them all."""
+    cache = engine.scheduler.cache
+    pages = cache.allocate(cache.num_available)
+    cache.release(pages or ())
 
 
 def ids_of(llm: LLM, ask: Ask) -> tuple[int, ...]:
@@ -157,9 +170,5 @@ def _number(knob: str, value: str) -> int | float | str:
 
 
 def load(model: str, denoiser: Path | None = None, config: EngineConfig | None = None) -> LLM:
-    """`denoiser`: an adapter folder, such as a training checkpoint's, in place of the model's own.
-
-    Without a prefix cache: a repeated prompt must cost what it costs the first time.
-    """
-    settings = replace(config or EngineConfig(), prefix_cache=False)
-    return LLM(model, loaded=load_model(model, settings, denoiser))
+    """`denoiser`: an adapter folder, such as a training checkpoint's, in place of the model's own."""
+    return LLM(model, loaded=load_model(model, config or EngineConfig(), denoiser))
