@@ -13,7 +13,7 @@ from vermilion.evaluation.likelihood import score
 from vermilion.evaluation.probe import Block, Cut, blocks, guesses
 from vermilion.evaluation.texts import Known, written
 from vermilion.training.forward import Forward, NoisyRows
-from vermilion.training.masks import Layout, two_pass
+from vermilion.training.masks import Layout
 
 RNG = random.Random(5)
 TOKENS = tuple(RNG.randrange(2, tiny.MASK) for _ in range(33))
@@ -33,11 +33,11 @@ def test_guesses_are_those_of_the_training_forward(kind: str, rate: float) -> No
     hidden = torch.zeros(1, count, dtype=torch.bool)
     for block in cut:
         hidden[0, list(block.hidden)] = True
-    clean, noisy = two_pass(Layout(torch.zeros_like(ids), position // length, traits.context))
     forward = Forward(built)
-    _, past = forward.clean(ids, position, clean)
+    seen = forward.seen(Layout(torch.zeros_like(ids), position // length, traits.context))
+    _, past = forward.clean(ids, position, seen)
     masked = torch.where(hidden, tiny.MASK, ids)
-    logits = built.logits(forward.noisy(NoisyRows(masked, hidden), position, noisy, past)[0])
+    logits = built.logits(forward.noisy(NoisyRows(masked, hidden), position, seen, past)[0])
     logits[:, tiny.MASK] = float("-inf")
     logprob = logits.log_softmax(-1)
     for guess in (guess for block in asked for guess in block):
