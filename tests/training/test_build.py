@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ import pytest
 from vermilion.config import load
 from vermilion.errors import ConfigError
 from vermilion.training import build as building
-from vermilion.training import toy
+from vermilion.training import data_command, toy
 from vermilion.training.archives import fetch_sdist, read_texts
 from vermilion.training.build import DataRecipe, Package, Tasks, build, capped
 from vermilion.training.cleaning import (
@@ -227,6 +228,31 @@ def test_an_archive_that_is_there_is_not_fetched(tmp_path: Path) -> None:
         building._sdist(replace(package, archive=tmp_path / "none.tar.gz"), tmp_path)
 
 
+def test_an_archive_is_fetched_by_pip_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    made = tmp_path / "made"
+    made.mkdir()
+    archive = sdist(made, "Some.Name", {"a.py": ""}).archive
+    assert archive is not None
+
+    def pip(command: list[str], **rest: object) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        if command[-1] != "some-name==1.0":
+            return subprocess.CompletedProcess(command, 1, "", "warning\nERROR: No matching distribution")
+        Path(command[command.index("--dest") + 1], archive.name).write_bytes(archive.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    folder = tmp_path / "downloads"
+    first = fetch_sdist("some-name", "1.0", folder)
+    assert fetch_sdist("some-name", "1.0", folder) == first and len(calls) == 1
+    assert first.sha256 == hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert "--no-deps" in calls[0] and "--no-binary" in calls[0]
+    with pytest.raises(ConfigError, match=r"could not download some-name==2\.0: ERROR: No matching"):
+        fetch_sdist("some-name", "2.0", folder)
+    assert list(folder.iterdir()) == [first.path], "nothing half done is left"
+
+
 def test_text_of_an_evaluation_is_kept_out(recipe: DataRecipe, tmp_path: Path) -> None:
     problem = "has close elements: check if any two numbers are closer than the given threshold"
     evaluation = tmp_path / "Eval.jsonl"
@@ -350,6 +376,23 @@ def test_the_shipped_recipes_are_sound() -> None:
     recipe = load(DataRecipe, RECIPES / "data.toml")
     assert any(package.held_out for package in recipe.packages)
     assert sum(not package.held_out for package in recipe.packages) * recipe.most_of_project >= 1
+
+
+def test_the_command_prints_the_folder_alone_on_stdout(
+    recipe: DataRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.toml"
+    packages = ", ".join(
+        f'{{name = "{p.name}", version = "1.0", archive = "{p.archive}"}}' for p in recipe.packages
+    )
+    file.write_text(
+        f'output = "{recipe.output}"\ntokenizer = "{recipe.tokenizer}"\nstandard_library = false\n'
+        f"fim_tokens = [1, 2, 3, 4]\nmost_of_project = 1.0\npackages = [{packages}]\n"
+    )
+    data_command.build(file, ["fim_share=0.0"])
+    captured = capsys.readouterr()
+    assert captured.out == f"{recipe.output}\n"
+    assert "code: 5 documents" in captured.err and "fim: 0 documents" in captured.err
 
 
 def test_bad_settings_are_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 from vermilion.errors import ConfigError
 
@@ -37,18 +38,17 @@ def fetch_sdist(name: str, version: str, folder: Path) -> Sdist:
     folder.mkdir(parents=True, exist_ok=True)
     if found := _found(name, version, folder):
         return found
-    part = folder / f".{name}-{version}"
-    command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name,
-        "--dest", str(part), f"{name}=={version}",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise ConfigError(f"packages: pip could not download {name}=={version}: {said[-1]}")
-    for file in part.iterdir():
-        os.replace(file, folder / file.name)
-    part.rmdir()
+    with TemporaryDirectory(dir=folder) as part:
+        command = [
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name,
+            "--dest", part, f"{name}=={version}",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise ConfigError(f"packages: pip could not download {name}=={version}: {said[-1]}")
+        for file in Path(part).iterdir():
+            os.replace(file, folder / file.name)
     found = _found(name, version, folder)
     if found is None:
         raise ConfigError(f"packages: pip fetched no source distribution of {name}=={version}.")
