@@ -185,9 +185,13 @@ def test_files_under_another_licence_are_left_out(recipe: DataRecipe, tmp_path: 
         "words.py": "# under the GNU General Public License\n" + function("words"),
         "other/LICENSE": MIT,
         "other/fine.py": function("fine"),
+        "third/LICENSE": "All rights reserved. " * 40,
+        "third/closed.py": function("closed"),
+        "pointer/license.rst": "See the file LICENSE at the top.",
+        "pointer/open.py": function("open"),
     }
     build(replace(recipe, packages=(sdist(tmp_path, "mixed", files),)))
-    assert texts(recipe, "code") == [function("good"), function("fine")]
+    assert texts(recipe, "code") == [function("good"), function("fine"), function("open")]
 
 
 @pytest.mark.parametrize("path", ["../outside.py", "/etc/outside.py", "a/../../outside.py", "..\\outside.py"])

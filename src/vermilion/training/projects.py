@@ -32,10 +32,12 @@ from vermilion.training.licences import (
 from vermilion.training.prompts import SKIPPED, standard_library
 
 Kind = Literal["code", "docs"]
-READ = 1
+READ = 2
 """Raise it when reading or filtering changes, so that what was read before is read again."""
 _DOC_FOLDERS = frozenset({"doc", "docs"})
 _TOP = PurePosixPath(".")
+_POINTER = 500
+"""Characters up to which a text that is no known licence is none at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,10 @@ def _read(
     folders: dict[PurePosixPath, str] = {}
     for path, text in texts:
         if is_licence_file(path) and path.parent != _TOP:
-            folders[path.parent] = licence_of_text(text)
+            found = licence_of_text(text)
+            # docs/license.rst and its like only point at the project's own licence.
+            if found != UNKNOWN or len(text) > _POINTER:
+                folders[path.parent] = found
     refused: Counter[str] = Counter()
     pieces: list[Piece] = []
     for path, text in texts:
