@@ -100,4 +100,4 @@ def _load(settings: Settings) -> tuple[Service, Served]:
     # The first forwards allocate and choose kernels; nobody should wait for that.
     LLM(loaded=loaded).generate("Once upon a time", Sampling(max_tokens=WARM_UP_TOKENS))
     service = Service(loaded.engine, settings.engine.max_waiting)
-    return service, Served(service, loaded.tokenizer, loaded.template)
+    return service, Served(service, loaded.tokenizer, loaded.template, settings.model)

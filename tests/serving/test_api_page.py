@@ -64,6 +64,6 @@ async def test_an_example_of_the_page_gives_what_the_page_says(
 
 async def test_the_page_has_an_example_of_every_route(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
-    shown = set(re.findall(r"localhost:8000(/[^\s'\"]+)", PAGE + ANOTHER))
+    shown = set(re.findall(r"localhost:8000(/[^\s'\"`]+)", PAGE + ANOTHER))
     told = {"/v1/models", "/v1/models/{id}", "/v1/chat/completions/models", "/v1/edit/completions/models"}
     assert set(document["paths"]) - shown - told == {"/api/v0/models/{id}", "/metrics"}

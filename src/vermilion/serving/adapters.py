@@ -11,6 +11,7 @@ from vermilion.errors import BadParameter, BadRequest, ModelFileError
 from vermilion.serving import naming
 from vermilion.serving.call import Call, json_response
 from vermilion.serving.description import operation
+from vermilion.serving.offline.desk import Desk
 from vermilion.serving.openai import WIRE
 from vermilion.serving.service import Service
 
@@ -71,6 +72,8 @@ def add_routes(router: APIRouter, service: Service) -> None:
                 "model", id, ", ".join(served.backend.model.adapters) or "no model: there is one"
             )
         await served.backend.unload_adapter(name)
+        if isinstance(service.desk, Desk):
+            service.desk.forget(name)
         return json_response({"id": name, "object": "model", "deleted": True})
 
 

@@ -30,6 +30,7 @@ from vermilion.serving.edge import Edge
 from vermilion.serving.edits import EditBody
 from vermilion.serving.errors import error_response, refusal
 from vermilion.serving.fim import FimBody
+from vermilion.serving.offline import files, jobs, tuning
 from vermilion.serving.ollama_bodies import OllamaChatBody, OllamaGenerateBody, OllamaShowBody
 from vermilion.serving.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from vermilion.serving.service import Service
@@ -49,6 +50,7 @@ BODIES = (
     llamacpp.InfillBody,
     adapters.LoadBody,
     adapters.UnloadBody,
+    jobs.JobBody,
 )
 # Editors and desktop applications show web pages of their own schemes.
 _LOCAL_ORIGINS = (
@@ -73,6 +75,8 @@ def create_app(service: Service) -> FastAPI:
         models.add_routes,
         models.add_token_routes,
         adapters.add_routes,
+        files.add_routes,
+        tuning.add_routes,
         anthropic.add_routes,
         ollama.add_generating_routes,
         ollama.add_model_routes,

@@ -62,3 +62,5 @@ class Served:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     """None for a base model, which continues texts and cannot chat."""
+    source: str = ""
+    """What `vermilion train` calls the model: a name of `vermilion models` or a folder; empty if nothing."""

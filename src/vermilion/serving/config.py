@@ -51,6 +51,14 @@ class ServeConfig:
     """Folder whose sub-folders clients may have loaded as adapters; unset, none. Those that the service is
     started with, and those that fine-tuning makes, need none."""
 
+    data_folder: Path | None = None
+    """Where files, fine-tuning jobs and batches are kept; the user's own data folder unless set. One service
+    at a time may use a folder."""
+    max_file_bytes: int = 100 * 1024 * 1024
+    """Largest upload to /v1/files."""
+    max_stored_bytes: int = 10 * 1024 * 1024 * 1024
+    """All files together."""
+
     def __post_init__(self) -> None:
         if self.open and self.accounts.url:
             raise ConfigError("open: a service with accounts is not open; give --accounts or --open.")
@@ -62,7 +70,13 @@ class ServeConfig:
             )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port: {self.port} is not allowed; allowed: 0 to 65535, 0 for any free one.")
-        for name in ("max_body_bytes", "keep_alive_s", "default_max_tokens"):
+        for name in (
+            "max_body_bytes",
+            "keep_alive_s",
+            "default_max_tokens",
+            "max_file_bytes",
+            "max_stored_bytes",
+        ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be above 0.")
         if self.default_preset not in PRESETS:

@@ -21,6 +21,8 @@ TAGS: list[dict[str, Any]] = [
     {"name": "generation", "description": "Text from the model."},
     {"name": "models", "description": "What is served, and its tokens."},
     {"name": "adapters", "description": "Loaded and unloaded while others are answered, as vLLM does it."},
+    {"name": "files", "description": "Uploads, and what jobs and batches make."},
+    {"name": "fine-tuning", "description": "Runs of `vermilion train`, served when they are done."},
     {"name": "anthropic", "description": "For clients of Anthropic's Messages API; text only."},
     {"name": "ollama", "description": 'For clients of Ollama. Errors have the shape `{"error": "..."}`.'},
     {"name": "lm studio", "description": "For clients of LM Studio: OpenAI's shapes and figures of speed."},

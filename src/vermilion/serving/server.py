@@ -17,6 +17,7 @@ from vermilion.errors import ConfigError
 from vermilion.serving.app import create_app
 from vermilion.serving.backend import Served
 from vermilion.serving.config import ServeConfig
+from vermilion.serving.offline import desk
 from vermilion.serving.service import Service
 
 Load = Callable[[], AbstractAsyncContextManager[Served]]
@@ -98,7 +99,7 @@ async def serve(
 
 async def _hold(service: Service, load: Load, stop: asyncio.Event) -> None:
     """Keeps the model from its loading to the end of the drain."""
-    async with load() as served:
+    async with load() as served, desk.opened(service.config, served) as service.desk:
         service.served = served
         _log.info("ready")
         await stop.wait()

@@ -8,9 +8,11 @@ from contextlib import contextmanager, suppress
 
 from vermilion.accounts.gate import Accounts
 from vermilion.errors import Draining, VermilionError
+from vermilion.serving import access
 from vermilion.serving.backend import Served
 from vermilion.serving.config import ServeConfig
 from vermilion.serving.metrics import Metrics
+from vermilion.serving.offline.desk import Desk, NoDesk
 from vermilion.types import Event
 
 Arrivals = asyncio.Queue[tuple[int, Event] | Exception]
@@ -47,6 +49,7 @@ class Service:
         self.config = config
         self.served = served
         self.accounts = accounts
+        self.desk: Desk | NoDesk = NoDesk("the model is still loading.")
         self.draining = False
         self.metrics = Metrics(lambda: self.served.backend.stats() if self.served else None)
         self._running: set[Arrivals] = set()
@@ -60,6 +63,18 @@ class Service:
         if self.served is None:
             raise ModelLoading()
         return self.served
+
+    def offline(self) -> Desk:
+        """Files, jobs and batches. Raises `NoDesk`, `Draining` and `ModelLoading`."""
+        self.admit()
+        if isinstance(self.desk, NoDesk):
+            raise self.desk
+        return self.desk
+
+    def owner(self) -> str:
+        """Whose files and jobs this task's request may see: an organisation's; empty without accounts."""
+        visit = access.VISIT.get()
+        return visit.key.organisation_id if visit else ""
 
     @contextmanager
     def running(self) -> Iterator[Arrivals]:

@@ -1,0 +1,1 @@
+"""What goes on without a client waiting: files, fine-tuning jobs, batches."""
