@@ -16,8 +16,9 @@ from vermilion.engine.worker import Worker
 from vermilion.errors import ConfigError, ModelFileError
 from vermilion.models import adapters, catalog, weights
 from vermilion.models.adapters import Adapter
+from vermilion.models.denoiser import attach_denoiser
 from vermilion.models.families import Family
-from vermilion.models.transformer import Transformer, load_adapter, load_tensors
+from vermilion.models.transformer import Transformer, load_tensors
 from vermilion.text import ChatTemplate, Tokenizer
 from vermilion.types import DecoderName, ModelInfo
 
@@ -53,8 +54,7 @@ def load_model(name: str, config: EngineConfig, denoiser: Path | None = None) ->
         raise ModelFileError(f"{name} is an autoregressive model; convert it to a diffusion model first.")
     model = Transformer(checkpoint.family.architecture).to(device)
     load_tensors(model, checkpoint.tensors)
-    if checkpoint.adapter is not None:
-        load_adapter(model, checkpoint.adapter, checkpoint.adapter_scale, checkpoint.mask_embedding_H)
+    attach_denoiser(model, checkpoint)
     tokenizer = catalog.tokenizer_of(files)
     try:
         template = catalog.chat_template_of(files)

@@ -61,8 +61,9 @@ class GatedLinear(nn.Module):
     """One or more projections of the same input, fused into one product, with an adapter for noisy rows.
 
     Rows [0, num_clean) get x W^T + b; the others also get, for each fused part p, scale (x A_p^T) B_p^T
-    (LoRA, arXiv 2106.09685). The scale is folded into B. Rows that `adapters` lists get what the adapter of
-    that name adds on top; `models/adapters.py` fills `added`.
+    (LoRA, arXiv 2106.09685). The scale is folded into B. Instead of an adapter, noisy rows may have a weight
+    of their own (`noisy_weight`); the norms before it need no second copy, since it can absorb them. Rows
+    that `adapters` lists get what the adapter of that name adds; `models/adapters.py` fills `added`.
     """
 
     def __init__(self, in_size: int, part_sizes: Sequence[int], *, bias: bool = False) -> None:
@@ -72,6 +73,7 @@ class GatedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(sum(part_sizes))) if bias else None
         self.lora_a: nn.Parameter | None = None
         self.lora_b = nn.ParameterList()
+        self.noisy_weight: nn.Parameter | None = None
         self.added: dict[str, Lora] = {}
 
     def adapt(self, pairs: Sequence[tuple[Tensor, Tensor]], scale: float) -> None:
@@ -89,6 +91,10 @@ class GatedLinear(nn.Module):
         return y_NO
 
     def _gated(self, x_NI: Tensor, num_clean: int) -> Tensor:
+        if self.noisy_weight is not None and num_clean < x_NI.shape[0]:
+            noisy = product(x_NI[num_clean:], self.noisy_weight, self.bias)
+            clean = [product(x_NI[:num_clean], self.weight, self.bias)] if num_clean else []
+            return torch.cat([*clean, noisy]) if clean else noisy
         y_NO = product(x_NI, self.weight, self.bias)
         if self.lora_a is None or num_clean == x_NI.shape[0]:
             return y_NO

@@ -169,6 +169,18 @@ def load_adapter(
         model.mask_embedding = nn.Parameter(mask_embedding.to(model.norm.weight))
 
 
+def load_noisy(
+    model: Transformer, tensors: MutableMapping[str, Tensor], mask_embedding: Tensor | None
+) -> None:
+    """Give noisy rows projections of their own, from tensors under the names of the base's."""
+    for index, layer in enumerate(model.layers):
+        for fused, parts in PARTS.items():
+            weight = _fused(tensors, f"model.layers.{index}.", parts, "weight")
+            getattr(layer, fused).noisy_weight = nn.Parameter(weight, requires_grad=False)
+    if mask_embedding is not None:
+        model.mask_embedding = nn.Parameter(mask_embedding.to(model.norm.weight))
+
+
 def _fused(tensors: MutableMapping[str, Tensor], prefix: str, parts: Sequence[str], kind: str) -> Tensor:
     found = [tensors.pop(f"{prefix}{part}.{kind}") for part in parts]
     first = found[0]

@@ -60,6 +60,8 @@ class Checkpoint:
     """alpha / rank; 0 without an adapter."""
     mask_embedding_H: Tensor | None
     """Stands in for the embedding of the mask id in noisy rows."""
+    noisy: dict[str, Tensor] | None = None
+    """The projections of noisy rows, by the names of the base's, where they have a set of their own."""
 
 
 def load(
@@ -72,9 +74,15 @@ def load(
         family, tensors = _load_folder(files, dtype, device)
     if files.adapter is None:
         return Checkpoint(family, tensors, None, 0.0, None)
-    adapter, scale = load_adapter(files.adapter, family.architecture, dtype, device)
     mask = _mask_embedding(files.adapter, family, dtype, device)
-    return Checkpoint(family, tensors, adapter, scale, mask)
+    kind = read_json(files.adapter / "denoiser.json").get("weights", "lora")
+    if kind == "lora":
+        adapter, scale = load_adapter(files.adapter, family.architecture, dtype, device)
+        return Checkpoint(family, tensors, adapter, scale, mask)
+    if kind not in ("copy", "tied"):
+        raise ModelFileError(f"{files.adapter}: weights {kind!r}; allowed: 'lora', 'copy', 'tied'.")
+    noisy = _load_noisy(files.adapter, family.architecture, dtype, device) if kind == "copy" else None
+    return Checkpoint(family, tensors, None, 0.0, mask, noisy)
 
 
 def load_adapter(
@@ -112,6 +120,17 @@ def load_adapter(
             f"{folder}: no full lora_A and lora_B pair for {', '.join(halves) or 'any module'}."
         )
     return {module: (pair["A"], pair["B"]) for module, pair in pairs.items()}, alpha / rank
+
+
+def _load_noisy(
+    folder: Path, architecture: Architecture, dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
+    wanted = {
+        name: shape for name, shape in expected_shapes(architecture).items() if name.endswith("_proj.weight")
+    }
+    tensors = dict(_read_safetensors(_shards(folder, "model"), dtype, device))
+    _check_shapes(folder, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, wanted)
+    return tensors
 
 
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""From a causal base and a recipe to a block-diffusion model: a gated adapter on the frozen base."""
+"""From a causal base and a recipe to a block-diffusion model, by one of the recipe's methods."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def convert(recipe: Recipe, on_step: OnStep = lambda figures: None) -> tuple[Pat
 
 
 def prepare(recipe: Recipe, files: ModelFiles) -> Run:
-    """The base with a fresh adapter (B = 0: it starts as the base itself), and the opened data."""
+    """The base with a denoiser that starts as the base itself, and the opened data."""
     device = device_of(recipe)
     loaded = weights.load(files, torch.float32, device)
     traits = _traits(recipe, loaded.family)
@@ -51,12 +51,19 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     load_tensors(model, loaded.tensors)
     facts = {"block_length": recipe.longest_block, "base": files.base.name}
     adapter = Adapter(recipe.rank, recipe.alpha, traits, files.name, dtype_of(recipe), facts)
-    attach_adapter(model, adapter, recipe.seed)
+    if recipe.method == "adapter":
+        attach_adapter(model, adapter, recipe.seed)
+    if recipe.method == "copy":
+        for layer in model.layers:
+            for fused in PARTS:
+                linear = getattr(layer, fused)
+                linear.noisy_weight = torch.nn.Parameter(linear.weight.detach().clone())
+    model.mask_embedding = torch.nn.Parameter(model.embedding.detach().mean(0))
     return Run(model, dataset_of(recipe, files, loaded.family), recipe, adapter)
 
 
 def attach_adapter(model: Transformer, adapter: Adapter, seed: int) -> None:
-    """A of normal entries with variance 1 / inputs, B zero; the mask embedding is the mean of all."""
+    """A gated LoRA: A of normal entries with variance 1 / inputs, B zero."""
     generator = torch.Generator().manual_seed(seed)
     for layer in model.layers:
         for fused in PARTS:
@@ -72,7 +79,6 @@ def attach_adapter(model: Transformer, adapter: Adapter, seed: int) -> None:
                 ],
                 adapter.scale,
             )
-    model.mask_embedding = torch.nn.Parameter(model.embedding.detach().mean(0))
 
 
 def _traits(recipe: Recipe, family: Family) -> Traits:
@@ -85,4 +91,6 @@ def _traits(recipe: Recipe, family: Family) -> Traits:
             f"mask_token_id: {recipe.base} has no mask token; name an unused token of its vocabulary, "
             f"0 to {family.architecture.vocab_size - 1}."
         )
-    return Traits("causal", True, mask, base.eos_token_ids, gated=True)
+    grid = recipe.stages[-1].block_length if recipe.context == "block" else 0
+    gated = recipe.method != "tied"
+    return Traits(recipe.context, recipe.shift, mask, base.eos_token_ids, block_grid=grid, gated=gated)

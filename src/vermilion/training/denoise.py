@@ -83,7 +83,8 @@ def add_noise(
 ) -> Noisy:
     """Blocks and noise for a whole batch at once, so that they do not depend on how it is split.
 
-    With the shift, the first token of a block is never hidden: at inference it is the last settled one.
+    With the shift and a causal context, the first token of a block is never hidden: at inference it is the
+    last settled one. On a grid it is hidden like the others, and the clean row before it gives it.
     """
     config = recipe.corruption
     shift_B1 = torch.randint(0, block_length, (batch.ids_BL.shape[0], 1), generator=rng)
@@ -95,7 +96,8 @@ def add_noise(
     next_BL = objectives.next_token_weight(batch, block_BL, recipe.context)
     if recipe.objective.denoise == 0:
         return Noisy(batch, block_BL, (), next_BL)
-    maskable_BL = objectives.maskable(batch, block_BL, anchored=recipe.shift)
+    anchored = recipe.shift and recipe.context == "causal"
+    maskable_BL = objectives.maskable(batch, block_BL, anchored=anchored)
     draws = [corruption.draw(config, block_BL, maskable_BL, block_length, rng)]
     if config.complementary:
         draws.append(corruption.complement(draws[0], maskable_BL))

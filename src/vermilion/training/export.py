@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -16,7 +16,7 @@ from vermilion.errors import ModelFileError
 from vermilion.models import weights
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.families import Architecture, Traits
-from vermilion.models.transformer import NORMS, PARTS, Transformer
+from vermilion.models.transformer import NORMS, PARTS, Layer, Transformer
 from vermilion.training import tuning
 from vermilion.training.distributed import World, whole
 from vermilion.training.run import Adapter, Run
@@ -26,24 +26,27 @@ _SIDE_FILES = ("*.json", "*.jinja", "*.safetensors")
 
 
 def write_adapter(folder: Path, run: Run) -> None:
-    """The run's LoRA under PEFT's names, as `models.weights.load_adapter` reads it; a denoiser's with its
-    mask embedding and denoiser.json beside it."""
+    """What `models.weights` reads beside a base: a fine-tuned LoRA under PEFT's names, or a denoiser (its
+    LoRA, its copy of the projections, or neither) with its mask embedding and denoiser.json."""
     model, adapter = run.model, run.adapter
+    folder.mkdir(parents=True, exist_ok=True)
     if run.recipe.method == "lora":
         _write_lora(folder, _peft(tuning.pairs_of(model), adapter.dtype), adapter)
-    else:
+        return
+    kind, linear = "tied", cast(Layer, model.layers[0]).qkv
+    if linear.lora_a is not None:
+        kind = "lora"
         _write_lora(folder, adapter_tensors(model, adapter), adapter)
-        write_denoiser(folder, run)
-
-
-def write_denoiser(folder: Path, run: Run) -> None:
-    """denoiser.json, and the mask embedding where the model has one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    adapter, mask = run.adapter, run.model.mask_embedding
-    if mask is not None:
-        save_file({"mask_embedding": _stored(mask, torch.float32)}, folder / "denoiser.safetensors")
+    elif linear.noisy_weight is not None:
+        kind = "copy"
+        tensors = {name: _stored(tensor, adapter.dtype) for name, tensor in _noisy_tensors(model)}
+        save_file(tensors, folder / "model.safetensors")
+    if kind != "tied" and model.mask_embedding is not None:
+        mask_H = _stored(model.mask_embedding, torch.float32)
+        save_file({"mask_embedding": mask_H}, folder / "denoiser.safetensors")
     traits = adapter.traits
     facts = {
+        "weights": kind,
         "context": traits.context,
         "shift": traits.shift,
         "gated": traits.gated,
@@ -89,6 +92,8 @@ def write_model(run: Run, files: ModelFiles, world: World) -> Path:
         (draft / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     if changed:
         tensors = hugging_face_tensors(run.model)
+        if run.recipe.method != "lora" and not run.adapter.traits.gated:
+            _show_masks_as(tensors, run)
         save_file(
             {name: _stored(tensor, run.adapter.dtype) for name, tensor in tensors.items()},
             draft / "model.safetensors",
@@ -116,6 +121,24 @@ def settle(draft: Path, folder: Path, world: World) -> Path:
 def hugging_face_tensors(model: Transformer) -> dict[str, Tensor]:
     """The backbone's own weights under Hugging Face's names, a LoRA of every row merged into them."""
     return {name: tensor.contiguous() for name, tensor in _tensors(model)}
+
+
+def _show_masks_as(tensors: dict[str, Tensor], run: Run) -> None:
+    """Put the trained mask embedding where a model without a denoiser of its own looks for it."""
+    if run.model.mask_embedding is not None:
+        embedding = tensors["model.embed_tokens.weight"].clone()
+        embedding[run.adapter.traits.mask_token_id] = whole(run.model.mask_embedding.detach())
+        tensors["model.embed_tokens.weight"] = embedding
+
+
+def _noisy_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    for index, layer in enumerate(model.layers):
+        for fused, parts in PARTS.items():
+            linear = getattr(layer, fused)
+            rows = torch.split(whole(linear.noisy_weight.detach()), list(linear.part_sizes))
+            yield from (
+                (f"model.layers.{index}.{part}.weight", each) for part, each in zip(parts, rows, strict=True)
+            )
 
 
 def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:

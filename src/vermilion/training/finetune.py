@@ -13,7 +13,8 @@ import torch
 from vermilion.errors import ConfigError
 from vermilion.models import catalog, weights
 from vermilion.models.catalog import ModelFiles
-from vermilion.models.transformer import Transformer, load_adapter, load_tensors
+from vermilion.models.denoiser import attach_denoiser
+from vermilion.models.transformer import Transformer, load_tensors
 from vermilion.training import tuning
 from vermilion.training.distributed import World, joined
 from vermilion.training.export import settle, write_adapter, write_model
@@ -83,8 +84,10 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     model = Transformer(loaded.family.architecture).to(device)
     load_tensors(model, loaded.tensors)
     rank, scale = recipe.rank, recipe.alpha / recipe.rank
-    if loaded.adapter is not None:
-        load_adapter(model, loaded.adapter, loaded.adapter_scale, loaded.mask_embedding_H)
+    attach_denoiser(model, loaded)
+    if model.mask_embedding is None and traits.mask_token_id >= 0:
+        # In training a mask is known by its flag, not by its id.
+        model.mask_embedding = torch.nn.Parameter(model.embedding.detach()[traits.mask_token_id].clone())
     if recipe.method == "lora":
         pairs = tuning.fresh(model, rank, recipe.target_modules, recipe.seed)
         if recipe.adapter is not None:

@@ -23,6 +23,8 @@ def dataset_of(recipe: Recipe, files: ModelFiles, family: Family) -> Dataset:
     # What follows an end is only ever seen by noisy rows.
     num_fill = recipe.longest_block - 1 if recipe.objective.denoise else 0
     length = recipe.data.length or fitting_length((*corpora, *validation), num_fill)
+    if recipe.context == "full":
+        num_fill = length  # at inference the whole answer is one canvas, however long it was made
     if length > family.architecture.context_length:
         raise ConfigError(
             f"data.length: {length} is more than the base's context of {family.architecture.context_length}."

@@ -1,0 +1,17 @@
+"""What makes noisy rows differ from clean ones, put on the backbone."""
+
+from __future__ import annotations
+
+from vermilion.models.transformer import Transformer, load_adapter, load_noisy
+from vermilion.models.weights import Checkpoint
+
+
+def attach_denoiser(model: Transformer, checkpoint: Checkpoint) -> None:
+    """The checkpoint's gated LoRA, or its second set of projections, or nothing where all rows share weights.
+
+    Takes the tensors out of the checkpoint as it goes.
+    """
+    if checkpoint.adapter is not None:
+        load_adapter(model, checkpoint.adapter, checkpoint.adapter_scale, checkpoint.mask_embedding_H)
+    elif checkpoint.noisy is not None:
+        load_noisy(model, checkpoint.noisy, checkpoint.mask_embedding_H)
