@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vermilion.errors import ConfigError
-from vermilion.training.corpus import Corpus
+from vermilion.training.corpus import Corpus, Document
+from vermilion.training.fim import rearranged
 
 _PADDING = -1
+_GAP = 1
+"""Sets the draws of gaps apart from the others of a seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +76,18 @@ class DataConfig:
     seed: int = 0
     validation: tuple[Source, ...] = ()
     """All of their documents are for validation; the shares say nothing."""
+    fim: float = 0.0
+    """Share of the texts without a prompt that become a gap to fill (`fim.py`), cut to a row."""
+    fim_token_ids: tuple[int, ...] = ()
+    """Tokens of no other use: before the prefix, the suffix and the middle, and behind the middle."""
 
     def __post_init__(self) -> None:
         if any(source.share <= 0 for source in self.sources):
             raise ConfigError("data.sources: every share must be above 0.")
         if (self.length < 2 and self.length) or self.held_out < -1:
             raise ConfigError("data: length must be at least 2, held_out at least 0 (or -1).")
+        if not 0 <= self.fim <= 1 or (self.fim and len(set(self.fim_token_ids)) != 4):
+            raise ConfigError("data: fim is a share, 0 to 1, and needs four different fim_token_ids.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,8 @@ class Dataset:
     eos_token_ids: tuple[int, ...] = ()
     num_fill: int = 0
     """Copies of EOS put behind a document that ends in one: all that a block may hold behind it."""
+    line_breaks: frozenset[int] = frozenset()
+    """Tokens that end a line; for gaps."""
 
     def __post_init__(self) -> None:
         if not self.corpora:
@@ -201,6 +212,8 @@ def _pack(dataset: Dataset, source: int, cursor: tuple[int, int, int]) -> tuple[
     while row.room > 1:
         order = _order(dataset.config.seed, source, epoch, len(corpus) - num_held_out)
         document = corpus[int(order[index]) + num_held_out]
+        if not used:
+            document = _with_gap(dataset, document, (source, epoch, index))
         whole = document.num_prompt > 0
         if whole and row.used and len(document.ids) > row.room:
             break
@@ -213,6 +226,20 @@ def _pack(dataset: Dataset, source: int, cursor: tuple[int, int, int]) -> tuple[
             _fill(row, dataset)
         epoch, index, used = (epoch, index + 1, 0) if index + 1 < len(order) else (epoch + 1, 0, 0)
     return row, (epoch, index, used)
+
+
+def _with_gap(dataset: Dataset, document: Document, at: tuple[int, int, int]) -> Document:
+    """The document, or a piece of it with a gap; `at` (source, epoch, index) decides which and where."""
+    config = dataset.config
+    if not config.fim or document.num_prompt or len(document.ids) < 2:
+        return document
+    rng = np.random.default_rng([config.seed, *at, _GAP])
+    if rng.random() >= config.fim:
+        return document
+    size = min(len(document.ids), config.length - len(config.fim_token_ids))
+    start = int(rng.integers(len(document.ids) - size + 1))
+    pre, suf, mid, end = config.fim_token_ids
+    return rearranged(document.ids[start : start + size], (pre, suf, mid, end), dataset.line_breaks, rng)
 
 
 def _fill(row: _Row, dataset: Dataset) -> None:

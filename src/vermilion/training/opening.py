@@ -30,7 +30,10 @@ def dataset_of(recipe: Recipe, files: ModelFiles, family: Family) -> Dataset:
             f"data.length: {length} is more than the base's context of {family.architecture.context_length}."
         )
     data = replace(recipe.data, length=length)
-    return Dataset(data, corpora, validation, family.traits.eos_token_ids, num_fill)
+    if any(token >= family.architecture.vocab_size for token in data.fim_token_ids):
+        raise ConfigError(f"data.fim_token_ids: {data.fim_token_ids}; the vocabulary ends before.")
+    breaks = _line_breaks(files, family.architecture.vocab_size) if data.fim else frozenset[int]()
+    return Dataset(data, corpora, validation, family.traits.eos_token_ids, num_fill, breaks)
 
 
 def device_of(recipe: Recipe) -> torch.device:
@@ -48,6 +51,12 @@ def device_of(recipe: Recipe) -> torch.device:
 def dtype_of(recipe: Recipe) -> torch.dtype:
     """Of what is written."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.adapter_dtype]
+
+
+def _line_breaks(files: ModelFiles, vocab_size: int) -> frozenset[int]:
+    tokenizer = catalog.tokenizer_of(files)
+    texts = (tokenizer.decode([token], skip_special=False) for token in range(vocab_size))
+    return frozenset(token for token, text in enumerate(texts) if text.endswith("\n"))
 
 
 def _corpus(source: Source, files: ModelFiles, family: Family) -> Corpus:

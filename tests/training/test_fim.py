@@ -1,0 +1,79 @@
+"""Gaps: nothing of the text is lost, the middle alone is trained on, a seed decides where it lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vermilion.errors import ConfigError
+from vermilion.training.corpus import Corpus, Document
+from vermilion.training.data import DataConfig, Dataset, DataState, Source, next_batch
+from vermilion.training.fim import rearranged
+
+MARKS = (11, 12, 13, 14)
+BREAK = 20
+TEXT = [30, 31, BREAK, 32, 33, 34, BREAK, 35, 36]
+
+
+def parts(document: Document) -> tuple[list[int], list[int], list[int]]:
+    """Prefix, suffix, middle."""
+    ids = list(document.ids)
+    assert ids[0] == 11 and ids[-1] == 14
+    suffix, middle = ids.index(12), ids.index(13)
+    return ids[1:suffix], ids[suffix + 1 : middle], ids[middle + 1 : -1]
+
+
+def test_prefix_middle_and_suffix_are_the_text_and_only_the_middle_is_trained_on() -> None:
+    for seed in range(200):
+        document = rearranged(TEXT, MARKS, {BREAK}, np.random.default_rng(seed))
+        prefix, suffix, middle = parts(document)
+        assert [*prefix, *middle, *suffix] == TEXT and middle
+        assert document.ids[document.num_prompt - 1] == 13
+
+
+def test_half_of_the_gaps_begin_and_end_at_lines_and_all_cuts_are_reached() -> None:
+    gaps = []
+    for seed in range(2000):
+        prefix, _, middle = parts(rearranged(TEXT, MARKS, {BREAK}, np.random.default_rng(seed)))
+        gaps.append((len(prefix), len(prefix) + len(middle)))
+    lines = {0, 3, 7, 9}
+    share = np.mean([first in lines and last in lines for first, last in gaps])
+    by_chance = 6 / 45  # pairs of line ends among pairs of the ten cuts
+    assert share == pytest.approx(0.5 + 0.5 * by_chance, abs=0.04)
+    assert {first for first, _ in gaps} == set(range(9)) and {last for _, last in gaps} == set(range(1, 10))
+
+
+def test_a_text_of_one_line_still_gets_a_gap() -> None:
+    for seed in range(20):
+        assert parts(rearranged([1, 2], MARKS, set(), np.random.default_rng(seed)))[2]
+
+
+def dataset(fim: float) -> Dataset:
+    config = DataConfig((Source(Path("0")),), 16, 0, seed=3, fim=fim, fim_token_ids=MARKS if fim else ())
+    texts = [Document([50 + i] * 9) for i in range(6)] + [Document([60, 61, 62], 2), Document([70] * 40)]
+    return Dataset(config, (Corpus.of(texts),), line_breaks=frozenset({BREAK}))
+
+
+def test_rows_hold_the_share_of_gaps_and_the_same_state_gives_the_same_rows() -> None:
+    data, state = dataset(0.5), DataState()
+    batch, middle = next_batch(data, 40, state)
+    again, _ = next_batch(data, 40, state)
+    assert torch.equal(batch.ids_BL, again.ids_BL)
+    starts = (batch.position_BL == 0) & (batch.document_BL >= 0)
+    gaps = (batch.ids_BL == 11) & starts
+    assert 0.2 < float(gaps.sum()) / float(starts.sum()) < 0.6
+    assert not ((batch.ids_BL == 11) & ~starts).any()
+    answered = batch.ids_BL[(batch.ids_BL == 62)]
+    assert len(answered) > 0, "an answer stays as it is"
+    given = torch.isin(batch.ids_BL, torch.tensor([11, 12, 13]))
+    assert not batch.weight_BL[given].any() and batch.weight_BL[batch.ids_BL == 14].all()
+    assert middle.rows == 40
+
+
+def test_without_a_share_nothing_changes_and_bad_marks_are_refused() -> None:
+    assert not (next_batch(dataset(0.0), 20, DataState())[0].ids_BL == 11).any()
+    with pytest.raises(ConfigError, match="four different"):
+        DataConfig(fim=0.1, fim_token_ids=(1, 2, 3, 3))
