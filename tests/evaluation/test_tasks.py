@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from vermilion.evaluation import exact_tasks
+from vermilion.evaluation import code_tasks, exact_tasks
 from vermilion.evaluation.code_tasks import gaps
 from vermilion.evaluation.sampler import Ask, Reply, Sampler
 from vermilion.evaluation.task import Setting
@@ -48,15 +48,15 @@ def scripted(script: Callable[[Ask], str]) -> Scripted:
 
 
 def test_humaneval_counts_what_passes_its_tests() -> None:
-    right = {one["prompt"]: one["canonical_solution"] for one in problems()}
+    right = {one["prompt"].rstrip(): f"\n{one['canonical_solution']}" for one in problems()}
     setting = Setting(limit=3)
     measure = TASKS["humaneval"].measure
     good = measure(scripted(lambda ask: right[str(ask.prompt)]), setting)
     assert (good["pass_at_1"], good["parses"], good["count"]) == (1.0, 1.0, 3)
     assert good["sandbox"] in ("namespaces", "filter", "hook")
-    bad = measure(scripted(lambda ask: "    return None\n"), setting)
+    bad = measure(scripted(lambda ask: "\n    return None\n"), setting)
     assert (bad["pass_at_1"], bad["parses"]) == (0.0, 1.0)
-    exits = measure(scripted(lambda ask: "    import os; os._exit(0)\n"), setting)
+    exits = measure(scripted(lambda ask: "\n    import os; os._exit(0)\n"), setting)
     assert exits["pass_at_1"] == 0.0
     asked: list[Ask] = []
     measure(scripted(lambda ask: asked.append(ask) or ""), setting)  # type: ignore[func-returns-value]
@@ -107,8 +107,9 @@ def test_a_gap_is_cut_out_of_the_solution_and_fits_back(kind: str) -> None:
         if gap is None:
             continue
         assert gap.before + gap.middle + gap.after == text
-        assert len(gap.before) >= len(problem["prompt"]) and gap.middle.strip()
-        lines = gap.middle.count("\n") + 1
+        assert len(gap.before) >= len(problem["prompt"]) - 1 and gap.middle.strip()
+        assert kind == "span" or gap.middle.startswith("\n")
+        lines = gap.middle.strip("\n").count("\n") + 1
         assert lines == 1 if kind == "line" else lines >= 2 if kind == "lines" else lines <= 3
 
 
@@ -153,6 +154,15 @@ def test_the_agent_makes_thirty_calls_on_one_growing_conversation() -> None:
     assert lengths == sorted(lengths) and lengths[0] == 2 and lengths[29] == 2 + 29 * 4
     assert [ask.prompt for ask in asked[:30]] == [ask.prompt for ask in asked[30:]]
     assert TASKS["agent"].measure(scripted(lambda ask: "{}"), Setting())["right"] == 0
+
+
+def test_a_file_that_is_written_again_takes_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_tasks, "_FILE", "def step(value):\n    return value + 1\n" * 3)
+    sampler = Sampler("lossless", Llm(), Decoding("lossless", block_length=3))  # type: ignore[arg-type]
+    figures = TASKS["edits"].measure(sampler, Setting(limit=1))
+    assert figures["same_text"] is True and figures["repeats"] == 1
+    assert 0 < figures["passes_drafted"] <= figures["passes_again"]
+    assert figures["tokens"] > 50 and 0 <= figures["share_of_file"] <= 1
 
 
 @pytest.mark.parametrize("name", ["quality", "latency"])

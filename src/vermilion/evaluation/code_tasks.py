@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert ", "\n```")
 _HUMANEVAL_TOKENS = 256
 _CONTEXT_CHARACTERS = (1500, 500)
 _MOST_LINES = 4
+_FILE = "\n".join(f"def step_{n}(value):\n    return value + {n}\n" for n in range(12))
+_REPEATS = 5
 
 
 def _humaneval(sampler: Sampler, setting: Setting) -> dict[str, Any]:
@@ -27,16 +30,20 @@ def _humaneval(sampler: Sampler, setting: Setting) -> dict[str, Any]:
 
     def grade(sampler: Sampler, ask: Ask, reply: Reply) -> Grade:
         problem = ask.facts
-        program = f"{problem['prompt']}{reply.text}\n{problem['test']}\ncheck({problem['entry_point']})\n"
+        program = (
+            f"{problem['prompt'].rstrip()}{reply.text}\n{problem['test']}\ncheck({problem['entry_point']})\n"
+        )
         outcome = sandbox.run(program)
         return {
             "pass_at_1": outcome.status == "passed",
             "timed_out": outcome.status == "timeout",
-            "parses": parses(problem["prompt"] + reply.text),
+            "parses": parses(problem["prompt"].rstrip() + reply.text),
         }
 
     chosen = _spread(problems(), setting.limit)
-    asks = [Ask(one["prompt"], _HUMANEVAL_TOKENS, stop=STOPS, facts=one) for one in chosen]
+    # Without its last line break: tokens join that with the indentation behind it, and a model that is given
+    # it alone takes the text for finished.
+    asks = [Ask(one["prompt"].rstrip(), _HUMANEVAL_TOKENS, stop=STOPS, facts=one) for one in chosen]
     return {**asked(sampler, asks, grade, setting.watch), "sandbox": sandbox.best_isolation()}
 
 
@@ -53,8 +60,9 @@ class Gap:
 
 
 def gaps(text: str, first: int, kind: str, rng: random.Random) -> Gap | None:
-    """A gap behind character `first` of a program: `line` a whole line, `lines` two to four of them, `span`
-    from anywhere to anywhere within three lines. None where there is no room for it."""
+    """A gap behind character `first` of a program: `line` a whole line, `lines` two to four of them, both
+    with the line break before them, `span` from anywhere to anywhere within three lines. None where there is
+    no room for it."""
     starts = [i for i in range(first, len(text)) if i == 0 or text[i - 1] == "\n"]
     lines = [start for start in starts if text[start : text.find("\n", start) + 1 or None].strip()]
     if not lines:
@@ -62,12 +70,14 @@ def gaps(text: str, first: int, kind: str, rng: random.Random) -> Gap | None:
     if kind == "line":
         start = rng.choice(lines)
         end = text.find("\n", start)
+        start = max(0, start - 1)
     elif kind == "lines":
         if len(lines) < 3:
             return None
         at = rng.randrange(len(lines) - 2)
         start, last = lines[at], lines[min(at + rng.randrange(1, _MOST_LINES), len(lines) - 1)]
         end = text.find("\n", last)
+        start = max(0, start - 1)
     else:
         start = rng.choice(lines)
         ends = [end for end in (text.find("\n", s) for s in starts if s >= start) if end > 0][:3]
@@ -144,6 +154,33 @@ def _grade_gap(sampler: Sampler, ask: Ask, reply: Reply) -> Grade:
     }
 
 
+def _edits(sampler: Sampler, setting: Setting) -> dict[str, Any]:
+    """A file written again, with and without its text as a draft: the same answer, in fewer passes."""
+    llm = sampler.llm
+    question = f"Write this file again, exactly as it is:\n```python\n{_FILE}\n```"
+    prompt = (*llm.chat_prompt([{"role": "user", "content": question}]), *llm.tokenizer.encode("```python\n"))
+    existing = tuple(llm.tokenizer.encode(_FILE))
+    plain = Ask(prompt, len(existing))
+    drafting = replace(sampler, decoding=replace(sampler.decoding, draft_nodes=64))
+    setting.watch.begin(min(setting.limit, _REPEATS))
+    runs = []
+    for _ in range(min(setting.limit, _REPEATS)):
+        runs.append((sampler.answer(plain), drafting.answer(replace(plain, existing=existing))))
+        setting.watch.step()
+    again, drafted = runs[-1]
+    pairs = zip(again.token_ids, existing, strict=False)
+    return {
+        "tokens": again.usage.completion_tokens,
+        "passes_again": again.usage.passes,
+        "passes_drafted": drafted.usage.passes,
+        "again_s": round(statistics.median(one.wall_s for one, _ in runs), 3),
+        "drafted_s": round(statistics.median(one.wall_s for _, one in runs), 3),
+        "repeats": len(runs),
+        "same_text": again.token_ids == drafted.token_ids,
+        "share_of_file": round(sum(a == b for a, b in pairs) / len(existing), 4),
+    }
+
+
 def _spread(all_of: Sequence[dict[str, str]], limit: int) -> list[dict[str, str]]:
     """Evenly spaced, the first one always among them."""
     if not all_of:
@@ -153,6 +190,7 @@ def _spread(all_of: Sequence[dict[str, str]], limit: int) -> list[dict[str, str]
 
 
 TASKS = (
+    Task("edits", "a file written again, with and without its text as a draft", _edits),
     Task("humaneval", "one completion per problem, its tests run in a sandbox", _humaneval),
     Task(
         "infill",

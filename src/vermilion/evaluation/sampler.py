@@ -42,6 +42,8 @@ class Ask:
     goes_on: bool = False
     """Whether it continues an earlier conversation, so that what is cached of that may serve it. Elsewhere a
     repeated prompt has to cost what it costs the first time."""
+    existing: tuple[int, ...] = ()
+    """Text that the answer is expected to repeat in great part; it serves as a draft."""
     group: str = ""
     """Figures are given for each group as well."""
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -87,7 +89,15 @@ class Sampler:
             forget(engine)
         began = time.perf_counter()
         program = engine.submit(
-            Request("eval", prompt, sampling, self.decoding, suffix=suffix, grammar=ask.grammar)
+            Request(
+                "eval",
+                prompt,
+                sampling,
+                self.decoding,
+                suffix=suffix,
+                grammar=ask.grammar,
+                existing=ask.existing,
+            )
         )
         pieces: list[str] = []
         first_s = 0.0

@@ -79,9 +79,10 @@ def solutions(llm: LLM, limit: int | None) -> list[Known]:
     """HumanEval's prompts with their canonical solutions."""
     known = []
     for problem in problems()[:limit]:
-        prompt = llm.tokenizer.encode(problem["prompt"])
-        solution = llm.tokenizer.encode(problem["canonical_solution"])
-        known.append(Known("humaneval", (*prompt, *solution), len(prompt)))
+        # Cut before the prompt's last line break, which tokens join with the indentation behind it.
+        prompt = llm.tokenizer.encode(problem["prompt"].rstrip())
+        whole = llm.tokenizer.encode(problem["prompt"] + problem["canonical_solution"])
+        known.append(Known("humaneval", tuple(whole), len(prompt)))
     return known
 
 
