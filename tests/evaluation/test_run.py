@@ -14,6 +14,7 @@ from rich.console import Console
 from tests import tiny
 from vermilion.errors import BadParameter, ConfigError
 from vermilion.evaluation import run
+from vermilion.evaluation.circumstances import command
 from vermilion.evaluation.results import read_rows
 from vermilion.evaluation.run import Plan, evaluate
 from vermilion.evaluation.sampler import Ask, Sampler, decoding_of, parse
@@ -154,6 +155,15 @@ def test_a_row_says_how_it_was_measured(measured: list[str], tmp_path: Path) -> 
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == row
     [table] = tables([row])
     assert [str(column.header) for column in table.columns] == ["sampler", "share"]
+
+
+def test_a_row_tells_the_command_but_not_where_it_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["/some/bin/vermilion", "eval", "--output", "/a/b", "--samplers", "ar fast"]
+    )
+    assert command() == "vermilion eval --samplers 'ar fast'"
+    monkeypatch.setattr("sys.argv", ["vermilion", "eval", "--output=/a/b", "--limit", "3"])
+    assert command() == "vermilion eval --limit 3"
 
 
 def test_a_file_that_holds_no_rows_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -33,8 +34,10 @@ def circumstances(llm: LLM) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line that is running, without the folders of this machine."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command line that is running, without where it writes to."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    kept = [i for i, word in enumerate(words) if not word.startswith("--output")]
+    return shlex.join(words[i] for i in kept if i == 0 or words[i - 1] != "--output")
 
 
 def commit() -> str:
