@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,21 @@ def test_every_client_gets_its_configuration_and_its_requests_are_answered(clien
 
 def test_editors_that_predict_edits_know_the_model_by_the_name_they_look_for(url: str) -> None:
     assert "model: mercury-coder\n" in connect("continue", "--url", url, "--no-check").stdout
+
+
+@pytest.mark.parametrize("client", ["kilo", "opencode"])
+def test_a_model_with_little_context_gets_an_agent_with_few_tools(client: str, url: str) -> None:
+    little = discover(url, "")
+    agents = [
+        json.loads(EDITORS[client].render(replace(little, context_length=length))).get("agent", {})
+        for length in (8192, 131_072)
+    ]
+    assert [name for name, allowed in agents[0]["vermilion"]["tools"].items() if allowed] == [
+        "read",
+        "edit",
+        "write",
+    ]
+    assert agents[1] == {}
 
 
 def test_the_address_may_end_in_v1(url: str) -> None:

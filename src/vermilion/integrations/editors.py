@@ -39,6 +39,14 @@ _APPLY = {
     ],
     "max_tokens": 32,
 }
+_STOCK_AGENT = 20_000
+"""Tokens of context below which Kilo Code's stock agent (14,800 before it begins) cannot work."""
+_SMALL_AGENT = {
+    "mode": "primary",
+    "description": "Reads and edits files, for models with little context",
+    "prompt": "You read and edit files with your tools.",
+    "tools": {"*": False, "read": True, "edit": True, "write": True},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +103,25 @@ VS Code and JetBrains, in Cline's settings:
 
 
 def _opencode(c: Connection) -> str:
-    model = {"name": c.model, "limit": {"context": c.context_length, "output": min(c.max_output, 4096)}}
-    return _json(
-        {
-            "$schema": "https://opencode.ai/config.json",
-            "provider": {
-                "vermilion": {
-                    "npm": "@ai-sdk/openai-compatible",
-                    "name": "Vermilion",
-                    "options": {"baseURL": c.v1, "apiKey": c.key},
-                    "models": {c.model: model},
-                }
-            },
-            "model": f"vermilion/{c.model}",
-        }
-    )
+    limit = {"context": c.context_length, "output": min(c.max_output, c.context_length // 4, 4096)}
+    name = f"vermilion/{c.model}"
+    config: dict[str, Any] = {
+        "$schema": "https://opencode.ai/config.json",
+        "provider": {
+            "vermilion": {
+                "npm": "@ai-sdk/openai-compatible",
+                "name": "Vermilion",
+                "options": {"baseURL": c.v1, "apiKey": c.key},
+                "models": {c.model: {"name": c.model, "limit": limit}},
+            }
+        },
+        "model": name,
+        "small_model": name,
+    }
+    if c.context_length < _STOCK_AGENT:
+        config["agent"] = {"vermilion": _SMALL_AGENT}
+        config["default_agent"] = "vermilion"
+    return _json(config)
 
 
 def _proxyai(c: Connection) -> str:
