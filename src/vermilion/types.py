@@ -83,6 +83,18 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True)
+class Seeds:
+    """A canvas behind the prompt of which some is given; the answer is the tokens of its open places."""
+
+    ids: tuple[int | None, ...]
+    """None marks an open place."""
+    candidates: tuple[tuple[int, ...], ...] = ()
+    """Per open place, the tokens to choose from. One pass then only reads: each place's token is its
+    likeliest candidate, with the log-probabilities of all of them in `TokenInfo.top`, in their order, if
+    `Sampling.logprobs` has room for them. Without candidates the places are filled by denoising."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One answer to produce. `suffix` (token ids right of the gap) makes it an infill."""
 
@@ -96,6 +108,7 @@ class Request:
     grammar: Grammar | None = None
     existing: tuple[int, ...] = ()
     """Text that the answer is expected to repeat in great part, as an edit does; it serves as a draft."""
+    seeds: Seeds | None = None
     adapter: str = ""
     """Which adapter of the model answers; empty for the model as it was loaded."""
     realtime: bool = False

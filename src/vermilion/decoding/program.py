@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vermilion.decoding.grammar import Constraint
 from vermilion.decoding.passes import Pass, Reading, Segment
 from vermilion.models.families import Traits
-from vermilion.types import Decoding, FinishReason
+from vermilion.types import Decoding, FinishReason, Seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Task:
     """Tokens that hold a line break; given for an infill."""
     existing: tuple[int, ...] = ()
     """Text that the answer is expected to repeat in great part."""
+    seeds: Seeds | None = None
+    """A canvas that is partly given, in place of an answer from left to right."""
     constraint: Constraint | None = None
     """The answer's place in its grammar, which settled tokens move on."""
 

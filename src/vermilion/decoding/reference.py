@@ -78,6 +78,8 @@ class _Answer:
         self.edits = 0
         self.ended = False
         self.adapter = ""
+        self.targets: tuple[int, ...] = ()
+        """What a canvas is asked for beside the token it would choose."""
 
     # -- decoders ----------------------------------------------------------------------------------
 
@@ -307,7 +309,7 @@ class _Answer:
         visible = torch.where(clean[:, None], clean & (at[None, :] // span <= at[:, None] // span), True)
         logits = self._forward(ids, [*([False] * num_clean), *masked], where, num_clean, visible)
         settled = len(self.tokens) if since is None else since
-        wanted = [self._wanted(p, history, (), settled) for p in positions]
+        wanted = [self._wanted(p, history, self.targets, settled) for p in positions]
         return self._read(logits, [p - shift for p in positions], wanted)
 
     def _wanted(self, position: int, history: Sequence[int], targets: Sequence[int], settled: int) -> Wanted:

@@ -21,6 +21,7 @@ from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import adjustments, needed
 from vermilion.decoding.presets import resolve
 from vermilion.decoding.program import Program, Task
+from vermilion.decoding.seeded import Seeded
 from vermilion.decoding.speculative import SPECULATIVE, Speculative
 from vermilion.engine.adapters import Adapters, Holder
 from vermilion.engine.output import Output
@@ -87,6 +88,7 @@ class Engine:
             raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
         self.adapters.check(request.adapter)
         self._check_grammar(request)
+        self._check_seeds(request)
         self._check_canvas(request, total + request.sampling.max_tokens)
 
     def _check_grammar(self, request: Request) -> None:
@@ -101,6 +103,17 @@ class Engine:
                 "unsupported_parameter",
             )
         self.grammars.constraint(request.grammar)
+
+    def _check_seeds(self, request: Request) -> None:
+        if request.seeds is None:
+            return
+        ids, model = request.seeds.ids, self.model
+        if request.suffix or request.grammar or None not in ids:
+            raise BadRequest("A seeded canvas needs an open place, no suffix and no grammar.", "prompt")
+        num_rows = len(request.prompt) + len(ids)
+        slots = self.scheduler.cache.num_pages * self.scheduler.cache.page_size
+        if num_rows > min(model.context_length, slots):
+            raise ContextLengthExceeded(min(model.context_length, slots), num_rows)
 
     def _check_canvas(self, request: Request, text: int) -> None:
         """Drafts and branches lie behind the text in memory; what can never fit would wait for ever."""
@@ -135,7 +148,9 @@ class Engine:
         sampling = request.sampling
         sampled = sampling.temperature > 0
         task = Task(request.prompt, sampling.max_tokens, request.decoding, eos, request.suffix, sampled)
-        task = replace(task, existing=request.existing)
+        task = replace(task, existing=request.existing, seeds=request.seeds)
+        if request.seeds is not None:
+            return Seeded(task, self.traits)
         if request.suffix and self.tokenizer.decode(request.suffix).strip():
             if not self.traits.has_next_token:
                 return Between(task, self.traits)
