@@ -23,6 +23,7 @@ from vermilion.types import (
     Finish,
     ModelInfo,
     Request,
+    Seeds,
     Text,
     TokenInfo,
     Usage,
@@ -113,13 +114,18 @@ class FakeBackend:
                     break
             ended = True
             usage = Usage(len(request.prompt), 4, num_words, num_words, edits=1)
-            whole = num_words == len(self.words)
+            whole = num_words == len(self.words) or request.seeds is not None
+            if request.seeds is not None:
+                usage = replace(usage, completion_tokens=request.seeds.ids.count(None))
             yield self.finish or Finish("stop" if whole else "length", usage)
         finally:
             self.running -= 1
             self.cancelled += not ended
 
     def _passes(self, request: Request) -> Iterator[tuple[int, Event]]:
+        if request.seeds is not None:
+            yield 1, self._seeded(request, request.seeds)
+            return
         number, text = 0, ""
         while self.endless or number < min(len(self.words), request.sampling.max_tokens):
             word = self.words[number % len(self.words)]
@@ -131,6 +137,17 @@ class FakeBackend:
                 yield number, Canvas(text + "~", spans, ((len(text), len(text) + 1),), (), progress, number)
             usage = Usage(len(request.prompt), 4, number, number)
             yield number, Text(word, self._tokens(request, word, number), usage)
+
+    def _seeded(self, request: Request, seeds: Seeds) -> Event:
+        """Candidates are the likelier the oftener the prompt names them; holes are filled with dots."""
+        tokens = []
+        for number in range(seeds.ids.count(None)):
+            candidates = seeds.candidates[number] if seeds.candidates else (ord("."),)
+            top = tuple((one, chr(one), float(request.prompt.count(one)) - 9) for one in candidates)
+            best = max(top, key=lambda row: row[2])
+            tokens.append(TokenInfo(best[0], best[1], best[2], 0.5, 1, top))
+        text = "".join(token.text for token in tokens)
+        return Text(text, tuple(tokens), Usage(len(request.prompt), 4, len(tokens), 1))
 
     def _tokens(self, request: Request, word: str, number: int) -> tuple[TokenInfo, ...]:
         if request.sampling.logprobs is None:

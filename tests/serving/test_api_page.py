@@ -14,7 +14,10 @@ import pytest
 from fake import MODEL, FakeBackend
 
 pytestmark = pytest.mark.anyio
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "API.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = "".join(
+    page.read_text(encoding="utf-8") for page in [DOCS / "API.md", *sorted((DOCS / "api").glob("*.md"))]
+)
 ANOTHER = (Path(__file__).resolve().parents[2] / "docs" / "FINE_TUNING.md").read_text(encoding="utf-8")
 """Whose examples tests/serving/test_tuning_page.py runs."""
 EXAMPLES = re.findall(r"```sh\n(.+?)```\n```(json|text)\n(.+?)```", PAGE, re.DOTALL)
@@ -44,7 +47,7 @@ def loads(line: str) -> Any:
 async def test_an_example_of_the_page_gives_what_the_page_says(
     open_client, backend: FakeBackend, command: str, kind: str, documented: str
 ) -> None:
-    backend.model = replace(MODEL, id="smollm2-135m-diffusion")
+    backend.model = replace(MODEL, id="smollm2-135m-diffusion", context_length=4096)
     words = [word for word in shlex.split(command) if word != "-N"]
     assert words[0] == "curl"
     path = words[1].removeprefix("localhost:8000")

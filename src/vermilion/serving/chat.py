@@ -49,7 +49,7 @@ async def chat_requests(
     grammar = box.grammar if box else None
     if grammar is None:
         grammar = _grammar(body.response_format)
-    prompt = await _chat_tokens(body, served, box)
+    prompt = await chat_tokens(body, served, box)
     prompt += await _token_ids(begun, served)
     sampling = settings.sampling(
         body,
@@ -203,7 +203,7 @@ async def token_ids(body: TokenizeBody, served: Served, config: ServeConfig) -> 
     if body.messages is None:
         return await _token_ids(body.text, served)
     chat = ChatBody.model_construct(messages=body.messages)
-    return await _chat_tokens(chat, served)
+    return await chat_tokens(chat, served)
 
 
 async def text_tokens(text: str, served: Served) -> list[int]:
@@ -219,7 +219,7 @@ async def _encode(encode: Callable[[], list[int]], num_characters: int) -> list[
     return encode() if num_characters < _INLINE_CHARACTERS else await asyncio.to_thread(encode)
 
 
-async def _chat_tokens(body: ChatBody, served: Served, box: Toolbox | None = None) -> list[int]:
+async def chat_tokens(body: ChatBody, served: Served, box: Toolbox | None = None) -> list[int]:
     template, tokenizer = served.template, served.tokenizer
     if template is None:
         raise BadRequest(

@@ -20,6 +20,7 @@ from vermilion.serving.hosts import HostNotAllowed, check_host
 from vermilion.serving.service import Service
 
 _VERSIONED = (
+    "/decisions",
     "/chat",
     "/completions",
     "/fim",
@@ -52,6 +53,9 @@ def canonical_path(path: str) -> str:
     nothing of what Azure's clients put before it.
     """
     bare = _AZURE.sub("", path.rstrip("/"), count=1) if path.startswith("/openai/") else path.rstrip("/")
+    if bare == "/v1/infill":
+        # Ours; llama.cpp's of the same name has no version.
+        return bare
     if bare == "/v1" or bare.startswith("/v1/"):
         bare = bare.removeprefix("/v1")
     return f"/v1{bare}" if bare.startswith(_VERSIONED) else bare or "/"
