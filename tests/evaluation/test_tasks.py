@@ -18,6 +18,7 @@ from vermilion.evaluation.task import Setting
 from vermilion.evaluation.tasks import TASKS
 from vermilion.evaluation.text_quality import distinct, parses, parses_so_far, repetition, similarity
 from vermilion.evaluation.texts import problems
+from vermilion.training.corpus import Document, write_corpus
 from vermilion.types import Decoding, Usage
 
 
@@ -96,6 +97,24 @@ def test_infill_takes_gaps_from_held_out_projects(tmp_path: Path) -> None:
     )
     assert figures["by_group"][f"{tmp_path.name} line, both sides"]["exact"] == 1.0
     assert figures["count"] == 12
+
+
+def test_infill_reads_the_programs_of_a_corpus_as_training_does(tmp_path: Path) -> None:
+    class Bytes(tiny.Letters):
+        def decode(self, ids: list[int], skip_special: bool = True) -> str:
+            return bytes(ids).decode()
+
+    text = "".join(
+        f"def f{i}(value):\n    total = value + {i}\n    return total * {i}\n\n\n" for i in range(9)
+    )
+    write_corpus(
+        tmp_path, [Document(list(text.encode())), Document(list(b"only words, no program" * 20))], 256
+    )
+    sampler = scripted(lambda ask: str(ask.facts["gap"].middle))
+    sampler.llm.tokenizer = Bytes()  # type: ignore[assignment]
+    figures = TASKS["infill"].measure(sampler, Setting(limit=2, held_out=(tmp_path,)))
+    assert figures["by_group"][f"{tmp_path.name} line, both sides"]["count"] == 1
+    assert figures["count"] == 8
 
 
 @pytest.mark.parametrize("kind", ["line", "lines", "span"])

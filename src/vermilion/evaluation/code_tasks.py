@@ -14,13 +14,14 @@ from vermilion.evaluation import sandbox
 from vermilion.evaluation.sampler import Ask, Reply, Sampler
 from vermilion.evaluation.task import Grade, Setting, Task, asked
 from vermilion.evaluation.text_quality import parses, similarity
-from vermilion.evaluation.texts import files_in, problems
+from vermilion.evaluation.texts import problems, programs
 
 STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert ", "\n```")
 """What begins something new behind a function's body."""
 _HUMANEVAL_TOKENS = 256
 _CONTEXT_CHARACTERS = (1500, 500)
 _MOST_LINES = 4
+_LONGEST_PROGRAM = 60_000
 _FILE = "\n".join(f"def step_{n}(value):\n    return value + {n}\n" for n in range(12))
 _REPEATS = 5
 
@@ -113,17 +114,17 @@ def _infill(sampler: Sampler, setting: Setting) -> dict[str, Any]:
     )
     asks = [ask for gap in cut for ask in _both_ways(gap, "humaneval")]
     for path in setting.held_out:
-        asks += [ask for gap in _from_project(path, setting) for ask in _both_ways(gap, path.name)]
+        asks += [ask for gap in _from_project(sampler, path, setting) for ask in _both_ways(gap, path.name)]
     return asked(sampler, asks, _grade_gap, setting.watch)
 
 
-def _from_project(path: Path, setting: Setting) -> list[Gap]:
-    """Gaps of a folder's Python files, with no more context than an editor sends; none for a corpus."""
-    sources = []
-    for file in files_in(path):
-        text = file.read_text(encoding="utf-8", errors="ignore") if file.suffix == ".py" else ""
-        if 200 < len(text) < 60_000 and parses(text):
-            sources.append((text, min(200, len(text) // 4)))
+def _from_project(sampler: Sampler, path: Path, setting: Setting) -> list[Gap]:
+    """Gaps of what is Python in a corpus or folder, with no more context than an editor sends."""
+    sources = [
+        (text, min(200, len(text) // 4))
+        for text in programs(sampler.llm, path)
+        if 200 < len(text) < _LONGEST_PROGRAM and parses(text)
+    ]
     left, right = _CONTEXT_CHARACTERS
     return [
         Gap(gap.kind, gap.before[-left:], gap.middle, gap.after[:right], whole=False)

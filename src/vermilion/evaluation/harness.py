@@ -15,6 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -60,6 +61,8 @@ class VermilionLM(TemplateLM):  # type: ignore[misc]
             raise BadParameter(
                 "model_args", unknown[0], ", ".join(("model", "preset", *_ENGINE, *sorted(_KNOBS)))
             )
+        if engine.get("device") == "cuda:0" and not torch.cuda.is_available():
+            engine["device"] = "auto"  # the harness says cuda:0 wherever nobody chose a device
         config = build(EngineConfig, engine)
         loaded = llm or load(model, Path(denoiser) if denoiser else None, config)
         self.sampler = Sampler("vermilion", loaded, resolve(preset, knobs))
@@ -163,7 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Run as a script this file is `__main__`; the model is registered by the module under its own name.
-    import vermilion.evaluation.harness as registered
-
-    registered.main()
+    main()

@@ -19,6 +19,7 @@ from vermilion.evaluation.prompts import Prompt
 from vermilion.training.corpus import MANIFEST, Corpus
 from vermilion.types import Decoding, Finish, Request, Sampling
 
+_MOST_PROGRAMS = 200
 SUFFIXES = (".py", ".md", ".rst", ".txt")
 
 
@@ -107,6 +108,15 @@ def held_out(llm: LLM, path: Path, limit: int, length: int = 256) -> list[Known]
     if not known:
         raise ConfigError(f"{path}: no text of more than 16 tokens; allowed: a corpus folder, or text files.")
     return known
+
+
+def programs(llm: LLM, path: Path) -> list[str]:
+    """The texts of a corpus folder that may be Python, or a folder's Python files. Raises ConfigError."""
+    if (path / MANIFEST).is_file():
+        corpus = Corpus.open(path)
+        return [llm.tokenizer.decode(corpus[i].ids) for i in _spread(len(corpus), _MOST_PROGRAMS)]
+    files = (file for file in files_in(path) if file.suffix == ".py")
+    return [file.read_text(encoding="utf-8", errors="ignore") for file in files]
 
 
 def files_in(path: Path) -> list[Path]:
