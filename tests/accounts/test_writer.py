@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from vermilion.accounts import parties, writer
+from vermilion.accounts import parties, transactions, writer
 from vermilion.accounts.errors import AccountsUnavailable, IdempotencyConflict, RateLimited
 from vermilion.accounts.keys import Limits
 from vermilion.accounts.parties import NewOrganisation, Secret
+from vermilion.accounts.sql import Cursor
 from vermilion.accounts.store import Store
-from vermilion.accounts.transactions import Release, Request, Settlement
+from vermilion.accounts.transactions import Admission, Release, Request, Settlement
 from vermilion.accounts.writer import Writer
 from vermilion.types import Usage
 
@@ -102,6 +103,16 @@ async def test_a_request_the_engine_refused_leaves_no_trace(store: Store, count)
         accounts.put(Release(request(secret, 1)))
         await accounts.admit(request(secret, 3))
     assert (count("ledger"), count("admissions")) == (0, 1)
+
+
+async def test_a_client_that_leaves_while_it_is_admitted_holds_no_place(store: Store, count) -> None:
+    """Its admission and its release are then written together."""
+    secret = organisation(store)
+    left, stays = request(secret, 1), request(secret, 2)
+    jobs = [Admission(left, "one", 15.0), Admission(stays, "one", 15.0), Release(left)]
+    with store.writing() as connection:
+        transactions.run(Cursor.of(connection), jobs, writer.now_us())
+    assert count("admissions") == 1
 
 
 async def test_running_requests_count_over_servers_and_run_out_with_a_dead_one(

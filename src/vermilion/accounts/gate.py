@@ -31,10 +31,10 @@ _MOST_REMEMBERED = 10_000
 class Accounts:
     """Open accounts of one process; `close` returns once everything is written."""
 
-    def __init__(self, store: Store, config: AccountsConfig | None = None, lease_s: float = LEASE_S) -> None:
+    def __init__(self, store: Store, config: AccountsConfig | None = None) -> None:
         self.store = store
         self.config = config or AccountsConfig()
-        self.writer = Writer(store, key_text.new_id("server_"), lease_s)
+        self.writer = Writer(store, key_text.new_id("server_"), LEASE_S)
         self._remembered: dict[str, tuple[float, Key | None]] = {}
 
     @classmethod

@@ -39,13 +39,15 @@ class Meter:
         """The same later: leaked, and with a new month's budget. A clock that goes back changes nothing."""
         passed_us = max(0, now_us - self.at_us)
         month = day_of(now_us)[:7]
-        return replace(
-            self,
-            requests=_leaked(self.requests, limits.requests_per_minute, passed_us),
-            tokens=_leaked(self.tokens, limits.tokens_per_minute, passed_us),
-            at_us=max(now_us, self.at_us),
-            month=max(month, self.month),
-            month_spent=self.month_spent if month <= self.month else 0,
+        return Meter(
+            self.subject,
+            _leaked(self.requests, limits.requests_per_minute, passed_us),
+            _leaked(self.tokens, limits.tokens_per_minute, passed_us),
+            max(now_us, self.at_us),
+            self.granted_tokens,
+            self.used_tokens,
+            max(month, self.month),
+            self.month_spent if month <= self.month else 0,
         )
 
     def admitted(self, num_prompt_tokens: int) -> Meter:

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -131,9 +132,10 @@ admissions = Table(
     Column("server", String(40), nullable=False),
     Column("idempotency_key", String(255)),
     Column("expires_at_us", BigInteger, nullable=False),
-    Index(None, "organisation_id", "expires_at_us"),
+    sqlite_with_rowid=False,
 )
-"""Requests under way, on a lease that their server renews: those of a dead server run out."""
+"""Requests under way, on a lease that their server renews: those of a dead server run out. There are never
+many, so no index beside the key: each would be one more page to write for every request."""
 
 ledger = Table(
     "ledger",
@@ -159,8 +161,15 @@ ledger = Table(
     Column("day", String(10), nullable=False),
     Column("idempotency_key", String(255)),
     UniqueConstraint("request_id"),
-    UniqueConstraint("organisation_id", "idempotency_key"),
     Index(None, "organisation_id", "day"),
+    Index(
+        "uq_ledger_idempotency_key",
+        "organisation_id",
+        "idempotency_key",
+        unique=True,
+        sqlite_where=text("idempotency_key IS NOT NULL"),
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
 )
 """One row per answered, aborted or failed request. `charged_*` tokens are those no grant covered."""
 

@@ -29,13 +29,21 @@ PARTIES = (*KEYS, "plan", "disabled", *(f"organisation_{name}" for name in LIMIT
 
 
 class Cursor:
-    """Runs statements within the transaction that `connection` is in."""
+    """Runs statements within the transaction that its connection is in."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, cursor: Any, dialect: str) -> None:
+        self._cursor = cursor
+        self._dialect = dialect
+
+    @classmethod
+    def of(cls, connection: Connection) -> Cursor:
         raw = connection.connection.dbapi_connection
         assert raw is not None
-        self._cursor = raw.cursor()
-        self._dialect = connection.dialect.name
+        return cls(raw.cursor(), connection.dialect.name)
+
+    def tell(self, text: str) -> None:
+        """Of the database itself: how a transaction begins."""
+        self._cursor.execute(text)
 
     def rows(self, name: str, given: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         self._cursor.execute(_text(name, self._dialect), given)
@@ -133,6 +141,10 @@ def _update(_: int) -> sa.Executable:
     return meters.update().where(meters.c.subject == sa.bindparam("new_subject")).values(new)
 
 
+def _expiring(table: sa.Table) -> sa.Executable:
+    return table.delete().where(table.c.expires_at_us <= sa.bindparam("now_us"))
+
+
 def _inserting(table: sa.Table) -> Callable[[int], sa.Executable]:
     named: dict[str, Any] = {
         column.name: sa.bindparam(column.name) for column in table.columns if column.name != "id"
@@ -147,6 +159,14 @@ _STATEMENTS: dict[str, Callable[[int], Any]] = {
     "same running": _same_running,
     "same answered": _same_answered,
     "price": _price,
+    "recorded": lambda _: sa.select(ledger.c.id).where(ledger.c.request_id == sa.bindparam("request_id")),
+    "renew": lambda _: (
+        admissions.update()
+        .where(admissions.c.server == sa.bindparam("of"))
+        .values(expires_at_us=sa.bindparam("until_us"))
+    ),
+    "expire admissions": lambda _: _expiring(admissions),
+    "expire replies": lambda _: _expiring(replies),
     "end": lambda _: admissions.delete().where(admissions.c.request_id == sa.bindparam("request_id")),
     "update": _update,
     "admissions": _inserting(admissions),

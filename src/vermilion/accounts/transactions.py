@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from vermilion.accounts.admission import FREE, Load, Party, admit
@@ -21,7 +20,6 @@ from vermilion.accounts.errors import IdempotencyConflict, InvalidKey
 from vermilion.accounts.keys import Key, Limits
 from vermilion.accounts.meters import Meter, Standing
 from vermilion.accounts.money import Price, charge
-from vermilion.accounts.schema import admissions, ledger, replies
 from vermilion.accounts.sql import LIMITS, METERS, PARTIES, Cursor
 from vermilion.errors import VermilionError
 from vermilion.types import Usage
@@ -79,38 +77,33 @@ class Admitted:
 Result = Admitted | VermilionError | None
 
 
-def run(connection: Connection, jobs: Sequence[Job], now_us: int) -> list[Result]:
+def run(cursor: Cursor, jobs: Sequence[Job], now_us: int) -> list[Result]:
     """The result of each job, in order; refusals are results. What it writes is for the caller to commit."""
-    batch = _Batch(connection, jobs, now_us)
+    batch = _Batch(cursor, jobs, now_us)
     results = [batch.do(job) for job in jobs]
     batch.write()
     return results
 
 
-def renew(connection: Connection, server: str, lease_s: float, now_us: int) -> None:
+def renew(cursor: Cursor, server: str, lease_s: float, now_us: int) -> None:
     """Goes on holding what `server` has running, and drops what nobody holds or needs any more."""
-    connection.execute(
-        admissions.update()
-        .where(admissions.c.server == server)
-        .values(expires_at_us=now_us + int(lease_s * SECOND_US))
-    )
-    connection.execute(admissions.delete().where(admissions.c.expires_at_us <= now_us))
-    connection.execute(replies.delete().where(replies.c.expires_at_us <= now_us))
+    cursor.change("renew", [{"of": server, "until_us": now_us + int(lease_s * SECOND_US)}])
+    for name in ("expire admissions", "expire replies"):
+        cursor.change(name, [{"now_us": now_us}])
 
 
-def recorded(connection: Connection, request_id: str) -> bool:
+def recorded(cursor: Cursor, request_id: str) -> bool:
     """Whether the ledger has the request; for a commit whose outcome is unknown."""
-    found = connection.execute(sa.select(ledger.c.id).where(ledger.c.request_id == request_id))
-    return found.first() is not None
+    return bool(cursor.rows("recorded", {"request_id": request_id}))
 
 
 class _Batch:
-    def __init__(self, connection: Connection, jobs: Sequence[Job], now_us: int) -> None:
+    def __init__(self, cursor: Cursor, jobs: Sequence[Job], now_us: int) -> None:
         self._now_us = now_us
         requests = [job.request for job in jobs]
         organisation_ids = {request.organisation_id for request in requests}
         subjects = sorted({request.key_id for request in requests} | organisation_ids)
-        self._cursor = Cursor(connection)
+        self._cursor = cursor
         self._meters = {row[0]: Meter(*row) for row in self._cursor.rows_of("meters", subjects)}
         key_ids = sorted({request.key_id for request in requests})
         rows = self._cursor.rows_of("parties", key_ids)
@@ -128,6 +121,10 @@ class _Batch:
     def do(self, job: Job) -> Result:
         if isinstance(job, Settlement):
             self._settle(job)
+        elif isinstance(job, Release):
+            # It may have been admitted a moment ago, in this very batch.
+            waiting = self._inserts["admissions"]
+            waiting[:] = [row for row in waiting if row["request_id"] != job.request.id]
         elif isinstance(job, Admission):
             try:
                 return self._admit(job)
@@ -270,7 +267,7 @@ class _Batch:
 
 def price_of(connection: Connection, model: str, now_us: int) -> Price:
     """The price in force: of the model, else of every model."""
-    return _price_of(Cursor(connection), model, now_us)
+    return _price_of(Cursor.of(connection), model, now_us)
 
 
 def _price_of(cursor: Cursor, model: str, now_us: int) -> Price:

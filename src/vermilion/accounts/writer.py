@@ -14,17 +14,17 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from sqlalchemy import text
-from sqlalchemy.engine import Connection
+from sqlalchemy import PoolProxiedConnection
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from vermilion.accounts import transactions
 from vermilion.accounts.clock import now_us
 from vermilion.accounts.errors import AccountsUnavailable
+from vermilion.accounts.sql import Cursor
 from vermilion.accounts.store import Store
 from vermilion.accounts.transactions import Admission, Job, Release, Request, Result, Settlement
 
@@ -53,10 +53,10 @@ class Writer:
         self.server = server
         self._store = store
         driver = store.engine.dialect.loaded_dbapi
-        # Statements of every request go to the driver itself, transactions through SQLAlchemy.
+        # What every request needs goes to the driver itself (see sql.py), connections come from SQLAlchemy.
         self._failures: tuple[type[Exception], ...] = (SQLAlchemyError, driver.Error)
         self._conflicts: tuple[type[Exception], ...] = (IntegrityError, driver.IntegrityError)
-        self._connection: Connection | None = None
+        self._connection: PoolProxiedConnection | None = None
         self._owed: list[Settlement] = []
         """What could not be written yet; tried again with every renewal."""
         self._asks: queue.SimpleQueue[_Ask | None] = queue.SimpleQueue()
@@ -158,41 +158,43 @@ class Writer:
         return AccountsUnavailable()
 
     def _recorded(self, job: Settlement) -> bool:
-        connection = self._open()
-        with connection.begin():
-            return transactions.recorded(connection, job.request.id)
+        with self._begun(durable=False) as cursor:
+            return transactions.recorded(cursor, job.request.id)
 
     def _transaction(self, jobs: Sequence[Job]) -> list[Result]:
         durable = any(isinstance(job, Settlement) for job in jobs)
-        connection = self._open()
-        self._prepare(connection, durable)
-        with connection.begin():
-            if not durable and not self._store.is_sqlite:
-                connection.execute(_RELAXED)
-            return transactions.run(connection, jobs, now_us())
+        with self._begun(durable) as cursor:
+            return transactions.run(cursor, jobs, now_us())
 
-    def _prepare(self, connection: Connection, durable: bool) -> None:
-        """SQLite changes this between transactions alone; PostgreSQL within one."""
+    @contextmanager
+    def _begun(self, durable: bool) -> Iterator[Cursor]:
+        """A transaction, on the disk once it has ended if it is `durable`."""
+        if self._connection is None:
+            self._connection = self._store.engine.raw_connection()
+        connection = self._connection
+        cursor = Cursor(connection.cursor(), self._store.engine.dialect.name)
         if self._store.is_sqlite:
-            raw = connection.connection.dbapi_connection
-            assert raw is not None
-            raw.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}").close()
+            cursor.tell(_SQLITE_DURABLE if durable else _SQLITE_RELAXED)
+            cursor.tell("BEGIN IMMEDIATE")
+        elif not durable:
+            cursor.tell(_POSTGRESQL_RELAXED)
+        try:
+            yield cursor
+        except BaseException:
+            with suppress(*self._failures):
+                connection.rollback()
+            raise
+        connection.commit()
 
     def _renew(self) -> None:
         try:
-            connection = self._open()
-            with connection.begin():
-                transactions.renew(connection, self.server, self.lease_s, now_us())
+            with self._begun(durable=False) as cursor:
+                transactions.renew(cursor, self.server, self.lease_s, now_us())
             while self._owed and (self._recorded(self._owed[0]) or self._transaction(self._owed[:1])):
                 self._owed.pop(0)
         except self._failures as error:
             _log.warning("accounts: leases could not be renewed: %s", type(error).__name__)
             self._drop()
-
-    def _open(self) -> Connection:
-        if self._connection is None:
-            self._connection = self._store.engine.connect()
-        return self._connection
 
     def _drop(self) -> None:
         if self._connection is not None:
@@ -201,7 +203,10 @@ class Writer:
             self._connection = None
 
 
-_RELAXED = text("SET LOCAL synchronous_commit = off")
+_POSTGRESQL_RELAXED = "SET LOCAL synchronous_commit = off"
+_SQLITE_DURABLE = "PRAGMA synchronous = FULL"
+_SQLITE_RELAXED = "PRAGMA synchronous = NORMAL"
+"""SQLite changes this between transactions alone, PostgreSQL within one."""
 
 
 def _deliver(asks: Sequence[_Ask], results: Sequence[Result]) -> None:

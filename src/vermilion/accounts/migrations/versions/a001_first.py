@@ -118,9 +118,7 @@ def _requests() -> None:
         _text("server", 40),
         sa.Column("idempotency_key", sa.String(255)),
         _big("expires_at_us"),
-    )
-    op.create_index(
-        "ix_admissions_organisation_id_expires_at_us", "admissions", ["organisation_id", "expires_at_us"]
+        sqlite_with_rowid=False,
     )
     counts = ("prompt_tokens", "cached_tokens", "completion_tokens", "passes")
     charged = ("charged_input", "charged_cached", "charged_output")
@@ -139,9 +137,15 @@ def _requests() -> None:
         _text("day", 10),
         sa.Column("idempotency_key", sa.String(255)),
         sa.UniqueConstraint("request_id", name="uq_ledger_request_id"),
-        sa.UniqueConstraint(
-            "organisation_id", "idempotency_key", name="uq_ledger_organisation_id_idempotency_key"
-        ),
+    )
+    named = sa.text("idempotency_key IS NOT NULL")
+    op.create_index(
+        "uq_ledger_idempotency_key",
+        "ledger",
+        ["organisation_id", "idempotency_key"],
+        unique=True,
+        sqlite_where=named,
+        postgresql_where=named,
     )
     op.create_index("ix_ledger_organisation_id_day", "ledger", ["organisation_id", "day"])
     op.create_table(

@@ -1,0 +1,119 @@
+"""Two services on one database, and services that are killed: what holds over processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from accounts import killing
+from accounts.service import NUM_WORDS, Process, nursery
+from vermilion.accounts import parties
+from vermilion.accounts.keys import Limits
+from vermilion.accounts.parties import NewOrganisation
+from vermilion.accounts.store import Store
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+NUM_CLIENTS = 8
+QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+SIZE = len("user:hi\n") + NUM_WORDS
+"""Tokens of each request."""
+
+
+@pytest.fixture
+def two(where: str, step_s: float) -> Iterator[tuple[Process, Process]]:
+    with nursery(where, step_s) as started:
+        yield started.start(), started.start()
+
+
+async def ask(client: httpx.AsyncClient, process: Process, key: str) -> int:
+    headers = {"authorization": f"Bearer {key}"}
+    reply = await client.post(
+        f"{process.url}/v1/chat/completions", json=QUESTION, headers=headers, timeout=30
+    )
+    return reply.status_code
+
+
+async def until_ready(client: httpx.AsyncClient, processes: tuple[Process, ...]) -> None:
+    for process in processes:
+        async with asyncio.timeout(20):
+            while (await client.get(f"{process.url}/ready")).status_code != 200:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("step_s", [0.001])
+async def test_two_processes_overspend_a_grant_by_no_more_than_what_was_running(
+    store: Store, two: tuple[Process, Process]
+) -> None:
+    """The bound: when the ledger reaches the grant, nobody is admitted any more; those who run may end."""
+    granted = 30 * SIZE + 1
+    new = NewOrganisation("Acme", "a@example.org", free_tokens=granted)
+    organisation_id, _, secret = parties.create_organisation(store, new)
+    statuses: Counter[int] = Counter()
+
+    async def asking(client: httpx.AsyncClient, process: Process) -> None:
+        for _ in range(12):
+            statuses[await ask(client, process, secret.text)] += 1
+
+    async with httpx.AsyncClient() as client:
+        await until_ready(client, two)
+        await asyncio.gather(*(asking(client, two[number % 2]) for number in range(NUM_CLIENTS)))
+        assert [await ask(client, process, secret.text) for process in two] == [402, 402]
+    used = parties.organisation(store, organisation_id).used_tokens
+    assert set(statuses) == {200, 402}
+    assert statuses[200] * SIZE == used
+    assert granted <= used <= granted + NUM_CLIENTS * SIZE
+
+
+@pytest.mark.parametrize("step_s", [0.06])
+async def test_two_processes_share_the_limit_of_requests_at_once(
+    store: Store, two: tuple[Process, Process]
+) -> None:
+    new = NewOrganisation("Acme", "a@example.org", limits=Limits(concurrency=3))
+    secret = parties.create_organisation(store, new)[2]
+    async with httpx.AsyncClient() as client:
+        await until_ready(client, two)
+        asked = [ask(client, two[number % 2], secret.text) for number in range(NUM_CLIENTS)]
+        assert Counter(await asyncio.gather(*asked)) == {200: 3, 429: NUM_CLIENTS - 3}
+        assert await ask(client, two[0], secret.text) == 200
+
+
+@pytest.mark.parametrize("step_s", [0.0])
+async def test_two_processes_share_the_limits_of_a_minute(store: Store, two: tuple[Process, Process]) -> None:
+    new = NewOrganisation("Acme", "a@example.org", limits=Limits(requests_per_minute=5))
+    secret = parties.create_organisation(store, new)[2]
+    async with httpx.AsyncClient() as client:
+        await until_ready(client, two)
+        asked = [ask(client, two[number % 2], secret.text) for number in range(4 * NUM_CLIENTS)]
+        passed = Counter(await asyncio.gather(*asked))[200]
+    # A slow machine gives the bucket time to leak one, which takes twelve seconds.
+    assert 5 <= passed <= 6
+
+
+def test_a_killed_service_leaves_a_ledger_of_what_its_clients_read(where: str) -> None:
+    counts = killing.run(where, num_kills=4)
+    assert counts["answered, with an idempotency key"] > 0 and counts["answered, without"] > 0
+
+
+async def test_a_client_that_hangs_up_is_recorded_by_a_real_server(store: Store, where: str) -> None:
+    secret = parties.create_organisation(store, NewOrganisation("Acme", "a@example.org"))[2]
+    with nursery(where, 0.3) as started:
+        process = started.start()
+        async with httpx.AsyncClient() as client:
+            await until_ready(client, (process,))
+            body = {**QUESTION, "stream": True}
+            headers = {"authorization": f"Bearer {secret.text}"}
+            url = f"{process.url}/v1/chat/completions"
+            async with client.stream("POST", url, json=body, headers=headers) as reply:
+                async for line in reply.aiter_lines():
+                    if "word1" in line:
+                        break
+            await asyncio.sleep(0.5)
+    with store.reading() as connection:
+        (row,) = connection.execute(sa.text("SELECT outcome, completion_tokens FROM ledger")).all()
+    assert row.outcome == "aborted" and 2 <= row.completion_tokens <= 3
