@@ -111,6 +111,8 @@ class Request:
     seeds: Seeds | None = None
     adapter: str = ""
     """Which adapter of the model answers; empty for the model as it was loaded."""
+    background: bool = False
+    """Whether it runs only while nothing else does, and gives its memory to whatever comes."""
     realtime: bool = False
     """Whether the first text matters more than the rest: scheduled first. No piece of its text ends on the
     end of a sentence before it is known what follows, so that a voice can tell one from an abbreviation."""

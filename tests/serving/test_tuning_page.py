@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "FINE_TUNING.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```sh\n(curl .+?)```\n```json\n(.+?)```", PAGE, re.DOTALL)
 SCRIPT = re.findall(r"```python\n(import time.+?)```", PAGE, re.DOTALL)[0]
+LINE = re.findall(r'^\{"custom_id".+$', PAGE, re.MULTILINE)[0]
 ROWS = [{"prompt": f"count from {word}", "response": f"no, {word}!"} for word in toy.WORDS]
 
 
@@ -48,6 +49,7 @@ async def test_the_page_does_what_it_says(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "bad.jsonl").write_text(
         "".join("?\n" if row is None else f"{json.dumps(row)}\n" for row in bad)
     )
+    (tmp_path / "questions.jsonl").write_text(f"{LINE}\n")
     settings = {"adapter_folder": tmp_path / "adapters"}
     ids = {"smollm2-135m-diffusion": "model"}
     async with toy.serving(model, tmp_path / "data", **settings) as client:
@@ -64,6 +66,11 @@ async def test_the_page_does_what_it_says(tmp_path: Path, capsys: pytest.Capture
                     assert real == told
                 elif told["id"] != real["id"]:
                     ids[told["id"]] = real["id"]
+            while (batch := (await http.get(f"http://{host}/v1/batches/{ids['batch_4f2a']}")).json())[
+                "status"
+            ] != "completed":
+                await asyncio.sleep(0.1)
+            assert batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
         script = SCRIPT.replace("localhost:8000", host).replace(
             "answers.jsonl", str(tmp_path / "answers.jsonl")
         )

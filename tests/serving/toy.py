@@ -14,13 +14,13 @@ import openai
 from vermilion.config import EngineConfig
 from vermilion.launch import Settings, _model
 from vermilion.serving.config import ServeConfig
-from vermilion.serving.server import serve
+from vermilion.serving.server import Load, serve
 from vermilion.training import toy
 from vermilion.training.convert import convert
 from vermilion.training.recipe import Recipe, Stage
 
 WORDS = ["one", "two", "three", "four", "five"]
-ENGINE = EngineConfig(kv_tokens=2048, threads=1, dtype="float32")
+ENGINE = {"threads", "dtype"}
 
 
 def make(folder: Path) -> Path:
@@ -32,12 +32,24 @@ def make(folder: Path) -> Path:
 
 @asynccontextmanager
 async def serving(model: Path, folder: Path, **settings: object) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The official client of a service on `model` that keeps its files in `folder`."""
+    """The official client of a service on `model` that keeps its files in `folder`.
+
+    `settings` are those of the service, and of the engine where ENGINE names them.
+    """
+    engine = {"kv_tokens": 2048, "threads": 1, "dtype": "float32"}
+    engine |= {name: settings.pop(name) for name in ENGINE & settings.keys()}
     config = ServeConfig(port=0, data_folder=folder, **settings)  # type: ignore[arg-type]
-    whole = Settings(str(model), config, ENGINE)
+    whole = Settings(str(model), config, EngineConfig(**engine))  # type: ignore[arg-type]
+    async with client_of(config, partial(_model, whole)) as client:
+        yield client
+
+
+@asynccontextmanager
+async def client_of(config: ServeConfig, load: Load) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The official client of a service on whatever `load` gives."""
     opened: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
-    ended = asyncio.create_task(serve(config, partial(_model, whole), stop, opened.set_result))
+    ended = asyncio.create_task(serve(config, load, stop, opened.set_result))
     url = await opened
     try:
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:

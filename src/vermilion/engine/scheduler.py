@@ -72,8 +72,9 @@ class Scheduler:
         self._step = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence, a realtime one before others, none of which it keeps waiting for ever."""
-        at = len(self.waiting)
+        """Queue a sequence, a realtime one before others, none of which it keeps waiting for ever; one of the
+        background behind all that are not."""
+        at = len(self.waiting) if sequence.request.background else self._num_waiting_live()
         while sequence.request.realtime and at:
             before = self.waiting[at - 1]
             if before.request.realtime or before.program.settled or before.overtaken >= _MOST_OVERTAKEN:
@@ -96,8 +97,9 @@ class Scheduler:
         self._step += 1
         self._admit()
         chunk = self.limits.prefill_chunk
-        ready = [s for s in self.running if self._pending(s) <= chunk]
-        prefilling = [s for s in self.running if self._pending(s) > chunk]
+        live = [s for s in self.running if not s.request.background] or self.running
+        ready = [s for s in live if self._pending(s) <= chunk]
+        prefilling = [s for s in live if self._pending(s) > chunk]
         # Longest unserved first, so that no request is passed over twice when not all fit.
         ready.sort(key=lambda sequence: sequence.served)
         reserve = min(chunk, self.limits.max_rows // 2) if prefilling else 0
@@ -147,10 +149,26 @@ class Scheduler:
         rows = sum(program.draft_rows for program in lossless)
         return len(lossless) <= 1 or rows <= self.limits.draft_rows
 
+    def _num_waiting_live(self) -> int:
+        """How many of the waiting are not of the background; they come first."""
+        return next((i for i, s in enumerate(self.waiting) if s.request.background), len(self.waiting))
+
+    def _gave_way(self, sequence: Sequence) -> bool:
+        """Whether something of the background was put off for `sequence`."""
+        behind = [s for s in self.running if s.request.background]
+        if sequence.request.background or not behind:
+            return False
+        self._preempt(behind[-1])
+        return True
+
     def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.limits.max_running:
+        while self.waiting:
             sequence = self.waiting[0]
             program = sequence.program
+            if len(self.running) >= self.limits.max_running and not self._gave_way(sequence):
+                return
+            if sequence.request.background and any(not s.request.background for s in self.running):
+                return
             sequence.pages, sequence.digest = self.cache.match(
                 program.tokens, program.cacheable, sequence.adapter
             )
@@ -158,6 +176,8 @@ class Scheduler:
             if self.running and needed > self.cache.num_available:
                 self.cache.release(sequence.pages)
                 sequence.pages = []
+                if self._gave_way(sequence):
+                    continue
                 return
             self.waiting.popleft()
             sequence.named = len(sequence.pages)
@@ -192,7 +212,7 @@ class Scheduler:
                 return True
             if self.running == [sequence]:
                 raise EngineFailure(f"A pass of {planned.num_slots} slots can never fit the memory.")
-            victim = self.running[-1]
+            victim = next((s for s in reversed(self.running) if s.request.background), self.running[-1])
             work.pop(id(victim), None)
             self._preempt(victim)
             if victim is sequence:
@@ -205,4 +225,4 @@ class Scheduler:
         self.cache.release(sequence.pages)
         sequence.pages = []
         sequence.program.forget()
-        self.waiting.appendleft(sequence)
+        self.waiting.insert(self._num_waiting_live() if sequence.request.background else 0, sequence)

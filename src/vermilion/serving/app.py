@@ -32,7 +32,7 @@ from vermilion.serving.edge import Edge
 from vermilion.serving.edits import EditBody
 from vermilion.serving.errors import error_response, refusal
 from vermilion.serving.fim import FimBody
-from vermilion.serving.offline import files, jobs, tuning
+from vermilion.serving.offline import batches, batching, files, jobs, tuning
 from vermilion.serving.ollama_bodies import OllamaChatBody, OllamaGenerateBody, OllamaShowBody
 from vermilion.serving.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from vermilion.serving.service import Service
@@ -55,6 +55,7 @@ BODIES = (
     adapters.LoadBody,
     adapters.UnloadBody,
     jobs.JobBody,
+    batches.BatchBody,
 )
 # Editors and desktop applications show web pages of their own schemes.
 _LOCAL_ORIGINS = (
@@ -83,6 +84,7 @@ def create_app(service: Service) -> FastAPI:
         adapters.add_routes,
         files.add_routes,
         tuning.add_routes,
+        batching.add_routes,
         anthropic.add_routes,
         ollama.add_generating_routes,
         ollama.add_model_routes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -15,6 +15,7 @@ from vermilion.serving.answers import answer
 from vermilion.serving.backend import Ready, Served
 from vermilion.serving.body import Body, read
 from vermilion.serving.connection import while_connected
+from vermilion.serving.offline.inward import BACKGROUND
 from vermilion.serving.replies import Choice, fold
 from vermilion.serving.service import Service
 from vermilion.serving.sse import FrameStream, StreamRenderer, frames
@@ -56,6 +57,8 @@ class Call:
 
     async def whole(self, requests: Sequence[Request]) -> list[Choice]:
         """The finished answers, in order. Raises what the engine raises, `ClientGone` if nobody waits."""
+        if BACKGROUND.get():
+            requests = [replace(request, background=True) for request in requests]
         answers = answer(self.service, self.served.backend, requests)
         return await while_connected(self.http.receive, fold(answers, len(requests)))
 

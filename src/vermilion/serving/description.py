@@ -23,6 +23,7 @@ TAGS: list[dict[str, Any]] = [
     {"name": "adapters", "description": "Loaded and unloaded while others are answered, as vLLM does it."},
     {"name": "files", "description": "Uploads, and what jobs and batches make."},
     {"name": "fine-tuning", "description": "Runs of `vermilion train`, served when they are done."},
+    {"name": "batches", "description": "Many requests in one file, answered behind everybody else's."},
     {"name": "anthropic", "description": "For clients of Anthropic's Messages API; text only."},
     {"name": "ollama", "description": 'For clients of Ollama. Errors have the shape `{"error": "..."}`.'},
     {"name": "lm studio", "description": "For clients of LM Studio: OpenAI's shapes and figures of speed."},

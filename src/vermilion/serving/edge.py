@@ -17,6 +17,7 @@ from vermilion.serving import access
 from vermilion.serving.connection import ClientGone
 from vermilion.serving.errors import error_response, internal_error
 from vermilion.serving.hosts import HostNotAllowed, check_host
+from vermilion.serving.offline.inward import FROM_WITHIN
 from vermilion.serving.service import Service
 
 _VERSIONED = (
@@ -103,7 +104,7 @@ class Edge:
             status = status or _CLIENT_CLOSED_REQUEST
         except asyncio.CancelledError:
             # The server's last resort at the end of a drain, for a client that never read its stream.
-            if not self._service.draining:
+            if not self._service.draining or FROM_WITHIN in scope:
                 raise
             status = status or _CLIENT_CLOSED_REQUEST
         except Exception:
@@ -122,6 +123,8 @@ class Edge:
         """Who asks, and what answers them: the application, or a refusal in their own shape."""
         headers, path = Headers(scope=scope), scope["path"]
         try:
+            if FROM_WITHIN in scope:
+                return scope[FROM_WITHIN], self._app
             check_host(headers.get("host"), self._service.config)
             if self._service.accounts is None:
                 return None, self._app

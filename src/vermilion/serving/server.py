@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from vermilion.accounts.gate import Accounts
 from vermilion.errors import ConfigError
@@ -63,9 +64,10 @@ async def serve(
     listener = _bind(config)
     accounts = Accounts.open(config.accounts) if config.accounts.url else None
     service = Service(config, accounts=accounts)
+    app = create_app(service)
     server = _Server(
         uvicorn.Config(
-            create_app(service),
+            app,
             log_config=None,
             log_level=logging.WARNING,
             access_log=False,
@@ -78,7 +80,7 @@ async def serve(
     host, port = listener.getsockname()[:2]
     opened(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     serving = asyncio.create_task(server.serve([listener]))
-    holding = asyncio.create_task(_hold(service, load, stop))
+    holding = asyncio.create_task(_hold(service, app, load, stop))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((serving, holding, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -97,9 +99,9 @@ async def serve(
             await asyncio.to_thread(accounts.close)
 
 
-async def _hold(service: Service, load: Load, stop: asyncio.Event) -> None:
+async def _hold(service: Service, app: ASGIApp, load: Load, stop: asyncio.Event) -> None:
     """Keeps the model from its loading to the end of the drain."""
-    async with load() as served, desk.opened(service.config, served) as service.desk:
+    async with load() as served, desk.opened(service.config, served, app, service.accounts) as service.desk:
         service.served = served
         _log.info("ready")
         await stop.wait()

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+from starlette.types import ASGIApp
 
+from vermilion.accounts.gate import Accounts
 from vermilion.errors import ConfigError, VermilionError
 from vermilion.serving.backend import Served
 from vermilion.serving.config import ServeConfig
+from vermilion.serving.offline.batcher import Batcher
 from vermilion.serving.offline.store import Store
 from vermilion.serving.offline.tuner import Tuner
 
@@ -37,6 +40,7 @@ class Desk:
 
     store: Store
     tuner: Tuner
+    batcher: Batcher
 
     def forget(self, name: str) -> None:
         """A fine-tuned model that was deleted stays so after a restart."""
@@ -47,8 +51,10 @@ class Desk:
 
 
 @asynccontextmanager
-async def opened(config: ServeConfig, served: Served) -> AsyncIterator[Desk | NoDesk]:
-    """The desk, with its queues running; why there is none, where there is none."""
+async def opened(
+    config: ServeConfig, served: Served, app: ASGIApp, accounts: Accounts | None
+) -> AsyncIterator[Desk | NoDesk]:
+    """The desk, with its queues running; why there is none, where there is none. Batches ask `app`."""
     folder = config.data_folder or (_default_folder() if served.source else None)
     if folder is None:
         yield NoDesk("set serve.data_folder.")
@@ -59,8 +65,8 @@ async def opened(config: ServeConfig, served: Served) -> AsyncIterator[Desk | No
         _log.warning("%s", error)
         yield NoDesk(str(error))
         return
-    desk = Desk(store, Tuner(store, served))
-    working = [asyncio.create_task(desk.tuner.run())]
+    desk = Desk(store, Tuner(store, served), Batcher(store, app, accounts))
+    working = [asyncio.create_task(desk.tuner.run()), asyncio.create_task(desk.batcher.run())]
     try:
         yield desk
     finally:
