@@ -183,6 +183,16 @@ def test_the_written_adapter_loads_as_the_trained_one(base: Path, tmp_path: Path
     torch.testing.assert_close(b * scale, layer.gate_up.lora_b[1])  # type: ignore[union-attr,index]
 
 
+def test_a_run_goes_on_from_an_adapter_that_is_there_at_its_rank(base: Path, tmp_path: Path) -> None:
+    first = run(recipe(base, tmp_path / "first", adapter_dtype="float32"))
+    train(first)
+    folder = tmp_path / "first" / "checkpoints" / "0000006" / "adapter"
+    second = run(recipe(base, tmp_path / "second", adapter=folder, rank=9, alpha=1.0))
+    assert (second.adapter.rank, second.adapter.alpha) == (4, 6.0)
+    for name, value in trainable(first.model, "adapter").items():
+        torch.testing.assert_close(dict(second.model.named_parameters())[name], value)
+
+
 def test_it_learns_by_heart_and_the_engine_repeats_it_many_tokens_a_pass(base: Path, tmp_path: Path) -> None:
     one = recipe(
         base,

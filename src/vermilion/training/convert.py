@@ -12,7 +12,7 @@ from vermilion.errors import ConfigError, ModelFileError
 from vermilion.models import catalog, weights
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.families import Family, Traits
-from vermilion.models.transformer import PARTS, Transformer, load_tensors
+from vermilion.models.transformer import PARTS, Transformer, load_adapter, load_tensors
 from vermilion.training import toy
 from vermilion.training.distributed import joined
 from vermilion.training.export import write_model
@@ -45,20 +45,28 @@ def convert(recipe: Recipe, on_step: OnStep = lambda figures: None) -> tuple[Pat
 def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     """The base with a denoiser that starts as the base itself, and the opened data."""
     device = device_of(recipe)
-    loaded = weights.load(files, torch.float32, device)
+    start = replace(files, adapter=recipe.adapter if recipe.method == "adapter" else None)
+    loaded = weights.load(start, torch.float32, device)
     traits = _traits(recipe, loaded.family)
     model = Transformer(loaded.family.architecture).to(device)
     load_tensors(model, loaded.tensors)
     facts = {"block_length": recipe.longest_block, "base": files.base.name}
-    adapter = Adapter(recipe.rank, recipe.alpha, traits, files.name, dtype_of(recipe), facts)
-    if recipe.method == "adapter":
+    rank, alpha = recipe.rank, recipe.alpha
+    if loaded.adapter is not None:
+        rank = next(iter(loaded.adapter.values()))[0].shape[0]
+        alpha = rank * loaded.adapter_scale
+    adapter = Adapter(rank, alpha, traits, files.name, dtype_of(recipe), facts)
+    if loaded.adapter is not None:
+        load_adapter(model, loaded.adapter, loaded.adapter_scale, loaded.mask_embedding_H)
+    elif recipe.method == "adapter":
         attach_adapter(model, adapter, recipe.seed)
     if recipe.method == "copy":
         for layer in model.layers:
             for fused in PARTS:
                 linear = getattr(layer, fused)
                 linear.noisy_weight = torch.nn.Parameter(linear.weight.detach().clone())
-    model.mask_embedding = torch.nn.Parameter(model.embedding.detach().mean(0))
+    if model.mask_embedding is None:
+        model.mask_embedding = torch.nn.Parameter(model.embedding.detach().mean(0))
     return Run(model, dataset_of(recipe, files, loaded.family), recipe, adapter)
 
 

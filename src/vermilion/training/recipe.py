@@ -60,7 +60,7 @@ class Recipe:
     target_modules: tuple[str, ...] = PROJECTIONS
     """Projections that a `lora` is put on."""
     adapter: Path | None = None
-    """A PEFT folder that a `lora` starts from; its rank, alpha and projections hold."""
+    """A folder that a `lora` (PEFT's) or an `adapter` (a denoiser) goes on from; its rank and alpha hold."""
     merge: bool = False
     """Also write OUTPUT/model, in which the `lora` is part of the weights."""
     steps: int = 0
