@@ -34,6 +34,17 @@ REGION = (
 GAP = {"model": "mercury-edit-2", "prompt": "def add(a, b):\n    return ", "suffix": "\n", "max_tokens": 8}
 
 
+DECIDE = {
+    "model": "mercury-decide",
+    "state": "Thank you so much!",
+    "questions": {
+        "kind": {"type": "noul", "instructions": "Is the text kind?"},
+        "tone": {"type": "choice", "criteria": {"warm": "friendly words", "cold": None}},
+        "stars": {"type": "score", "instructions": "How happy?", "criteria": ["not at all", "very"]},
+    },
+}
+
+
 class Capital(BaseModel):
     city: str
 
@@ -117,6 +128,14 @@ def test_gaps_are_filled_and_edits_predicted(client: Inception, proven: Proven) 
     proven("inceptionai", inceptionai.__version__, "fim: create, stream; edit: create (strict)")
 
 
+def test_questions_are_decided(client: Inception, proven: Proven) -> None:
+    answers = client.decisions.create(**DECIDE).answers
+    assert 0 <= answers["kind"].noul <= 1
+    assert set(answers["tone"].probabilities) == {"warm", "cold"}
+    assert sum(answers["stars"].probabilities.values()) == pytest.approx(1)
+    proven("inceptionai", inceptionai.__version__, "decisions: noul, choice, score (strict)")
+
+
 def test_refusals_are_errors_the_client_knows(client: Inception) -> None:
     with pytest.raises(inceptionai.NotFoundError, match="not found"):
         client.chat.completions.create(model="other", messages=QUESTION)
@@ -146,4 +165,6 @@ async def test_the_asynchronous_client_does_the_same(service: Running, proven: P
         region = [{"role": "user", "content": REGION}]
         edited = await client.edit.completions.create(model=MODEL, messages=region, max_tokens=32)
         assert edited.choices[0].message.content
-    proven("inceptionai", inceptionai.__version__, "asynchronous: models, chat, parse, fim, edit (strict)")
+        assert (await client.decisions.create(**DECIDE)).answers["tone"].choice in ("warm", "cold")
+    what = "asynchronous: models, chat, parse, fim, edit, decisions (strict)"
+    proven("inceptionai", inceptionai.__version__, what)

@@ -70,6 +70,20 @@ def test_completions_fill_gaps(client: OpenAI, proven: Proven) -> None:
     proven("openai (Python)", openai.__version__, "completions: create with suffix (strict), stream")
 
 
+def test_questions_are_decided(client: OpenAI, proven: Proven) -> None:
+    questions = [
+        {"type": "predicate", "name": "kind", "instructions": "The text is kind."},
+        {"type": "choice", "instructions": "Polite?", "choices": [{"value": True}, {"value": False}]},
+        {"type": "score", "instructions": "How happy?", "levels": [{"label": "low"}, {"label": "high"}]},
+    ]
+    decided = client.decisions.create(model=MODEL, input="Thank you so much!", questions=questions)
+    kind, polite, happy = decided.answers
+    assert 0 <= kind.probability <= 1
+    assert polite.choice in (True, False)
+    assert [level.label for level in happy.probabilities] == ["low", "high"]
+    proven("openai (Python)", openai.__version__, "decisions: predicate, choice, score (strict)")
+
+
 def test_models_are_listed_and_what_is_not_here_is_said_clearly(client: OpenAI, proven: Proven) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve("mercury").id == "mercury"
