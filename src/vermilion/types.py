@@ -45,6 +45,9 @@ class Decoding:
     branches: int = 0
     """`lossless`, `relaxed`: for how many outcomes of a verification the same pass drafts on; 0 drafts in a
     pass of its own. Worth it where rows are cheap."""
+    lookup: int = 0
+    """`lossless`: most tokens to draft from where the text's last three stood before, in the prompt or in the
+    answer; costs no denoise pass. 0 never looks."""
     accept_above: float = 1.0
     """`relaxed`: a draft stands when its base probability is at least this share of the chosen token's."""
 

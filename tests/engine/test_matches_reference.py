@@ -27,6 +27,7 @@ LOSSLESS = [
     Decoding("lossless", block_length=4, draft_nodes=8),
     Decoding("lossless", block_length=6, draft_nodes=5, branches=2),
     Decoding("lossless", block_length=3, draft_nodes=12, branches=64),
+    Decoding("lossless", block_length=4, draft_nodes=3, lookup=16),
     Decoding("relaxed", block_length=4, draft_nodes=8, accept_above=0.2),
     Decoding("relaxed", block_length=5, draft_nodes=12, branches=4, accept_above=0.05),
 ]

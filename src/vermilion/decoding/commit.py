@@ -151,8 +151,12 @@ def copied(existing: Sequence[int], answer: Sequence[int], size: int) -> tuple[N
             best, at = length, place
     if not best:
         return ()
-    chain = existing[at : at + size]
-    return tuple(Node(token, depth - 1, depth, 0.0) for depth, token in enumerate(chain))
+    return chained(existing[at : at + size])
+
+
+def chained(tokens: Sequence[int]) -> tuple[Node, ...]:
+    """A tree without branches."""
+    return tuple(Node(token, depth - 1, depth, 0.0) for depth, token in enumerate(tokens))
 
 
 def likeliest_ends(nodes: Sequence[Node], count: int) -> tuple[int, ...]:

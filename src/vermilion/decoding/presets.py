@@ -12,7 +12,7 @@ from vermilion.types import Decoding
 PRESETS: Mapping[str, Decoding] = MappingProxyType(
     {
         "ar": Decoding(decoder="ar"),
-        "lossless": Decoding(decoder="lossless", block_length=3, draft_nodes=3),
+        "lossless": Decoding(decoder="lossless", block_length=3, draft_nodes=3, lookup=16),
         "balanced": Decoding(decoder="relaxed", block_length=4, draft_nodes=3, accept_above=0.3),
         "fast": Decoding(decoder="relaxed", block_length=4, draft_nodes=4, accept_above=0.05),
     }
@@ -25,6 +25,7 @@ _INTEGER_RANGES = {
     "max_revisions": (0, 8),
     "draft_nodes": (1, 256),
     "branches": (0, 64),
+    "lookup": (0, 64),
 }
 _REAL_RANGES = {"threshold": (0.0, 100.0), "revise_below": (0.0, 1.0), "accept_above": (0.0, 1.0)}
 

@@ -14,11 +14,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vermilion.decoding.commit import Node, accepted_child, draft_tree, likeliest_ends, reopen, settle
+from vermilion.decoding.commit import (
+    Node,
+    accepted_child,
+    chained,
+    draft_tree,
+    likeliest_ends,
+    reopen,
+    settle,
+)
 from vermilion.decoding.jobs import Wanted
+from vermilion.decoding.lookup import MATCH
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import adjustments, needed
 from vermilion.decoding.sampling import read
+from vermilion.decoding.speculative import FIRST_REPEATS
 from vermilion.models.attention import Group
 from vermilion.models.families import Traits
 from vermilion.models.layers import AdapterRows
@@ -94,6 +104,7 @@ class _Answer:
         decoding = self.decoding
         share = decoding.accept_above if decoding.decoder == "relaxed" else 1.0
         tree: tuple[Node, ...] = ()
+        run, longest = 0, FIRST_REPEATS
         while not self.ended:
             self.passes += 1
             start = list(self.tokens)
@@ -113,7 +124,20 @@ class _Answer:
                 verified.append(reading.token)
             new = self.tokens[len(start) :]
             self.edits += sum(a != b for a, b in zip(preview, new, strict=False))
+            all_right = run > 0 and len(verified) == len(tree)
+            longest = 2 * longest if all_right else FIRST_REPEATS
             tree = self._draft([*start, *verified], len(start)) if end in ends and not self.ended else ()
+            repeated = self._repeated(min(longest, decoding.lookup)) if share == 1.0 else []
+            run = len(repeated)
+            tree = chained(repeated) or tree
+
+    def _repeated(self, count: int) -> list[int]:
+        """What stood behind the latest earlier place of the last tokens."""
+        count = min(count, self.limit - 1 - len(self.tokens))
+        for end in range(len(self.tokens) - 1, MATCH - 1, -1):
+            if not self.ended and self.tokens[end - MATCH : end] == self.tokens[-MATCH:]:
+                return self.tokens[end : end + max(0, count)]
+        return []
 
     def _draft(self, context: list[int], settled: int) -> tuple[Node, ...]:
         """Drafted in the same pass, when the token right behind `context` was still unknown to the masks."""

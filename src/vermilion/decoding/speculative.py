@@ -17,8 +17,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vermilion.decoding.commit import Node, accepted_child, ancestors, copied, draft_tree, likeliest_ends
+from vermilion.decoding.commit import (
+    Node,
+    accepted_child,
+    ancestors,
+    chained,
+    copied,
+    draft_tree,
+    likeliest_ends,
+)
 from vermilion.decoding.grammar import Constraint
+from vermilion.decoding.lookup import Repeats
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.models.families import Traits
@@ -28,6 +37,8 @@ _CHOICES = 8
 """Tokens per position that a tree of drafts may choose from."""
 
 _FIRST_COPIES = 8
+FIRST_REPEATS = 4
+"""Tokens that a run found by `lookup` begins with; it doubles each time all were right."""
 
 
 class Speculative(Program):
@@ -39,6 +50,11 @@ class Speculative(Program):
         self._branches: dict[int, list[Read]] = {}
         self._copies = _FIRST_COPIES
         """Tokens of the existing text to draft next: twice as many each time all were right."""
+        self._repeats = Repeats()
+        self._run = FIRST_REPEATS
+        """Most tokens that the next lookup drafts."""
+        self._looked_up = False
+        """Whether the tree is such a run."""
         self._moves: tuple[tuple[int, int], ...] = ()
         """Keys of accepted drafts that lie in another slot than their position's."""
 
@@ -61,6 +77,8 @@ class Speculative(Program):
         self._moves = ()
 
     def plan(self, draft: bool = True) -> Pass:
+        if self._looked_up and not draft:
+            self._tree, self._looked_up = (), False
         settled, tree = len(self.tokens), self._tree
         stored = self.cached + len(self._moves)
         clean = Segment(tuple(self.tokens[stored:]), stored, stored, sees=stored, span=1)
@@ -151,9 +169,12 @@ class Speculative(Program):
                     # What the grammar forced stands where the first of these guesses would.
                     self._tree = self._drafted(readings[at + max(0, num_forced) : at + len(wanted)])
                 at += len(wanted)
-        self._copies = 2 * self._copies if tree and len(path) == len(tree) else _FIRST_COPIES
-        if self.task.existing and self.finish is None and self.task.decoding.decoder != "ar":
-            self._tree = self._copied() or self._tree
+        all_right = bool(tree) and len(path) == len(tree)
+        self._copies = 2 * self._copies if all_right else _FIRST_COPIES
+        self._run = 2 * self._run if all_right and self._looked_up else FIRST_REPEATS
+        self._looked_up = False
+        if self.finish is None and self.task.decoding.decoder != "ar":
+            self._draft_from_text()
 
     def _verified(self, readings: Sequence[Reading]) -> list[int]:
         """Settle what the base accepts and its next token; the accepted nodes."""
@@ -179,6 +200,18 @@ class Speculative(Program):
             if token is None:
                 return
             self._settle(Reading(token, 0.0))
+
+    def _draft_from_text(self) -> None:
+        """Text that is there already drafts, where it says anything, instead of the denoiser."""
+        if self.task.existing:
+            self._tree = self._copied() or self._tree
+        elif self.task.decoding.lookup and self.lossless:
+            most = min(self._run, self.task.decoding.lookup, self.limit - 1 - len(self.tokens))
+            chain = chained(self._repeats.follow(self.tokens, max(0, most)))
+            if self.task.constraint is not None:
+                chain = _kept(chain, self.task.constraint)
+            self._looked_up = bool(chain)
+            self._tree = chain or self._tree
 
     def _copied(self) -> tuple[Node, ...]:
         """What the existing text says next; what stands in it needs no guess."""

@@ -119,7 +119,7 @@ class Engine:
         """Drafts and branches lie behind the text in memory; what can never fit would wait for ever."""
         decoding = request.decoding
         branches = max(1, min(decoding.branches, decoding.draft_nodes + 1))
-        rows = decoding.draft_nodes + branches * decoding.block_length
+        rows = max(decoding.draft_nodes, decoding.lookup) + branches * decoding.block_length
         slots = self.scheduler.cache.num_pages * self.scheduler.cache.page_size
         if decoding.decoder in ("lossless", "relaxed") and text + rows > slots:
             raise BadParameter(
