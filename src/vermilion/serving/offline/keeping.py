@@ -9,7 +9,6 @@ from typing import IO
 
 from vermilion.errors import BadRequest
 from vermilion.serving.offline.store import Record, Store
-from vermilion.training.examples import parse, report
 
 
 def content_of(store: Store, record: Record) -> Path:
@@ -37,6 +36,8 @@ def keep(store: Store, owner: str, purpose: str, name: str, source: IO[bytes]) -
 
 def check_examples(name: str, data: bytes) -> None:
     """Raises BadRequest that names every line which is no example, and why."""
+    from vermilion.training.examples import parse, report  # brings numpy, which the edge starts without
+
     examples, refusals = parse(data)
     if refusals:
         message = report(name, len(examples) + len(refusals), refusals)
