@@ -11,7 +11,9 @@ from vermilion.training.corruption import (
     Draw,
     complement,
     draw,
+    fill_masks,
     noise,
+    on_policy_rows,
     replace_visible,
 )
 
@@ -96,7 +98,7 @@ def test_a_complement_masks_the_rest() -> None:
 
 
 def test_nothing_is_masked_where_nothing_may_be() -> None:
-    for kind in ("full", "prefix", "random", "position", "fixed", "linear"):
+    for kind in ("full", "prefix", "random", "position", "fixed", "linear", "span"):
         assert not drawn(only(kind), torch.zeros_like(EVERYTHING)).masked_BL.any()
 
 
@@ -120,3 +122,33 @@ def test_the_seed_and_the_step_decide_the_noise() -> None:
 def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         CorruptionConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_span_masks_a_run_that_lies_anywhere_with_equal_chance() -> None:
+    masked = by_block(drawn(only("span", lowest_rate=0.0)))
+    edges = (masked[..., 1:] != masked[..., :-1]).sum(-1) + masked[..., 0].int() + masked[..., -1].int()
+    assert (edges == 2).all(), "one run, which begins and ends once"
+    three = masked[masked.sum(-1) == 3]
+    starts = three.int().argmax(-1).bincount(minlength=6).float()
+    assert starts.min() > 0.6 * starts.mean() and len(starts) == 6
+    seen_right = (~masked[..., -1]).float().mean()
+    assert seen_right > 0.3
+
+
+def test_span_skips_what_may_not_be_masked() -> None:
+    maskable = torch.rand(BLOCKS.shape, generator=noise(3, 3)) < 0.6
+    one = drawn(only("span", lowest_rate=0.2), maskable)
+    assert not (one.masked_BL & ~maskable).any()
+    for row, allowed in zip(by_block(one).flatten(0, 1), maskable.view(-1, BLOCK), strict=True):
+        taken = row[allowed].int()
+        assert not len(taken) or (taken.diff().abs().sum() + taken[0] + taken[-1]) == 2
+
+
+def test_the_denoisers_own_tokens_take_the_masks_places_in_its_rows_alone() -> None:
+    ids, predicted = torch.arange(6).view(2, 3), 10 + torch.arange(6).view(2, 3)
+    masked = torch.tensor([[True, False, True], [True, True, False]])
+    filled, left = fill_masks(ids, masked, torch.tensor([[True], [False]]), predicted)
+    assert filled.tolist() == [[10, 1, 12], [3, 4, 5]]
+    assert left.tolist() == [[False] * 3, [True, True, False]]
+    assert abs(float(on_policy_rows(0.3, 4000, noise(0, 1)).float().mean()) - 0.3) < 0.03
+    assert not on_policy_rows(0.0, 100, noise(0, 1)).any() and on_policy_rows(1.0, 100, noise(0, 1)).all()

@@ -132,7 +132,7 @@ def test_packed_documents_equal_documents_alone() -> None:
 
 def test_a_block_in_training_equals_a_canvas_in_inference() -> None:
     model, one = tiny.model("causal-shift"), text()
-    _, noisy = two_pass_logits(model, one)
+    clean_rows, noisy = two_pass_logits(model, one)
     block = one.layout.block_BL[1]
     for number in range(1, int(block.max()) + 1):
         at = (block == number).nonzero()[:, 0]
@@ -145,8 +145,9 @@ def test_a_block_in_training_equals_a_canvas_in_inference() -> None:
         masked = torch.where(clean, False, one.noisy.masked_BL[1, :end])
         rows = Rows(one.ids[1, :end], where, masked, start, where, [Group(None, None, (0, end), bias[None])])
         with torch.inference_mode():
-            expected = model.logits(model(rows, pool))[start:]
-        torch.testing.assert_close(noisy.view(2, LENGTH, -1)[1, start:end], expected, rtol=0, atol=1e-10)
+            expected = model.logits(model(rows, pool))
+        ours = torch.cat([clean_rows.view(2, LENGTH, -1)[1, :start], noisy.view(2, LENGTH, -1)[1, start:end]])
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
@@ -168,3 +169,40 @@ def test_the_adapter_trains_as_it_infers() -> None:
         with torch.no_grad():
             expected = linear(x, num_clean)  # type: ignore[operator]
         torch.testing.assert_close(linear(x, num_clean), expected, rtol=0, atol=1e-12)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("context", ["causal", "block", "full"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_computes_what_dense_masks_do(context: Context) -> None:
+    model, one = tiny.model("causal-shift"), text(context)
+    found = []
+    model.requires_grad_(False)  # on a CPU FlexAttention goes forward only
+    for flex in (False, True):
+        forward = Forward(model, flex=flex)
+        seen = forward.seen(one.layout)
+        clean, past = forward.clean(one.ids, one.position, seen)
+        noisy = forward.noisy(one.noisy, one.position, seen, None if context == "full" else past)
+        found.append((clean, noisy))
+    for dense_rows, flex_rows in zip(*found, strict=True):
+        torch.testing.assert_close(flex_rows, dense_rows, rtol=0, atol=1e-9)
+
+
+def test_a_blocks_answer_does_not_depend_on_the_text_it_is_to_give() -> None:
+    """Blocks of one token, all masked, aligned: no token from a block's start on may move its logits."""
+    model, one = tiny.model("causal-shift"), text()
+    block = torch.arange(LENGTH).expand(2, -1)
+    one = dataclasses.replace(
+        one,
+        noisy=NoisyRows(one.ids, torch.ones_like(one.noisy.masked_BL)),
+        layout=Layout(torch.zeros_like(block), block, "causal"),
+        position=block,
+    )
+    before = two_pass_logits(model, one)[1].view(2, LENGTH, -1)
+    for j in range(LENGTH):
+        ids = one.ids.clone()
+        ids[:, j:] = 95 - ids[:, j:]
+        changed = dataclasses.replace(one, ids=ids, noisy=NoisyRows(ids, one.noisy.masked_BL))
+        after = two_pass_logits(model, changed)[1].view(2, LENGTH, -1)
+        assert torch.equal(after[:, : j + 1], before[:, : j + 1])
+        if j + 1 < LENGTH:
+            assert not torch.equal(after[:, j + 1], before[:, j + 1])

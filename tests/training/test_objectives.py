@@ -140,3 +140,26 @@ def test_next_token_loss_stays_in_its_document_and_off_the_prompt() -> None:
     )
     block = torch.tensor([[0, 0, 1, 2, 2, 3]])
     assert objectives.next_token_weight(one, block, "causal").tolist() == [[0, 1, 0, 0, 1, 0]]
+
+
+def test_rows_that_see_their_block_are_asked_for_the_next_blocks_first_token_alone() -> None:
+    one = batch(weight=[0.0] * 2 + [1.0] * 10)
+    assert objectives.next_token_weight(one, BLOCK, "causal")[0].tolist() == [0.0] * 2 + [1.0] * 10
+    on_grid = objectives.next_token_weight(one, BLOCK, "block")[0]
+    assert on_grid.nonzero()[:, 0].tolist() == [4, 8]
+    assert not objectives.next_token_weight(one, BLOCK, "full").any()
+
+
+def test_total_variation_is_half_the_distance_to_the_teacher_where_taught() -> None:
+    logits, teacher, scored = rows([True, False])
+    plain = objectives.losses(ObjectiveConfig(teacher=0.0), logits, scored, teacher)
+    far = objectives.losses(ObjectiveConfig(teacher=0.0, total_variation=2.0), logits, scored, teacher)
+    p, q = teacher.softmax(-1), logits.softmax(-1)
+    # The probability that a draft from q is refused when p verifies it: 1 - sum of the smaller ones.
+    refused = 1 - torch.minimum(p, q).sum(-1)
+    torch.testing.assert_close(far - plain, torch.stack([2 * refused[0], torch.tensor(0.0)]))
+
+
+def test_aligned_or_not_no_teacher_speaks_of_a_documents_first_token() -> None:
+    made = objectives.targets(ObjectiveConfig(), batch(), BLOCK, noisy("MMMM MMMM MMMM"), shift=False)
+    assert made.weight_BL.all() and made.taught_BL[0].tolist() == [False] + [True] * 11

@@ -38,14 +38,16 @@ def dataset_of(recipe: Recipe, files: ModelFiles, family: Family) -> Dataset:
 
 def device_of(recipe: Recipe) -> torch.device:
     """The recipe's device; raises ConfigError for what is none."""
-    if recipe.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = recipe.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(recipe.device)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(
-            f"device: {recipe.device!r} is not a device; try auto, cpu, cuda or cuda:0."
-        ) from error
+        raise ConfigError(f"device: {name!r} is not a device; try auto, cpu, cuda or cuda:0.") from error
+    if device.type == "cpu" and recipe.attention == "flex":
+        raise ConfigError("attention: 'flex' goes backward on a GPU only; here 'dense' is allowed.")
+    return device
 
 
 def dtype_of(recipe: Recipe) -> torch.dtype:
