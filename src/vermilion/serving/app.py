@@ -25,6 +25,8 @@ from vermilion.serving import (
     lmstudio,
     models,
     ollama,
+    responses,
+    responses_bodies,
 )
 from vermilion.serving.access import EXPOSED_HEADERS
 from vermilion.serving.call import json_response
@@ -52,6 +54,7 @@ BODIES = (
     llamacpp.InfillBody,
     decisions.DecisionsBody,
     holes.HolesBody,
+    responses_bodies.ResponsesBody,
     adapters.LoadBody,
     adapters.UnloadBody,
     jobs.JobBody,
@@ -79,6 +82,7 @@ def create_app(service: Service) -> FastAPI:
         editing.add_routes,
         decisions.add_routes,
         holes.add_routes,
+        responses.add_routes,
         models.add_routes,
         models.add_token_routes,
         adapters.add_routes,

@@ -28,6 +28,7 @@ _VERSIONED = (
     "/edit",
     "/apply",
     "/messages",
+    "/responses",
     "/models",
     "/tokenize",
     "/detokenize",
