@@ -13,6 +13,9 @@ import httpx
 import pytest
 from fake import MODEL, FakeBackend
 
+from vermilion.serving.answered import Answered
+from vermilion.types import Finish, Request, Usage
+
 pytestmark = pytest.mark.anyio
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = "".join(
@@ -41,13 +44,15 @@ def loads(line: str) -> Any:
     return content if content == "[DONE]" else shape(json.loads(content))
 
 
-@pytest.mark.parametrize(
-    ("command", "kind", "documented"), EXAMPLES, ids=[f"example{i}" for i in range(len(EXAMPLES))]
-)
+@pytest.mark.parametrize("example", EXAMPLES, ids=[f"example{i}" for i in range(len(EXAMPLES))])
 async def test_an_example_of_the_page_gives_what_the_page_says(
-    open_client, backend: FakeBackend, command: str, kind: str, documented: str
+    open_client, backend: FakeBackend, monkeypatch, example: tuple[str, str, str]
 ) -> None:
+    command, kind, documented = example
     backend.model = replace(MODEL, id="smollm2-135m-diffusion", context_length=4096)
+    answered = Answered()
+    answered.add(Request("cmpl-5e1d-0", (5,)), backend.model.id, Finish("stop", Usage()))
+    monkeypatch.setattr("vermilion.serving.service.Answered", lambda: answered)
     words = [word for word in shlex.split(command) if word != "-N"]
     assert words[0] == "curl"
     path = words[1].removeprefix("localhost:8000")

@@ -130,3 +130,11 @@ async def test_counted_tokens_are_those_a_message_uses(
     asked |= {"max_tokens": 8}
     used = (await client.post("/v1/messages", json=asked)).json()["usage"]
     assert counted == {"input_tokens": used["input_tokens"] + used["cache_read_input_tokens"]}
+
+
+async def test_words_in_the_models_mouth_need_a_question(client: httpx.AsyncClient) -> None:
+    for route in ("/v1/messages", "/v1/messages/count_tokens"):
+        body = {"max_tokens": 4, "messages": [{"role": "assistant", "content": "It is"}]}
+        reply = await client.post(route, json=body)
+        assert reply.status_code == 400
+        assert "user" in reply.json()["error"]["message"]

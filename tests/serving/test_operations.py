@@ -41,6 +41,8 @@ POST_ROUTES = {
     "/v1/messages/count_tokens",
     "/v1/tokenize",
     "/v1/detokenize",
+    "/v1/decisions",
+    "/v1/infill",
     "/api/show",
     "/api/chat",
     "/api/generate",
@@ -79,7 +81,8 @@ def test_the_service_never_imports_torch() -> None:
         ("/fim/completions", "/v1/fim/completions"),
         ("/messages", "/v1/messages"),
         ("/tokenize", "/v1/tokenize"),
-        ("/v1/infill", "/infill"),
+        ("/v1/infill/", "/v1/infill"),
+        ("/infill/", "/infill"),
         ("/api/tags/", "/api/tags"),
         ("/v1", "/"),
         ("/", "/"),
@@ -226,7 +229,7 @@ async def test_the_reference_describes_every_route_and_field(client: httpx.Async
     assert all(script.startswith("/") for script in scripts), "the page must work without a network"
     assert {(await client.get(script)).status_code for script in scripts} == {200}
     document = (await client.get("/openapi.json")).json()
-    assert set(document["paths"]) == GET_ROUTES | POST_ROUTES | ADAPTER_ROUTES
+    assert set(document["paths"]) >= GET_ROUTES | POST_ROUTES | ADAPTER_ROUTES
     schemas = document["components"]["schemas"]
     for route in POST_ROUTES:
         operation = document["paths"][route]["post"]

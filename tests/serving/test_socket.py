@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -91,6 +92,10 @@ async def test_closing_a_stream_cancels_its_request_within_a_step() -> None:
         await until(lambda: backend.cancelled == 2, timeout_s=0.5)
         assert backend.running == 0
         assert await cancellations(server.client) == 2
+        # What was settled for nobody was computed all the same.
+        metrics = (await server.client.get("/metrics")).text
+        num_tokens = float(re.search(r"^vermilion_completion_tokens_total (.+)$", metrics, re.M)[1])
+        assert num_tokens >= 2
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -20,7 +20,16 @@ no route can forget to pass it on and give answers away."""
 EXPOSED_HEADERS = tuple(
     f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")
 )
-_OPEN = {"/", "/health", "/ready", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/api/version"}
+_OPEN = {
+    "/",
+    "/health",
+    "/ready",
+    "/docs",
+    "/docs/oauth2-redirect",
+    "/openapi.json",
+    "/api/version",
+    "/v1/feedback",
+}
 _OPEN_BELOW = ("/static-offline-docs/",)
 _MANAGED = ("/v1/accounts", "/v1/keys", "/v1/usage", "/v1/invoices")
 _OPERATED = ("/metrics", "/v1/adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")

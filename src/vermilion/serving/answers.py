@@ -52,6 +52,7 @@ async def answer(
                     if isinstance(event, Finish):
                         unfinished.discard(index)
                         service.metrics.finished(event.usage)
+                        service.answered.add(requests[index], backend.model.id, event)
                         if event.reason in ("error", "abort"):
                             raise EngineFailure(event.message or "The engine gave this answer up. Try again.")
                         if not unfinished:
@@ -67,6 +68,8 @@ async def answer(
             metering.end(failure)
             if unfinished and failure is None:
                 service.metrics.cancellations.inc(len(unfinished))
+                for index in unfinished:
+                    service.metrics.finished(metering.spent(index))
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)

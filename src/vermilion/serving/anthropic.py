@@ -11,7 +11,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat
 
-from vermilion.errors import VermilionError
+from vermilion.errors import BadRequest, VermilionError
 from vermilion.serving import chat
 from vermilion.serving.body import convert
 from vermilion.serving.call import Call, json_response
@@ -168,6 +168,12 @@ class MessagesBody(BaseModel):
     def chat(self) -> ChatBody:
         """The same in OpenAI's terms. Raises `BadRequest`."""
         turns = self.messages[:-1] if self.begun else self.messages
+        if not turns:
+            raise BadRequest(
+                "messages: give a message of the user before the beginning of the answer.",
+                "messages",
+                "invalid_value",
+            )
         messages = [Message(role="system", content=self.system)] if self.system else []
         messages += [message for turn in turns for message in turn.messages]
         return ChatBody.model_construct(

@@ -22,6 +22,7 @@ from vermilion.serving.service import Service
 
 _VERSIONED = (
     "/decisions",
+    "/feedback",
     "/chat",
     "/completions",
     "/fim",

@@ -47,13 +47,17 @@ class Metering:
 
     def add(self, index: int, event: Event) -> None:
         """Counts an event of the engine, before it is passed on."""
-        if self._request is None:
-            return
         usage = None if not isinstance(event, Text | Finish) else event.usage
         if usage is not None:
             self._usages[index] = usage
+        if self._request is None:
+            return
         if self._kept is not None and isinstance(event, Text | Finish):
             self._kept.append((index, event))
+
+    def spent(self, index: int) -> Usage:
+        """By one of the answers so far."""
+        return self._usages[index]
 
     async def settle(self) -> None:
         """Every answer is whole: returns once their usage is durable. Raises `AccountsUnavailable`."""

@@ -19,13 +19,14 @@ class Metrics:
 
     def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
         self.registry = CollectorRegistry()
-        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of finished requests.")
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens, of requests given up too.")
         self._cached_tokens = self._counter("cached_tokens", "Prompt tokens served from the prefix cache.")
         self._completion_tokens = self._counter("completion_tokens", "Tokens generated.")
         self._passes = self._counter("passes", "Forward passes after prefill, summed over finished requests.")
         self._edits = self._counter("edits", "Filled positions that a later pass changed.")
         self.cancellations = self._counter("cancellations", "Requests given up by the client.")
         self.requests = self._counter("requests", "HTTP requests.", "route", "status")
+        self.feedback = self._counter("feedback", "What users made of answers.", "action")
         self.errors = self._counter("errors", "Errors sent to clients, in replies and streams.", "code")
         self._tokens_per_pass = self._histogram(
             "tokens_per_pass", "Completion tokens over passes of a finished request.", _TOKENS_PER_PASS
@@ -39,7 +40,7 @@ class Metrics:
         self.registry.register(_EngineCollector(stats))
 
     def finished(self, usage: Usage) -> None:
-        """Counts what one answered request cost."""
+        """Counts what one request cost, whole or given up."""
         self._prompt_tokens.inc(usage.prompt_tokens)
         self._cached_tokens.inc(usage.cached_tokens)
         self._completion_tokens.inc(usage.completion_tokens)

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from vermilion.accounts.gate import Accounts
 from vermilion.errors import Draining, VermilionError
 from vermilion.serving import access
+from vermilion.serving.answered import Answered
 from vermilion.serving.backend import Served
 from vermilion.serving.config import ServeConfig
 from vermilion.serving.metrics import Metrics
@@ -51,6 +52,7 @@ class Service:
         self.accounts = accounts
         self.desk: Desk | NoDesk = NoDesk("the model is still loading.")
         self.draining = False
+        self.answered = Answered()
         self.metrics = Metrics(lambda: self.served.backend.stats() if self.served else None)
         self._running: set[Arrivals] = set()
         self._idle = asyncio.Event()
