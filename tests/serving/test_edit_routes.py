@@ -58,8 +58,11 @@ async def test_both_layouts_give_the_region_in_a_bare_fence(
     assert request.sampling.stop == ("\n```",)
 
 
-async def test_a_region_that_stays_is_none(client: httpx.AsyncClient, backend: FakeBackend) -> None:
-    backend.words = ("x = 1",)
+@pytest.mark.parametrize("said", ["x = 1", "x = 1\n", "None", ""])
+async def test_a_region_that_stays_is_none(
+    client: httpx.AsyncClient, backend: FakeBackend, said: str
+) -> None:
+    backend.words = (said,)
     reply = (await ask(client, "edit", INSIDE)).json()
     assert reply["choices"][0]["message"]["content"] == "None"
 

@@ -93,8 +93,8 @@ def apply_chat(body: EditBody) -> ChatBody:
 
 
 def fenced(region: str, edit: Edit) -> str:
-    """The reply's content: the region in a bare fence, or `None` where it stays as it is."""
-    if region.strip("\n") in ("", edit.region.strip("\n")):
+    """The reply's content: the region in a bare fence, or `None` where it stays or the model says so."""
+    if region.strip("\n") in ("", "None", edit.region.strip("\n")):
         return "None"
     return f"{FENCE}\n{region}\n{FENCE}"
 
