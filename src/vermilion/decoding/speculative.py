@@ -26,7 +26,6 @@ from vermilion.decoding.commit import (
     draft_tree,
     likeliest_ends,
 )
-from vermilion.decoding.grammar import Constraint
 from vermilion.decoding.lookup import Repeats
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
@@ -37,8 +36,9 @@ _CHOICES = 8
 """Tokens per position that a tree of drafts may choose from."""
 
 _FIRST_COPIES = 8
+"""Tokens that a run of the existing text begins with."""
 FIRST_REPEATS = 4
-"""Tokens that a run found by `lookup` begins with; it doubles each time all were right."""
+"""Tokens that a run found by `lookup` begins with."""
 
 
 class Speculative(Program):
@@ -48,11 +48,10 @@ class Speculative(Program):
         super().__init__(task, traits)
         self._tree: tuple[Node, ...] = ()
         self._branches: dict[int, list[Read]] = {}
-        self._copies = _FIRST_COPIES
-        """Tokens of the existing text to draft next: twice as many each time all were right."""
         self._repeats = Repeats()
-        self._run = FIRST_REPEATS
-        """Most tokens that the next lookup drafts."""
+        self._first_run = _FIRST_COPIES if task.existing else FIRST_REPEATS
+        self._run = self._first_run
+        """Most tokens to draft next from text that is there: twice as many each time all were right."""
         self._looked_up = False
         """Whether the tree is such a run."""
         self._moves: tuple[tuple[int, int], ...] = ()
@@ -170,8 +169,8 @@ class Speculative(Program):
                     self._tree = self._drafted(readings[at + max(0, num_forced) : at + len(wanted)])
                 at += len(wanted)
         all_right = bool(tree) and len(path) == len(tree)
-        self._copies = 2 * self._copies if all_right else _FIRST_COPIES
-        self._run = 2 * self._run if all_right and self._looked_up else FIRST_REPEATS
+        from_text = bool(self.task.existing) or self._looked_up
+        self._run = 2 * self._run if all_right and from_text else self._first_run
         self._looked_up = False
         if self.finish is None and self.task.decoding.decoder != "ar":
             self._draft_from_text()
@@ -206,19 +205,21 @@ class Speculative(Program):
         if self.task.existing:
             self._tree = self._copied() or self._tree
         elif self.task.decoding.lookup and self.lossless:
-            most = min(self._run, self.task.decoding.lookup, self.limit - 1 - len(self.tokens))
-            chain = chained(self._repeats.follow(self.tokens, max(0, most)))
-            if self.task.constraint is not None:
-                chain = _kept(chain, self.task.constraint)
+            size = self._run_within(self.task.decoding.lookup)
+            chain = self._kept(chained(self._repeats.follow(self.tokens, size)))
             self._looked_up = bool(chain)
             self._tree = chain or self._tree
 
     def _copied(self) -> tuple[Node, ...]:
         """What the existing text says next; what stands in it needs no guess."""
         answer = self.tokens[len(self.task.prompt) :]
-        size = min(self._copies, self.task.decoding.draft_nodes, self.limit - 1 - len(self.tokens))
-        chain = copied(self.task.existing, answer, max(0, size))
-        return chain if self.task.constraint is None else _kept(chain, self.task.constraint)
+        return self._kept(
+            copied(self.task.existing, answer, self._run_within(self.task.decoding.draft_nodes))
+        )
+
+    def _run_within(self, most: int) -> int:
+        """Length of the next run: the answer's last token is the base's own anyway."""
+        return max(0, min(self._run, most, self.limit - 1 - len(self.tokens)))
 
     def _drafted(self, guesses: Sequence[Reading]) -> tuple[Node, ...]:
         if self.task.sampled:
@@ -226,8 +227,21 @@ class Speculative(Program):
             levels = [[(guess.token, guess.logprob)] for guess in guesses]
         else:
             levels = [list(guess.top[:_CHOICES]) for guess in guesses]
-        tree = draft_tree(levels, self.task.decoding.draft_nodes)
-        return tree if self.task.constraint is None else _kept(tree, self.task.constraint)
+        return self._kept(draft_tree(levels, self.task.decoding.draft_nodes))
+
+    def _kept(self, tree: tuple[Node, ...]) -> tuple[Node, ...]:
+        """The tree without the drafts that leave the grammar, nor what stands on them."""
+        constraint = self.task.constraint
+        if constraint is None:
+            return tree
+        kept: list[Node] = []
+        new_index = {-1: -1}
+        for index, node in enumerate(tree):
+            path = [tree[i].token for i in ancestors(tree, index)]
+            if node.parent in new_index and constraint.keeps(path):
+                new_index[index] = len(kept)
+                kept.append(replace(node, parent=new_index[node.parent]))
+        return tuple(kept)
 
     def canvas(self) -> list[Open]:
         """The likeliest path of the tree."""
@@ -239,15 +253,3 @@ class Speculative(Program):
                 view.append(Open(node.token, masked=False))
                 parent = index
         return view
-
-
-def _kept(tree: Sequence[Node], constraint: Constraint) -> tuple[Node, ...]:
-    """The tree without the drafts that leave the grammar, nor what stands on them."""
-    kept: list[Node] = []
-    new_index = {-1: -1}
-    for index, node in enumerate(tree):
-        path = [tree[i].token for i in ancestors(tree, index)]
-        if node.parent in new_index and constraint.keeps(path):
-            new_index[index] = len(kept)
-            kept.append(replace(node, parent=new_index[node.parent]))
-    return tuple(kept)

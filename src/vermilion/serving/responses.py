@@ -212,7 +212,6 @@ def add_routes(router: APIRouter, service: Service) -> None:
         return json_response(response_body(base, output_of(choice, tools), finish))
 
 
-_EXAMPLE = Choice(texts=["The capital of France is Paris."], usage=Usage(37, 16, 8))
 _ASKED = ResponsesBody.model_validate({"input": "What is the capital of France?"})
 RESPONSES = operation(
     "generation",
@@ -222,7 +221,7 @@ RESPONSES = operation(
     response_body(
         settings("resp_4f2a", "smollm2-135m-diffusion", _ASKED),
         [_message("msg_4f2a", "The capital of France is Paris.")],
-        Finish("stop", _EXAMPLE.usage),
+        Finish("stop", Usage(37, 16, 8)),
     ),
     'event: response.output_text.delta\ndata: {"type": "response.output_text.delta", "sequence_number": 4, '
     '"item_id": "msg_4f2a", "output_index": 0, "content_index": 0, "delta": "The capital of"}\n\n',
