@@ -16,7 +16,7 @@ from vermilion.training.run import Progress
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
-@pytest.mark.parametrize("name", ["toy.toml", "smollm2-135m-diffusion.toml"])
+@pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.glob("*.toml") if path.stem != "data"))
 def test_the_projects_recipes_are_sound(name: str) -> None:
     recipe = load(Recipe, RECIPES / name)
     assert recipe.stages[-1].until == 1.0
