@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
 
 from accounts import postgres
+from vermilion.accounts import clock as clocks
 from vermilion.accounts import schema
 from vermilion.accounts import store as stores
 from vermilion.accounts.store import Store
 
 _numbers = itertools.count()
+_PATIENCE_S = 60.0
+"""How long a test waits for what must come, on however slow a machine."""
+
+
+class Clock:
+    """The accounts' time, which stands still but for what a test lets pass."""
+
+    def __init__(self) -> None:
+        self.now_us = clocks.now_us()
+
+    def time_ns(self) -> int:
+        return self.now_us * 1000
+
+    def advance(self, seconds: float) -> None:
+        self.now_us += int(seconds * clocks.SECOND_US)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    stopped = Clock()
+    monkeypatch.setattr(clocks, "time", SimpleNamespace(time_ns=stopped.time_ns))
+    return stopped
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Returns once it is true; a test never guesses how long something takes."""
+    end_s = time.monotonic() + _PATIENCE_S
+    while not true():
+        assert time.monotonic() < end_s, "it never came"
+        await asyncio.sleep(0.005)
 
 
 @pytest.fixture

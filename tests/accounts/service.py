@@ -1,7 +1,8 @@
 """Services on the fake engine, each in a process of its own that can be killed.
 
 `python -m accounts.service WHERE STEP_S` loads everything once, then starts a service with its accounts for
-every line it reads and answers with its process id and address. An answer has a word every STEP_S seconds.
+every line it reads and answers with its process id and address. An answer has a word every STEP_S seconds;
+where STEP_S is `held` it ends once its process is released.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from vermilion.serving.config import ServeConfig
 
 LEASE_S = 1.0
 """Shorter than a real service's: what a killed one had running must not count for long."""
+HELD = "held"
 NUM_WORDS = 16
 CONTEXT_LENGTH = 1_000_000
 
@@ -36,6 +38,10 @@ class Process:
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             os.kill(self.id, signal.SIGKILL)
+
+    def release(self) -> None:
+        """Lets the answers of a held service end, those to come too."""
+        os.kill(self.id, signal.SIGUSR1)
 
 
 class Nursery:
@@ -59,7 +65,7 @@ class Nursery:
 
 
 @contextmanager
-def nursery(where: str, step_s: float) -> Iterator[Nursery]:
+def nursery(where: str, step_s: float | str) -> Iterator[Nursery]:
     command = [sys.executable, "-m", "accounts.service", where, str(step_s)]
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONPATH": paths}
@@ -73,28 +79,37 @@ def nursery(where: str, step_s: float) -> Iterator[Nursery]:
             process.kill()
 
 
-def _serve(where: str, step_s: float) -> None:
+def _serve(where: str, step: str) -> None:
     words = tuple(f"word{number} " for number in range(NUM_WORDS))
-    model = replace(MODEL, context_length=CONTEXT_LENGTH)
+    held = step == HELD
+    backend = FakeBackend(
+        words=words,
+        step_s=0.002 if held else float(step),
+        endless=held,
+        capacity=10_000,
+        model=replace(MODEL, context_length=CONTEXT_LENGTH),
+    )
+    signal.signal(signal.SIGUSR1, lambda *_: setattr(backend, "endless", False))
 
     @asynccontextmanager
     async def load() -> AsyncIterator[Served]:
-        yield served(FakeBackend(words=words, step_s=step_s, capacity=10_000, model=model))
+        yield served(backend)
 
     config = ServeConfig(port=0, accounts=AccountsConfig(url=where))
     server.run(config, load, lambda url: print(os.getpid(), url, flush=True))
 
 
 def main() -> None:
-    gate.LEASE_S = LEASE_S
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    where, step_s = sys.argv[1], float(sys.argv[2])
+    where, step = sys.argv[1:]
+    if step != HELD:
+        gate.LEASE_S = LEASE_S
     # What opening loads is then loaded in every child.
     stores.open_store(where).close()
     for _ in sys.stdin:
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _serve(where, step_s)
+            _serve(where, step)
             os._exit(0)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from vermilion.accounts import parties, reports, writer
+from accounts.conftest import Clock
+from vermilion.accounts import parties, reports
 from vermilion.accounts.clock import parsed_us
 from vermilion.accounts.errors import AccountNotFound
 from vermilion.accounts.money import per_token
@@ -27,19 +28,17 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def busy(store: Store, monkeypatch: pytest.MonkeyPatch) -> str:
+async def busy(store: Store, clock: Clock) -> str:
     """An organisation with 60 requests of two keys and models over five days, two months and two prices."""
     new = NewOrganisation("Acme", "a@example.org", plan="paid", free_tokens=500)
     id, _, first = parties.create_organisation(store, new)
     second = parties.create_key(store, id, NewKey("ci"))
     other = parties.create_organisation(store, NewOrganisation("Other", "o@example.org", plan="paid"))[2]
-    now = [parsed_us("2026-01-29T00:00:00")]
-    for module in (writer, reports):
-        monkeypatch.setattr(module, "now_us", lambda: now[0])
+    clock.now_us = parsed_us("2026-01-29T00:00:00")
     chance = random.Random(1)
     accounts = Writer(store, "one", lease_s=1e6)
     for number in range(60):
-        now[0] += 2 * 3600 * 1_000_000
+        clock.advance(2 * 3600)
         if number == 40:
             reports.set_price(store, "tiny", [per_token("x", text) for text in ("0.333333", "0.01", "7.5")])
         key = chance.choice((first.key, second.key, other.key))

@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from accounts.conftest import Clock
 from serving.fake import FakeBackend, fake_service
-from vermilion.accounts.clock import day_of, now_us
+from vermilion.accounts.clock import day_of
 from vermilion.accounts.config import AccountsConfig
 from vermilion.accounts.gate import Accounts
 from vermilion.accounts.store import Store
@@ -112,11 +113,13 @@ async def test_nobody_sees_or_ends_what_is_anothers(client: httpx.AsyncClient) -
     assert (await client.get("/v1/invoices")).json()["data"] == []
 
 
-async def test_usage_and_the_invoice_tell_of_what_was_answered(client: httpx.AsyncClient) -> None:
+async def test_usage_and_the_invoice_tell_of_what_was_answered(
+    clock: Clock, client: httpx.AsyncClient
+) -> None:
     await signed_up(client)
     usages = [(await client.post(CHAT, json=QUESTION)).json()["usage"] for _ in range(3)]
     (row,) = (await client.get("/v1/usage")).json()["data"]
-    assert (row["requests"], row["model"], row["day"]) == (3, "tiny-diffusion", day_of(now_us()))
+    assert (row["requests"], row["model"], row["day"]) == (3, "tiny-diffusion", day_of(clock.now_us))
     assert row["completion_tokens"] == sum(usage["completion_tokens"] for usage in usages)
     (total,) = (await client.get("/v1/usage", params={"group_by": ""})).json()["data"]
     assert total["prompt_tokens"] == row["prompt_tokens"]

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from accounts.conftest import Clock, until
 from vermilion.accounts import parties, transactions, writer
+from vermilion.accounts.clock import SECOND_US
 from vermilion.accounts.errors import AccountsUnavailable, IdempotencyConflict, RateLimited
 from vermilion.accounts.keys import Limits
 from vermilion.accounts.parties import NewOrganisation, Secret
@@ -116,24 +118,36 @@ async def test_a_client_that_leaves_while_it_is_admitted_holds_no_place(store: S
 
 
 async def test_running_requests_count_over_servers_and_run_out_with_a_dead_one(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, clock: Clock
 ) -> None:
     secret = organisation(store, limits=Limits(concurrency=1))
-    now = [writer.now_us()]
-    monkeypatch.setattr(writer, "now_us", lambda: now[0])
-    async with writing(store, "dies", lease_s=60) as dying, writing(store, "other") as other:
-        await dying.admit(request(secret, 1))
-        with pytest.raises(RateLimited, match="1 requests at once"):
-            await other.admit(request(secret, 2))
-        now[0] += 61_000_000
-        await other.admit(request(secret, 3))
+    async with writing(store, "other") as other:
+        async with writing(store, "dies", lease_s=60) as dying:
+            await dying.admit(request(secret, 1))
+            with pytest.raises(RateLimited, match="1 requests at once"):
+                await other.admit(request(secret, 2))
+        # Its thread has ended and left its request running, as that of a killed process does.
+        clock.advance(59)
+        with pytest.raises(RateLimited):
+            await other.admit(request(secret, 3))
+        clock.advance(2)
+        await other.admit(request(secret, 4))
 
 
-async def test_a_lease_is_renewed_while_its_server_lives(store: Store) -> None:
+async def test_a_lease_is_renewed_while_its_server_lives(store: Store, clock: Clock) -> None:
     secret = organisation(store, limits=Limits(concurrency=1))
-    async with writing(store, lease_s=0.6) as accounts:
+    lease_s = 0.3
+
+    def renewed() -> bool:
+        with store.reading() as connection:
+            until_us = connection.execute(sa.text("SELECT expires_at_us FROM admissions")).scalar_one()
+        return bool(until_us == clock.now_us + lease_s * SECOND_US)
+
+    async with writing(store, lease_s=lease_s) as accounts:
         await accounts.admit(request(secret, 1))
-        await asyncio.sleep(1.5)
+        for _ in range(3):
+            clock.advance(0.2)
+            await until(renewed)
         with pytest.raises(RateLimited):
             await accounts.admit(request(secret, 2))
 
@@ -165,22 +179,19 @@ async def test_an_aborted_request_may_be_tried_again_under_its_idempotency_key(s
 
 
 async def test_kept_answers_go_after_a_day_and_their_keys_stay_used(
-    store: Store, monkeypatch: pytest.MonkeyPatch, count
+    store: Store, clock: Clock, count
 ) -> None:
     secret = organisation(store)
     same = {"idempotency_key": "mine", "body_digest": "d"}
-    now = [writer.now_us()]
-    monkeypatch.setattr(writer, "now_us", lambda: now[0])
     async with writing(store) as accounts:
         await accounts.admit(request(secret, 1, **same))
         await accounts.settle(Settlement(request(secret, 1, **same), "m", "finished", USAGE, reply="x"))
-    now[0] += 24 * 3600 * 1_000_000
+    clock.advance(24 * 3600)
     async with writing(store) as accounts:
-        with pytest.raises(IdempotencyConflict):
-            await accounts.admit(request(secret, 2))
-            await asyncio.sleep(0.1)
+        await accounts.admit(request(secret, 2))
+        await until(lambda: count("replies") == 0)
+        with pytest.raises(IdempotencyConflict, match="more than a day ago"):
             await accounts.admit(request(secret, 3, **same))
-    assert count("replies") == 0
 
 
 async def test_writing_the_same_settlement_again_after_a_lost_connection_counts_once(
@@ -220,14 +231,16 @@ async def test_a_database_that_fails_lets_nothing_pass(store: Store, monkeypatch
 
 
 async def test_two_answers_to_one_idempotency_key_are_both_recorded_and_one_is_kept(
-    store: Store, monkeypatch: pytest.MonkeyPatch, count
+    store: Store, monkeypatch: pytest.MonkeyPatch, clock: Clock, count
 ) -> None:
     """A server stood still for longer than its lease, and another took the request up meanwhile."""
     secret = organisation(store)
     monkeypatch.setattr(writer, "_PAUSES_S", (0.0, 0.0))
     same = {"idempotency_key": "mine", "body_digest": "d"}
-    async with writing(store, "slow", lease_s=0.0) as slow, writing(store, "quick") as quick:
+    async with writing(store, "slow") as slow, writing(store, "quick") as quick:
+        monkeypatch.setattr(slow, "_renew", lambda: None)
         await slow.admit(request(secret, 1, **same))
+        clock.advance(slow.lease_s + 1)
         await quick.admit(request(secret, 2, **same))
         await quick.settle(Settlement(request(secret, 2, **same), "m", "finished", USAGE, reply="first"))
         await slow.settle(Settlement(request(secret, 1, **same), "m", "finished", USAGE, reply="second"))
