@@ -7,6 +7,7 @@ import torch
 from vermilion.config import EngineConfig
 from vermilion.engine.engine import Engine
 from vermilion.engine.loading import assemble
+from vermilion.models.draft_head import DraftHead
 from vermilion.models.families import Architecture, Family, Traits
 from vermilion.models.transformer import Transformer
 from vermilion.types import Event, Finish, Request
@@ -38,7 +39,7 @@ def family(kind: str) -> Family:
     return Family(f"tiny-{kind}", ARCHITECTURE, TRAITS[kind])
 
 
-def model(kind: str, seed: int = 0) -> Transformer:
+def model(kind: str, seed: int = 0, *, draft_head: bool = True) -> Transformer:
     """float64, so that the order of a sum cannot flip a choice. Sharp enough that answers are not noise."""
     built = Transformer(ARCHITECTURE).double()
     generator = torch.Generator().manual_seed(seed)
@@ -49,6 +50,11 @@ def model(kind: str, seed: int = 0) -> Transformer:
             parameter.data.normal_(0, 0.5, generator=generator)
     if TRAITS[kind].gated:
         _adapt(built, generator)
+    if TRAITS[kind].gated and draft_head:
+        built.draft_head = DraftHead.of(
+            torch.randn(6, 64, generator=generator).double() * 0.2,
+            torch.randn(32, 6, generator=generator).double(),
+        )
     return built
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vermilion.decoding.commit import (
+    Level,
     Node,
     accepted_child,
     ancestors,
@@ -137,6 +138,12 @@ LEVELS = st.lists(
 )
 
 
+CHOICES = st.lists(st.floats(-4, 0), min_size=1, max_size=3).map(
+    lambda values: tuple(zip(range(3), sorted(values, reverse=True), strict=False))
+)
+"""Likeliest first."""
+
+
 def paths(levels: list[list[tuple[int, float]]]) -> dict[tuple[int, ...], float]:
     """Every path through the levels and its joint log-probability."""
     every: dict[tuple[int, ...], float] = {}
@@ -148,7 +155,7 @@ def paths(levels: list[list[tuple[int, float]]]) -> dict[tuple[int, ...], float]
 
 @given(LEVELS, st.integers(1, 9))
 def test_the_tree_holds_the_likeliest_paths(levels: list[list[tuple[int, float]]], size: int) -> None:
-    tree = draft_tree(levels, size)
+    tree = draft_tree([Level(tuple(choices)) for choices in levels], size)
     every = paths(levels)
     drafted = {tuple(tree[i].token for i in ancestors(tree, end)): tree[end] for end in range(len(tree))}
     assert len(drafted) == len(tree) == min(size, len(every))
@@ -160,11 +167,36 @@ def test_the_tree_holds_the_likeliest_paths(levels: list[list[tuple[int, float]]
     assert math.fsum(math.exp(node.logprob) for node in tree) == pytest.approx(math.fsum(map(math.exp, best)))
 
 
+@given(
+    st.lists(st.dictionaries(st.integers(0, 2), CHOICES, max_size=3), min_size=1, max_size=3),
+    st.integers(1, 20),
+)
+def test_a_choice_depends_on_the_token_before_it(
+    givens: list[dict[int, tuple[tuple[int, float], ...]]], size: int
+) -> None:
+    levels = [Level(((0, -1.0), (1, -2.0)), given) for given in givens]
+    every: dict[tuple[int, ...], float] = {(): 0.0}
+    for depth, level in enumerate(levels):
+        for path in [path for path in every if len(path) == depth]:
+            for token, value in level.given.get((2, *path)[-1], level.choices):
+                every[*path, token] = every[path] + value
+    del every[()]
+    tree = draft_tree(levels, size, root=2)
+    drafted = {
+        tuple(tree[i].token for i in ancestors(tree, end)): tree[end].logprob for end in range(len(tree))
+    }
+    assert len(drafted) == len(tree) == min(size, len(every))
+    assert all(value == pytest.approx(every[path]) for path, value in drafted.items())
+    assert sorted(drafted.values(), reverse=True) == pytest.approx(
+        sorted(every.values(), reverse=True)[:size]
+    )
+
+
 @given(LEVELS, st.integers(1, 9), st.integers(0, 12))
 def test_ends_are_the_likeliest_outcomes_of_a_verification(
     levels: list[list[tuple[int, float]]], size: int, count: int
 ) -> None:
-    tree = draft_tree(levels, size)
+    tree = draft_tree([Level(tuple(choices)) for choices in levels], size)
     chance = {-1: 1.0} | {i: math.exp(node.logprob) for i, node in enumerate(tree)}
     stops = {
         end: here - sum(chance[i] for i, node in enumerate(tree) if node.parent == end)

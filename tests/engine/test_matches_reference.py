@@ -93,6 +93,22 @@ def test_alone_and_in_any_company(kind: str, decoding: Decoding) -> None:
     assert outcome(crowded, requests) == expected
 
 
+@pytest.mark.parametrize("decoding", LOSSLESS, ids=str)
+def test_drafts_without_a_draft_head_and_what_one_changes(decoding: Decoding) -> None:
+    results = []
+    for draft_head in (False, True):
+        model = tiny.model("causal-shift", draft_head=draft_head)
+        requests = [
+            Request(f"{i}", prompt(9 + i, i), sampling, decoding) for i, sampling in enumerate(SAMPLINGS)
+        ]
+        reference = Reference(model, tiny.TRAITS["causal-shift"])
+        expected = [reference.generate(r.prompt, r.sampling, r.decoding) for r in requests]
+        assert outcome(tiny.engine("causal-shift", model, draft_rows=10_000), requests) == expected
+        results.append(expected)
+    if decoding.decoder == "lossless":
+        assert [one.tokens for one in results[0]] == [one.tokens for one in results[1]]
+
+
 @pytest.mark.parametrize("kind", [kind for kind in tiny.TRAITS if not kind.startswith("full")])
 def test_short_memory_changes_nothing(kind: str) -> None:
     model = tiny.model(kind)

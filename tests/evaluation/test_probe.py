@@ -108,17 +108,37 @@ def test_a_replay_counts_cycles_as_drafting_and_verifying_would() -> None:
     [text] = written(Llm(), [Prompt("prose", "once upon")], 24)  # type: ignore[arg-type]
     figures = drafting(engine, [text], (4,))["block_4"]
 
-    # The same by hand: a draft of three, then the base's verdict, until the text ends.
-    tokens, at, cycles = text.ids, text.num_prompt, 0
-    begun = at
-    while at <= len(tokens) - 3:
-        [block] = guesses(engine, tokens, [Block(at - 1, at + 3, (at, at + 1, at + 2))])
-        run = 0
-        while run < 3 and block[run].token == tokens[at + run]:
-            run += 1
-        at += run + 1
-        cycles += 1
-    assert figures["tokens_per_cycle"] == pytest.approx((at - begun) / cycles, abs=1e-4)
+    # The same by hand: a draft of three, then the base's verdict, until the text ends; riding, the base has
+    # given the first of the three.
+    tokens = text.ids
+    for name, riding in (("tokens_per_cycle", 0), ("tokens_per_riding_cycle", 1)):
+        at, cycles = text.num_prompt, 0
+        while at <= len(tokens) - 3:
+            [block] = guesses(engine, tokens, [Block(at - 1, at + 3, (at, at + 1, at + 2))])
+            drafted = [tokens[at]] if riding else [block[0].token]
+            for guess in block[1:]:
+                drafted.append(guess.behind(drafted[-1]))
+            run = 0
+            while run < 3 and drafted[run] == tokens[at + run]:
+                run += 1
+            at += run + 1
+            cycles += 1
+        assert figures[name] == pytest.approx((at - text.num_prompt) / cycles, abs=1e-4)
+
+
+def test_a_draft_head_changes_what_is_guessed_behind_a_token_alone() -> None:
+    plain, headed = (tiny.model("causal-shift", draft_head=given) for given in (False, True))
+    block = [Block(3, 7, (4, 5, 6))]
+    [before], [after] = (
+        guesses(tiny.engine("causal-shift", model), TOKENS, block) for model in (plain, headed)
+    )
+    assert [one.token for one in before] == [one.token for one in after]
+    assert [len(one.given) for one in before] == [0, 0, 0]
+    # The first stands behind a token that all rows saw.
+    assert [len(one.given) for one in after] == [0, 8, 8]
+    assert len({after[1].behind(token) for token in after[1].given}) > 1
+    unknown = next(token for token in range(tiny.VOCAB) if token not in after[1].given)
+    assert after[1].behind(unknown) == after[1].token
 
 
 def test_the_base_follows_its_own_greedy_text() -> None:

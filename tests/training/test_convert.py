@@ -123,6 +123,33 @@ def test_what_was_trained_is_what_is_read(base: Path, tmp_path: Path, way: str) 
     assert not torch.equal(before[1], trained[1])
 
 
+def test_a_draft_head_learns_what_follows_and_leaves_the_denoiser_alone(base: Path, tmp_path: Path) -> None:
+    first, _ = convert(recipe(base, tmp_path / "denoiser", "adapter"))
+    settings = {"method": "draft_head", "adapter": first / "adapter", "steps": 60, "rows": 8, "micro_rows": 8}
+    all_masked = CorruptionConfig(full=1, prefix=0, random=0)
+    one = recipe(base, tmp_path / "head", "adapter", rank=32, corruption=all_masked, **settings)
+    losses: list[float] = []
+    folder, _ = convert(one, lambda figures: losses.append(figures["loss"]))
+    # Told the token before, it must soon say the next of these few numbers better than the denoiser does.
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    for name in ("adapter_model.safetensors", "denoiser.safetensors"):
+        ours, theirs = (load_file(f / "adapter" / name) for f in (folder, first))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    model = read(folder)
+    assert model.draft_head is not None and model.draft_head.down.shape == (32, 2 * 64)
+    assert float(model.draft_head.up.detach().abs().max()) > 0
+    # Gone on with, it starts where it stopped.
+    again = recipe(base, tmp_path / "again", "adapter", **{**settings, "adapter": folder / "adapter"})
+    taken_up = prepare(again, catalog.find(again.base)).model.draft_head
+    assert taken_up is not None and torch.equal(taken_up.up, model.draft_head.up)
+
+
+def test_a_draft_head_needs_a_denoiser(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs one"):
+        convert(recipe(base, tmp_path, "adapter", method="draft_head"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "adapter"])
 def test_it_is_learnt_by_heart_and_served(base: Path, tmp_path: Path, way: str) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from vermilion.decoding.passes import Reading
+from vermilion.decoding.passes import Choices, Reading
 from vermilion.types import Decoding
 
 _LONGEST_MATCH = 16
@@ -102,32 +102,48 @@ class Node:
     parent: int
     depth: int
     logprob: float
-    """Joint, of the path that ends here, positions taken as independent."""
+    """Joint, of the path that ends here."""
 
 
-def draft_tree(levels: Sequence[Sequence[tuple[int, float]]], size: int) -> tuple[Node, ...]:
-    """The `size` likeliest paths through `levels`, parents before children.
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What may stand at one depth of a tree of drafts."""
 
-    `levels[d]` lists (token, log-probability) at depth d, likeliest first. The distributions of one denoise
-    pass do not depend on each other's tokens, so every path's probability is a product and best-first search
-    finds the set that maximises the expected number of accepted drafts (as in Medusa, arXiv 2401.10774).
+    choices: Choices
+    """Whatever stands before."""
+    given: Mapping[int, Choices] = field(default_factory=dict)
+    """Behind certain tokens."""
+
+    def behind(self, token: int | None) -> Choices:
+        return self.choices if token is None else self.given.get(token, self.choices)
+
+
+def draft_tree(levels: Sequence[Level], size: int, root: int | None = None) -> tuple[Node, ...]:
+    """The `size` likeliest paths through `levels`, parents before children; `root` is the token before.
+
+    The guesses of one denoise pass depend on no other's token, with a draft head on the one before it, so
+    the chance of a path is a product and best-first search finds the set that maximises the expected number
+    of accepted drafts (as in Medusa, arXiv 2401.10774).
     """
     nodes: list[Node] = []
     # (-joint, order of discovery, parent, depth, rank); the order makes ties deterministic.
     heap: list[tuple[float, int, int, int, int]] = []
     found = 0
 
+    def choices(parent: int, depth: int) -> Choices:
+        return levels[depth].behind(nodes[parent].token if parent >= 0 else root)
+
     def offer(parent: int, depth: int, rank: int) -> None:
         nonlocal found
-        if depth < len(levels) and rank < len(levels[depth]):
+        if depth < len(levels) and rank < len(choices(parent, depth)):
             before = nodes[parent].logprob if parent >= 0 else 0.0
-            heapq.heappush(heap, (-(before + levels[depth][rank][1]), found, parent, depth, rank))
+            heapq.heappush(heap, (-(before + choices(parent, depth)[rank][1]), found, parent, depth, rank))
             found += 1
 
     offer(-1, 0, 0)
     while heap and len(nodes) < size:
         cost, _, parent, depth, rank = heapq.heappop(heap)
-        nodes.append(Node(levels[depth][rank][0], parent, depth, -cost))
+        nodes.append(Node(choices(parent, depth)[rank][0], parent, depth, -cost))
         offer(parent, depth, rank + 1)
         offer(len(nodes) - 1, depth + 1, 0)
     return tuple(nodes)

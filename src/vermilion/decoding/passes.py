@@ -12,8 +12,12 @@ one and leave nothing there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+Choices = tuple[tuple[int, float], ...]
+"""(token, log-probability) pairs, likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,9 @@ class Read:
     """Tokens between the settled answer and `position`, for the penalties."""
     top: int = 0
     """How many of the likeliest tokens are wanted."""
+    after: int = -1
+    """Of a draft: the read, by its index in the pass, that gives the token before `position`; -1 for none.
+    Models with a draft head then say what they would guess behind each token that may stand there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,9 @@ class Reading:
     entropy: float = 0.0
     """Nats; computed only for the decoders that use it."""
     target_logprobs: tuple[float, ...] = ()
-    top: tuple[tuple[int, float], ...] = ()
+    top: Choices = ()
+    given: Mapping[int, Choices] = field(default_factory=dict)
+    """Of a draft: the token before it to the choices behind that token, likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from vermilion.decoding.jobs import Wanted
 from vermilion.decoding.lookup import MATCH
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import adjustments, needed
+from vermilion.decoding.reference_following import levels_of
 from vermilion.decoding.sampling import read
 from vermilion.decoding.speculative import FIRST_REPEATS
 from vermilion.models.attention import Group
@@ -88,6 +89,8 @@ class _Answer:
         self.edits = 0
         self.ended = False
         self.adapter = ""
+        self.hidden_NH = torch.empty(0)
+        """Of the newest forward's rows, which stand at their positions."""
         self.targets: tuple[int, ...] = ()
         """What a canvas is asked for beside the token it would choose."""
 
@@ -147,11 +150,9 @@ class _Answer:
             return ()
         wanted = [unknown + i for i in range(1, count + 1)]
         guesses = self.canvas(context, [None] * count, wanted, context[settled:], settled)
-        if self.sampling.temperature > 0:
-            levels = [[(guess.token, guess.logprob)] for guess in guesses]
-        else:
-            levels = [list(guess.top) for guess in guesses]
-        return draft_tree(levels, self.decoding.draft_nodes)
+        rows = self.hidden_NH[[position - int(self.traits.shift) for position in wanted]]
+        levels = levels_of(self.model, rows, guesses, self.tokens[-1], wanted, self.sampling)
+        return draft_tree(levels, self.decoding.draft_nodes, self.tokens[-1])
 
     def slide(self) -> None:
         """A window of masks behind the text; each pass the base gives its first token, the rule others."""
@@ -363,7 +364,8 @@ class _Answer:
             groups=[Group(None, None, (0, count), bias)],
             adapters=[AdapterRows(self.adapter, 0, count)] if self.adapter else (),
         )
-        return self.model.logits(self.model(rows, pool))
+        self.hidden_NH = self.model(rows, pool)
+        return self.model.logits(self.hidden_NH)
 
     def _read(self, logits: Tensor, rows: Sequence[int], wanted: Sequence[Wanted]) -> list[Reading]:
         return read(logits[list(rows)], wanted, self.traits.mask_token_id) if rows else []

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vermilion.decoding.commit import (
+    Level,
     Node,
     accepted_child,
     ancestors,
@@ -32,7 +33,7 @@ from vermilion.decoding.program import Open, Program, Task
 from vermilion.models.families import Traits
 
 SPECULATIVE = ("ar", "lossless", "relaxed")
-_CHOICES = 8
+CHOICES = 8
 """Tokens per position that a tree of drafts may choose from."""
 
 _FIRST_COPIES = 8
@@ -100,7 +101,7 @@ class Speculative(Program):
             reads.append(Read(len(clean.ids) + index, position, "next", self._children(index), history))
         self._branches = {}
         for end in self._ends() if draft or not self.lossless else ():
-            segment, wanted = self._branch(end, segments)
+            segment, wanted = self._branch(end, segments, len(reads))
             if wanted:
                 segments.append(segment)
                 self._branches[end] = wanted
@@ -119,7 +120,7 @@ class Speculative(Program):
             return ()
         return likeliest_ends(self._tree, self.task.decoding.branches) if self._tree else (-1,)
 
-    def _branch(self, end: int, segments: list[Segment]) -> tuple[Segment, list[Read]]:
+    def _branch(self, end: int, segments: list[Segment], num_reads: int) -> tuple[Segment, list[Read]]:
         """Noisy rows behind the drafts up to node `end`: a visible anchor, then masks, as in training.
 
         The first mask stands for the base token that this pass will add there; each mask's row reads the
@@ -142,8 +143,11 @@ class Speculative(Program):
         )
         row = sum(len(earlier.ids) for earlier in segments)
         history = tuple(self._tree[i].token for i in path)
+        # The base's read at `end` gives the token before the first draft, and each draft the next one's.
+        after = [end + 1, *range(num_reads, num_reads + count)]
         return segment, [
-            Read(row + i, unknown + i, "draft", history=history, top=_CHOICES) for i in range(1, count + 1)
+            Read(row + i, unknown + i, "draft", history=history, top=CHOICES, after=after[i - 1])
+            for i in range(1, count + 1)
         ]
 
     def apply(self, readings: Sequence[Reading]) -> None:
@@ -222,12 +226,14 @@ class Speculative(Program):
         return max(0, min(self._run, most, self.limit - 1 - len(self.tokens)))
 
     def _drafted(self, guesses: Sequence[Reading]) -> tuple[Node, ...]:
+        levels = [self._level(guess) for guess in guesses]
+        return self._kept(draft_tree(levels, self.task.decoding.draft_nodes, self.tokens[-1]))
+
+    def _level(self, guess: Reading) -> Level:
         if self.task.sampled:
             # The token that shares the base's noise is by far the likeliest to be its choice.
-            levels = [[(guess.token, guess.logprob)] for guess in guesses]
-        else:
-            levels = [list(guess.top[:_CHOICES]) for guess in guesses]
-        return self._kept(draft_tree(levels, self.task.decoding.draft_nodes))
+            return Level(((guess.token, guess.logprob),), guess.given)
+        return Level(guess.top[:CHOICES], guess.given)
 
     def _kept(self, tree: tuple[Node, ...]) -> tuple[Node, ...]:
         """The tree without the drafts that leave the grammar, nor what stands on them."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vermilion.decoding.following import Draft, follow
 from vermilion.decoding.jobs import Job
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.sampling import read
@@ -69,11 +70,16 @@ class Worker:
         prepared = time.perf_counter()
         hidden_NH = self.model(rows, self.pool)
         wanted = [want for job in jobs for want in job.wanted]
-        logits_RV = self.model.logits(hidden_NH[self._tensor(read_rows)]) if wanted else None
+        hidden_RH = hidden_NH[self._tensor(read_rows)] if wanted else None
+        logits_RV = None if hidden_RH is None else self.model.logits(hidden_RH)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         computed = time.perf_counter()
         readings = [] if logits_RV is None else read(logits_RV, wanted, self.mask_token_id)
+        drafts = _drafts(jobs) if self.model.draft_head is not None else []
+        if drafts and hidden_RH is not None:
+            drafted = self._tensor([draft.index for draft in drafts])
+            readings = follow(self.model, hidden_RH[drafted], drafts, readings)
         timing = self.timing
         timing.prepare_s += prepared - began
         timing.forward_s += computed - prepared
@@ -155,6 +161,26 @@ class Worker:
 
     def _tensor(self, values: Sequence[int] | Sequence[bool]) -> Tensor:
         return torch.tensor(values, device=self._device)
+
+
+def _drafts(jobs: Sequence[Job]) -> list[Draft]:
+    """The draft reads of all jobs, counted over all their readings."""
+    drafts: list[Draft] = []
+    start = 0
+    for job in jobs:
+        drafts += [
+            Draft(
+                start + index,
+                start + read.after if read.after >= 0 else -1,
+                read.position,
+                want.sampling,
+                read.top,
+            )
+            for index, (read, want) in enumerate(zip(job.rows.reads, job.wanted, strict=True))
+            if read.purpose == "draft"
+        ]
+        start += len(job.rows.reads)
+    return drafts
 
 
 def _name_rows(named: list[AdapterRows], adapter: str, start: int, end: int) -> None:

@@ -133,8 +133,11 @@ def drafting(
     """How far the base follows the denoiser through `texts` that the base wrote itself, greedily.
 
     A block is drafted behind every position: agreement by offset, accepted (implied) and run (measured) over
-    all of them. tokens_per_cycle replays draft-then-verify from each text's start, one denoise pass per
-    draft: every cycle settles the agreeing run and one token of the base's. Needs a family with a base.
+    all of them, of chains of the likeliest draft behind each draft where the model has a draft head.
+    tokens_per_cycle replays draft-then-verify from each text's start, one denoise pass per draft: every cycle
+    settles the agreeing run and one token of the base's. tokens_per_riding_cycle: the same where, as in
+    `lossless`, the draft pass also gives the base's next token, which the drafts then stand behind. Needs a
+    family with a base.
     """
     found: dict[tuple[int, str], list[list[list[bool]]]] = defaultdict(list)
     for text in texts:
@@ -152,20 +155,25 @@ def drafting(
 
 
 def _matches(engine: Engine, text: Known, block_length: int) -> list[list[bool]]:
-    """For every position of the answer, which tokens of a block drafted there are the text's own."""
+    """For every position of the answer, which tokens of a block drafted there are the text's own, if all
+    before them are."""
     tokens, most = text.ids, block_length - 1
     starts = range(text.num_prompt, len(tokens) - most + 1)
     if not starts:
         return []
     cut = [Block(p - 1, p + most, tuple(range(p, p + most))) for p in starts]
-    return [[g.token == tokens[g.position] for g in block] for block in guesses(engine, tokens, cut)]
+    return [
+        [g.behind(tokens[g.position - 1]) == tokens[g.position] for g in block]
+        for block in guesses(engine, tokens, cut)
+    ]
 
 
-def _replayed(matches: Sequence[Sequence[bool]]) -> tuple[int, int]:
-    """(cycles, tokens settled) of drafting and verifying from the first position on."""
+def _replayed(matches: Sequence[Sequence[bool]], given: int) -> tuple[int, int]:
+    """(cycles, tokens settled) of drafting and verifying from the first position on; the first `given`
+    tokens of a block are the base's."""
     at = cycles = 0
     while at < len(matches):
-        at += run_of(matches[at]) + 1
+        at += given + run_of(matches[at][given:]) + 1
         cycles += 1
     return cycles, at
 
@@ -183,14 +191,15 @@ def run_of(matches: Iterable[bool]) -> int:
 def _drafted(texts: Sequence[Sequence[Sequence[bool]]], block_length: int) -> dict[str, Any]:
     drafts = [draft for text in texts for draft in text]
     agreement = [_mean(draft[k] for draft in drafts) for k in range(block_length - 1)]
-    replays = [_replayed(text) for text in texts]
-    cycles, settled = (sum(one[i] for one in replays) for i in (0, 1))
+    replays = [[_replayed(text, given) for text in texts] for given in (0, 1)]
+    apart, riding = (round(sum(n for _, n in each) / max(1, sum(n for n, _ in each)), 4) for each in replays)
     return {
         "positions": len(drafts),
         "agreement": agreement,
         "accepted": implied(agreement),
         "run": _mean(run_of(draft) for draft in drafts),
-        "tokens_per_cycle": round(settled / max(1, cycles), 4),
+        "tokens_per_cycle": apart,
+        "tokens_per_riding_cycle": riding,
     }
 
 

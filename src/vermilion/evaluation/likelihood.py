@@ -47,7 +47,7 @@ def look(engine: Engine, rows: Pass) -> list[Reading]:
     pages = cache.allocate(-(-rows.num_slots // cache.page_size))
     if pages is None:
         raise ValueError(f"{rows.num_slots} slots do not fit what is free of {cache.num_pages} pages")
-    wanted = [Wanted(Sampling(), read.position, read.targets) for read in rows.reads]
+    wanted = [Wanted(Sampling(), read.position, read.targets, top=read.top) for read in rows.reads]
     [readings] = engine.worker.run([Job(pages, rows, wanted)])
     cache.release(pages)
     return readings

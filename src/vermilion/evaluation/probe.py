@@ -7,10 +7,11 @@ each block, which see the clean tokens before their block alone, as in decoding 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from vermilion.decoding.passes import Pass, Read, Segment
+from vermilion.decoding.passes import Choices, Pass, Read, Segment
+from vermilion.decoding.speculative import CHOICES
 from vermilion.engine.engine import Engine
 from vermilion.evaluation.likelihood import look
 
@@ -39,6 +40,12 @@ class Guess:
     """Of that token, in nats."""
     target_logprob: float
     """Of the token that the text has there."""
+    given: Mapping[int, Choices] = field(default_factory=dict)
+    """With a draft head: the token before it, if that is hidden too, to the choices behind that token."""
+
+    def behind(self, token: int) -> int:
+        """Its likeliest token once `token` stands before it."""
+        return self.given[token][0][0] if token in self.given else self.token
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,8 @@ def guesses(engine: Engine, tokens: Sequence[int], cut: Sequence[Block]) -> list
     if traits.context == "full":
         raise ValueError("a model that sees the whole text at once has no blocks to ask about")
     clean = Segment(tuple(tokens), start=0, slot=0, sees=0, span=traits.block_grid or 1)
-    segments, reads = [clean], []
+    segments = [clean]
+    reads: list[Read] = []
     shift = 1 if traits.shift else 0
     row = slot = len(tokens)
     for block in cut:
@@ -89,12 +97,21 @@ def guesses(engine: Engine, tokens: Sequence[int], cut: Sequence[Block]) -> list
                 masked=tuple(p in hidden for p in positions),
             )
         )
-        reads += [Read(row + p - shift - block.start, p, "mask", (tokens[p],)) for p in block.hidden]
+        for p in block.hidden:
+            after = len(reads) - 1 if p - 1 in hidden else -1
+            reads.append(Read(row + p - shift - block.start, p, "draft", (tokens[p],), (), CHOICES, after))
         row, slot = row + len(positions), slot + len(positions)
     readings = iter(look(engine, Pass(tuple(segments), tuple(reads))))
     return [
         [
-            Guess(p, p - block.start, reading.token, reading.logprob, reading.target_logprobs[0])
+            Guess(
+                p,
+                p - block.start,
+                reading.token,
+                reading.logprob,
+                reading.target_logprobs[0],
+                reading.given,
+            )
             for p, reading in ((p, next(readings)) for p in block.hidden)
         ]
         for block in cut

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from vermilion.models.draft_head import DraftHead
 from vermilion.models.transformer import Transformer, load_adapter, load_noisy
 from vermilion.models.weights import Checkpoint
 
 
 def attach_denoiser(model: Transformer, checkpoint: Checkpoint) -> None:
-    """The checkpoint's gated LoRA, or its second set of projections, or nothing where all rows share weights.
+    """The checkpoint's gated LoRA, or its second set of projections, or nothing where all rows share weights;
+    and its draft head.
 
     Takes the tensors out of the checkpoint as it goes.
     """
@@ -15,3 +17,5 @@ def attach_denoiser(model: Transformer, checkpoint: Checkpoint) -> None:
         load_adapter(model, checkpoint.adapter, checkpoint.adapter_scale, checkpoint.mask_embedding_H)
     elif checkpoint.noisy is not None:
         load_noisy(model, checkpoint.noisy, checkpoint.mask_embedding_H)
+    if checkpoint.draft_head is not None:
+        model.draft_head = DraftHead.of(*checkpoint.draft_head)

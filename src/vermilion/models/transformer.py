@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vermilion.models.attention import Group, attend
+from vermilion.models.draft_head import DraftHead
 from vermilion.models.families import Architecture
 from vermilion.models.layers import AdapterRows, GatedLinear, Norm, Rotary, product
 
@@ -87,6 +88,7 @@ class Transformer(nn.Module):
         self.head = None if a.tied_embeddings else nn.Parameter(torch.empty(a.vocab_size, a.hidden_size))
         self.rotary = Rotary(a.head_dim, a.rope_theta, a.context_length, a.rope_fraction)
         self.mask_embedding: nn.Parameter | None = None
+        self.draft_head: DraftHead | None = None
 
     def new_pool(self, num_slots: int) -> Tensor:
         """Zeroed keys and values: [layers, S, 2, J, D] in the weights' dtype and device."""

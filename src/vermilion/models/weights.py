@@ -62,6 +62,8 @@ class Checkpoint:
     """Stands in for the embedding of the mask id in noisy rows."""
     noisy: dict[str, Tensor] | None = None
     """The projections of noisy rows, by the names of the base's, where they have a set of their own."""
+    draft_head: tuple[Tensor, Tensor] | None = None
+    """(down [K, 2H], up [H, K]), where there is one."""
 
 
 def load(
@@ -75,14 +77,15 @@ def load(
     if files.adapter is None:
         return Checkpoint(family, tensors, None, 0.0, None)
     mask = _mask_embedding(files.adapter, family, dtype, device)
+    head = _draft_head(files.adapter, family, dtype, device)
     kind = read_json(files.adapter / "denoiser.json").get("weights", "lora")
     if kind == "lora":
         adapter, scale = load_adapter(files.adapter, family.architecture, dtype, device)
-        return Checkpoint(family, tensors, adapter, scale, mask)
+        return Checkpoint(family, tensors, adapter, scale, mask, draft_head=head)
     if kind not in ("copy", "tied"):
         raise ModelFileError(f"{files.adapter}: weights {kind!r}; allowed: 'lora', 'copy', 'tied'.")
     noisy = _load_noisy(files.adapter, family.architecture, dtype, device) if kind == "copy" else None
-    return Checkpoint(family, tensors, None, 0.0, mask, noisy)
+    return Checkpoint(family, tensors, None, 0.0, mask, noisy, head)
 
 
 def load_adapter(
@@ -269,6 +272,21 @@ def _mask_embedding(
         path, "mask_embedding", tuple(tensors["mask_embedding"].shape), (family.architecture.hidden_size,)
     )
     return tensors["mask_embedding"]
+
+
+def _draft_head(
+    folder: Path, family: Family, dtype: torch.dtype, device: torch.device | str
+) -> tuple[Tensor, Tensor] | None:
+    path = folder / "draft_head.safetensors"
+    if not path.is_file():
+        return None
+    tensors = dict(_read_safetensors([path], dtype, device))
+    if sorted(tensors) != ["down", "up"]:
+        raise ModelFileError(f"{path}: holds {', '.join(sorted(tensors))}; needed: down, up.")
+    size, rank = family.architecture.hidden_size, tensors["down"].shape[0]
+    _check_shape(path, "down", tuple(tensors["down"].shape), (rank, 2 * size))
+    _check_shape(path, "up", tuple(tensors["up"].shape), (size, rank))
+    return tensors["down"], tensors["up"]
 
 
 def _shards(folder: Path, stem: str) -> list[Path]:

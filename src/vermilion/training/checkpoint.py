@@ -50,7 +50,7 @@ def save(run: Run, optimizer: torch.optim.AdamW, progress: Progress, world: Worl
     partial = folder / f".{target.name}.{world.rank}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    if run.recipe.method in ("adapter", "copy", "lora"):
+    if run.recipe.method not in ("tied", "full"):
         write_adapter(partial / "adapter", run)
     if world.is_first:
         save_file(

@@ -11,8 +11,10 @@ import torch
 from vermilion.errors import ConfigError, ModelFileError
 from vermilion.models import catalog, weights
 from vermilion.models.catalog import ModelFiles
+from vermilion.models.denoiser import attach_denoiser
+from vermilion.models.draft_head import DraftHead
 from vermilion.models.families import Family, Traits
-from vermilion.models.transformer import PARTS, Transformer, load_adapter, load_tensors
+from vermilion.models.transformer import PARTS, Transformer, load_tensors
 from vermilion.training import toy
 from vermilion.training.distributed import joined
 from vermilion.training.export import write_model
@@ -36,7 +38,10 @@ def convert(recipe: Recipe, on_step: OnStep = lambda figures: None) -> tuple[Pat
                 toy.make(recipe.output, recipe.seed)
             world.wait()
             recipe = replace(recipe, **toy.make(recipe.output, recipe.seed))
-        files = replace(catalog.find(recipe.base), adapter=None)
+        found = catalog.find(recipe.base)
+        if recipe.method == "draft_head" and recipe.adapter is None:
+            recipe = replace(recipe, adapter=_own_denoiser(found))
+        files = replace(found, adapter=None)
         run = prepare(recipe, files)
         progress = train(run, on_step)
         return write_model(run, files, world), progress
@@ -44,8 +49,8 @@ def convert(recipe: Recipe, on_step: OnStep = lambda figures: None) -> tuple[Pat
 
 def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     """The base with a denoiser that starts as the base itself, and the opened data."""
-    device = device_of(recipe)
-    start = replace(files, adapter=recipe.adapter if recipe.method == "adapter" else None)
+    device, goes_on = device_of(recipe), recipe.method in ("adapter", "draft_head")
+    start = replace(files, adapter=recipe.adapter if goes_on else None)
     loaded = weights.load(start, torch.float32, device)
     traits = _traits(recipe, loaded.family)
     model = Transformer(loaded.family.architecture).to(device)
@@ -56,10 +61,13 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
         rank = next(iter(loaded.adapter.values()))[0].shape[0]
         alpha = rank * loaded.adapter_scale
     adapter = Adapter(rank, alpha, traits, files.name, dtype_of(recipe), facts)
-    if loaded.adapter is not None:
-        load_adapter(model, loaded.adapter, loaded.adapter_scale, loaded.mask_embedding_H)
-    elif recipe.method == "adapter":
+    attach_denoiser(model, loaded)
+    if recipe.method == "adapter" and loaded.adapter is None:
         attach_adapter(model, adapter, recipe.seed)
+    if recipe.method == "draft_head" and model.draft_head is None:
+        model.draft_head = DraftHead.fresh(model.architecture.hidden_size, recipe.rank, recipe.seed).to(
+            device
+        )
     if recipe.method == "copy":
         for layer in model.layers:
             for fused in PARTS:
@@ -68,6 +76,14 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     if model.mask_embedding is None:
         model.mask_embedding = torch.nn.Parameter(model.embedding.detach().mean(0))
     return Run(model, dataset_of(recipe, files, loaded.family), recipe, adapter)
+
+
+def _own_denoiser(files: ModelFiles) -> Path:
+    if files.adapter is None:
+        raise ConfigError(
+            f"adapter: {files.name} has no denoiser of its own, and a draft head needs one; name its folder."
+        )
+    return files.adapter
 
 
 def attach_adapter(model: Transformer, adapter: Adapter, seed: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from vermilion.models.transformer import Transformer
 from vermilion.training import corruption, objectives
 from vermilion.training.data import TokenBatch
 from vermilion.training.forward import Forward, KeysValues, NoisyRows, Seen
@@ -150,17 +151,26 @@ def ask(forward: Forward, recipe: Recipe, noisy: Noisy, *, base: bool = False) -
     for copy in noisy.copies:
         scored = _scored(copy.targets, noisy, device)
         rows = _shown(forward, copy, (position_BL, seen, past), device)
-        logits_RV = forward.model.logits(
-            forward.noisy(rows, position_BL, seen, past).flatten(0, 1)[scored.row_R]
-        )
+        with torch.no_grad() if recipe.method == "draft_head" else nullcontext():
+            hidden_RH = forward.noisy(rows, position_BL, seen, past).flatten(0, 1)[scored.row_R]
+        # The clean row before a token knows all before it, whichever row the denoiser answers in.
+        before_R = scored.row_R - int(not recipe.shift)
+        if recipe.method == "draft_head":
+            hidden_RH = _told(forward.model, hidden_RH, ids_BL.reshape(-1)[before_R])
+        logits_RV = forward.model.logits(hidden_RH)
         base_RV = None
         if clean_BLH is not None and base:
             with torch.no_grad():
-                # The clean row before a token knows all before it, whichever row the denoiser answers in.
-                before_R = scored.row_R - int(not recipe.shift)
                 base_RV = forward.model.logits(clean_BLH.detach().flatten(0, 1)[before_R])
         loss_R = objectives.losses(recipe.objective, logits_RV, scored, base_RV)
         yield Opinions(scored, logits_RV, base_RV, loss_R, True)
+
+
+def _told(model: Transformer, hidden_RH: Tensor, before_R: Tensor) -> Tensor:
+    """The rows' hidden states once they know the token before the one they predict."""
+    assert model.draft_head is not None
+    told_RH: Tensor = model.draft_head(hidden_RH, model.embedding[before_R])
+    return hidden_RH + told_RH
 
 
 _PLAIN = objectives.ObjectiveConfig(teacher=0.0)

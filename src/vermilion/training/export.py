@@ -44,6 +44,9 @@ def write_adapter(folder: Path, run: Run) -> None:
     if kind != "tied" and model.mask_embedding is not None:
         mask_H = _stored(model.mask_embedding, torch.float32)
         save_file({"mask_embedding": mask_H}, folder / "denoiser.safetensors")
+    if model.draft_head is not None:
+        head = {name: _stored(value, adapter.dtype) for name, value in model.draft_head.named_parameters()}
+        save_file(head, folder / "draft_head.safetensors")
     traits = adapter.traits
     facts = {
         "weights": kind,

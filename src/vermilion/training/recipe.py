@@ -22,8 +22,8 @@ class Stage:
     """Positions of a block, the settled token it starts with included."""
 
 
-Method = Literal["adapter", "copy", "tied", "lora", "full"]
-CONVERSIONS: tuple[Method, ...] = ("adapter", "copy", "tied")
+Method = Literal["adapter", "copy", "tied", "draft_head", "lora", "full"]
+CONVERSIONS: tuple[Method, ...] = ("adapter", "copy", "tied", "draft_head")
 TUNINGS: tuple[Method, ...] = ("lora", "full")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -37,6 +37,7 @@ class Recipe:
     adapter  a gated LoRA that only noisy rows run through, on the frozen base        (convert)
     copy     a second set of projections for noisy rows, beside the frozen base       (convert)
     tied     every weight; both streams share them                                    (convert)
+    draft_head  a head that makes each draft depend on the one before, on a finished denoiser  (convert)
     lora     a LoRA that every row runs through, on a finished diffusion model        (train)
     full     every weight of a finished diffusion model, its denoiser included        (train)
     """
@@ -56,11 +57,13 @@ class Recipe:
     mask_token_id: int = -1
     """-1: the one that the base's family has; needed for a base that has none."""
     rank: int = 64
+    """Of the LoRA; of a draft head the width of its bottleneck."""
     alpha: float = 128.0
     target_modules: tuple[str, ...] = PROJECTIONS
     """Projections that a `lora` is put on."""
     adapter: Path | None = None
-    """A folder that a `lora` (PEFT's) or an `adapter` (a denoiser) goes on from; its rank and alpha hold."""
+    """A folder that a `lora` (PEFT's), an `adapter` or a `draft_head` (a denoiser's) goes on from; the rank
+    and alpha in it hold. A `draft_head` without one takes the base's own denoiser."""
     merge: bool = False
     """Also write OUTPUT/model, in which the `lora` is part of the weights."""
     steps: int = 0
@@ -121,7 +124,7 @@ class Recipe:
         self._check_objective()
 
     def _check_objective(self) -> None:
-        if self.method in ("adapter", "copy") and (self.context != "causal" or self.objective.next_token):
+        if not self.trains_clean and (self.context != "causal" or self.objective.next_token):
             raise ConfigError(
                 f"method {self.method} leaves the base frozen: context must be 'causal', and "
                 "objective.next_token 0."
@@ -141,7 +144,7 @@ class Recipe:
     @property
     def trains_clean(self) -> bool:
         """Whether clean rows run through weights that are trained."""
-        return self.method not in ("adapter", "copy")
+        return self.method not in ("adapter", "copy", "draft_head")
 
     @property
     def longest_block(self) -> int:

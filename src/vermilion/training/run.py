@@ -63,6 +63,7 @@ def trainable(model: Transformer, method: Method) -> dict[str, nn.Parameter]:
     marks = {
         "adapter": ("mask_embedding", ".lora_"),
         "copy": ("mask_embedding", ".noisy_weight"),
+        "draft_head": ("draft_head.",),
         "lora": (".tuned_",),
     }.get(method, ("",))
     return {
