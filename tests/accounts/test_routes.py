@@ -94,13 +94,28 @@ async def test_a_key_is_made_used_listed_without_its_secret_and_revoked(client: 
         {"budget": "-1"},
         {"budget": "much"},
         {"expires_at": "tomorrow"},
+        {"expires_at": "9999-12-31T23:59:59-23:59"},
+        {"expires_at": "0001-01-01T00:00:00+23:00"},
         {"name": "n" * 201},
         {"name": 7},
+        {"name": "a\0b"},
     ],
 )
 async def test_a_key_that_cannot_be_is_a_400(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
     await signed_up(client)
     assert (await client.post("/v1/keys", json=body)).status_code == 400
+    assert (await client.get("/v1/keys")).status_code == 200
+
+
+async def test_texts_that_no_database_keeps_are_the_callers_mistake(client: httpx.AsyncClient) -> None:
+    for body in ({"email": "a\0@example.org"}, {"email": "a@example.org", "organisation": "\0"}):
+        assert (await client.post("/v1/accounts", json=body)).status_code == 400
+    await signed_up(client)
+    assert (await client.delete("/v1/keys/a%00b")).status_code == 404
+    named = await client.post(CHAT, json=QUESTION, headers={"idempotency-key": "a\x01b"})
+    assert named.status_code == 400
+    odd = {"authorization": "Bearer vm-a\x01b-c"}
+    assert (await client.get("/v1/keys", headers=odd)).status_code == 401
 
 
 async def test_nobody_sees_or_ends_what_is_anothers(client: httpx.AsyncClient) -> None:

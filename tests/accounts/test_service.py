@@ -362,6 +362,20 @@ async def test_a_revoked_key_is_refused_at_once_for_answers(
     assert reply.status_code == 401
 
 
+@pytest.mark.parametrize(("route", "face"), FACES[:4])
+async def test_while_the_database_is_away_every_face_is_told_to_try_again(
+    opened: Open, secret: Secret, monkeypatch: pytest.MonkeyPatch, route: str, face: str
+) -> None:
+    def away(*_: Any) -> None:
+        raise sa.exc.OperationalError("SELECT", {"id": "secret"}, Exception("no route to host"))
+
+    monkeypatch.setattr(parties, "find_key", away)
+    async with opened(secret.text) as client:
+        reply = await client.post(route, json=QUESTION)
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "5")
+    checked(face, reply, "overloaded_error" if face == "anthropic" else "server_error")
+
+
 async def test_an_expired_key_is_refused(opened: Open, store: Store, secret: Secret) -> None:
     past = replace(NewKey(), expires_at_us=now_us() - 1)
     key = parties.create_key(store, secret.key.organisation_id, past)

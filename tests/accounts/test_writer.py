@@ -217,6 +217,67 @@ async def test_writing_the_same_settlement_again_after_a_lost_connection_counts_
     assert parties.organisation(store, secret.key.organisation_id).used_tokens == 30
 
 
+def losing(accounts: Writer, num_times: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Transactions are committed, and the connection breaks before that is known; gives those lost."""
+    whole, lost = accounts._transaction, []
+
+    def transaction(jobs: Any) -> Any:
+        results = whole(jobs)
+        if len(lost) < num_times:
+            lost.append(len(jobs))
+            raise sa.exc.OperationalError("COMMIT", {}, Exception("connection lost"))
+        return results
+
+    monkeypatch.setattr(accounts, "_transaction", transaction)
+    monkeypatch.setattr(writer, "_PAUSES_S", (0.0, 0.0))
+    return lost
+
+
+async def test_an_admission_whose_commit_was_not_heard_of_holds_one_place(
+    store: Store, monkeypatch: pytest.MonkeyPatch, count
+) -> None:
+    secret = organisation(store, limits=Limits(concurrency=1))
+    async with writing(store) as accounts:
+        lost = losing(accounts, 1, monkeypatch)
+        await accounts.admit(request(secret, 1))
+        assert lost and count("admissions") == 1
+        accounts.put(Release(request(secret, 1)))
+        await accounts.admit(request(secret, 2))
+
+
+async def test_an_admission_that_was_given_up_holds_no_place_for_long(
+    store: Store, monkeypatch: pytest.MonkeyPatch, count
+) -> None:
+    """Its client was told 503, and its server lives and renews what it holds."""
+    secret = organisation(store, limits=Limits(concurrency=1))
+    async with writing(store, lease_s=3600) as accounts:
+        lost = losing(accounts, 3, monkeypatch)
+        with pytest.raises(AccountsUnavailable):
+            await accounts.admit(request(secret, 1))
+        await until(lambda: count("admissions") == 0)
+        assert len(lost) == 3
+        await accounts.admit(request(secret, 2))
+
+
+async def test_while_the_database_is_away_nobody_waits_for_the_tries_of_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = organisation(store)
+    monkeypatch.setattr(writer, "_PAUSES_S", (0.0, 0.0))
+    tries: list[bool] = []
+    async with writing(store) as accounts:
+
+        def away(durable: bool) -> Any:
+            tries.append(durable)
+            raise sa.exc.OperationalError("BEGIN", {}, Exception("no route to host"))
+
+        monkeypatch.setattr(accounts, "_begun", away)
+        asked = [accounts.admit(request(secret, number)) for number in range(60)]
+        results = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(result) for result in results} == {AccountsUnavailable}
+    assert len(tries) < 60
+
+
 async def test_a_database_that_fails_lets_nothing_pass(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = organisation(store)
     monkeypatch.setattr(writer, "_PAUSES_S", (0.0, 0.0))

@@ -9,6 +9,8 @@ from functools import lru_cache
 SECOND_US = 1_000_000
 MINUTE_US = 60 * SECOND_US
 DAY_US = 24 * 60 * MINUTE_US
+_END_US = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * SECOND_US
+"""The last day that can be written."""
 
 
 def now_us() -> int:
@@ -33,6 +35,9 @@ def stamp(at_us: int | None) -> str | None:
 
 
 def parsed_us(text: str) -> int:
-    """Of an ISO 8601 date or time, UTC unless it says otherwise. Raises ValueError."""
+    """Of an ISO 8601 date or time from 1970 on, UTC unless it says otherwise. Raises ValueError."""
     moment = datetime.fromisoformat(text)
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * SECOND_US)
+    at_us = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * SECOND_US)
+    if not 0 <= at_us <= _END_US:
+        raise ValueError(text)
+    return at_us

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from vermilion.accounts import keys as key_text
 from vermilion.accounts import parties, transactions
 from vermilion.accounts.clock import now_us
 from vermilion.accounts.config import AccountsConfig
-from vermilion.accounts.errors import InvalidKey, NotPermitted, RateLimited
+from vermilion.accounts.errors import AccountsUnavailable, InvalidKey, NotPermitted, RateLimited
 from vermilion.accounts.keys import Key
 from vermilion.accounts.meters import Standing
 from vermilion.accounts.money import Price
@@ -26,6 +30,8 @@ _Result = TypeVar("_Result")
 _REMEMBERED_S = 1.0
 """How long a key is known without another look. Requests for text read it again when they are admitted."""
 _MOST_REMEMBERED = 10_000
+
+_log = logging.getLogger(__name__)
 
 
 class Accounts:
@@ -52,8 +58,13 @@ class Accounts:
         *args: _Given.args,
         **kwargs: _Given.kwargs,
     ) -> _Result:
-        """What a function of `parties` or `reports` gives, from a thread."""
-        return await asyncio.to_thread(work, self.store, *args, **kwargs)
+        """What a function of `parties` or `reports` gives, from a thread. Raises what it raises, and
+        `AccountsUnavailable`."""
+        try:
+            return await asyncio.to_thread(work, self.store, *args, **kwargs)
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
+            _log.warning("accounts: cannot be reached: %s", type(error).__name__)
+            raise AccountsUnavailable() from None
 
     async def authenticate(self, token: str | None) -> Key:
         """The key of a client. Raises `InvalidKey`."""

@@ -83,7 +83,7 @@ def parsed(token: str) -> tuple[str, str] | None:
     if not token.startswith(_MARK) or len(token) > _LONGEST or not token.isascii():
         return None
     key_id, dash, secret = token.removeprefix(_MARK).partition("-")
-    return (key_id, secret) if dash and key_id and secret else None
+    return (key_id, secret) if dash and key_id.isalnum() and secret else None
 
 
 def digest(secret: str) -> str:

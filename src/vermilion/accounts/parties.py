@@ -73,7 +73,7 @@ class Organisation:
 
 def create_organisation(store: Store, new: NewOrganisation) -> tuple[str, str, Secret]:
     """Ids of the organisation and of its first user, and a first key. Raises `BadParameter`, `BadRequest`."""
-    if not _EMAIL.fullmatch(new.email):
+    if not _EMAIL.fullmatch(new.email) or not new.email.isprintable():
         raise BadParameter("email", new.email, "an address such as name@example.org")
     if new.plan not in PLANS:
         raise BadParameter("plan", new.plan, " or ".join(PLANS))
@@ -119,18 +119,19 @@ def num_signed_up(store: Store, since_us: int) -> int:
 
 def organisation(store: Store, organisation_id: str) -> Organisation:
     """Raises `AccountNotFound`."""
-    found = [one for one in list_organisations(store) if one.id == organisation_id]
+    found = list_organisations(store, organisation_id)
     if not found:
         raise AccountNotFound("organisation", organisation_id)
     return found[0]
 
 
-def list_organisations(store: Store) -> list[Organisation]:
-    """Oldest first."""
+def list_organisations(store: Store, id: str | None = None) -> list[Organisation]:
+    """Oldest first; at most the one of `id` where it is given."""
     used = (meters.c.granted_tokens, meters.c.used_tokens, meters.c.month_spent)
     wanted = (
         sa.select(organisations, *used)
         .join(meters, meters.c.subject == organisations.c.id)
+        .where(sa.true() if id is None else organisations.c.id == id)
         .order_by(organisations.c.created_at_us, organisations.c.id)
     )
     with store.reading() as connection:
@@ -282,7 +283,9 @@ def _change(store: Store, table: sa.Table, named: tuple[str, str], values: dict[
 
 
 def _find(connection: Connection, table: sa.Table, named: tuple[str, str]) -> sa.Row[Any]:
-    row = connection.execute(sa.select(table).where(table.c.id == named[1])).first()
+    # PostgreSQL cannot even be asked for a text with NUL in it.
+    wanted = sa.select(table).where(table.c.id == named[1])
+    row = connection.execute(wanted).first() if named[1].isprintable() else None
     if row is None:
         raise AccountNotFound(*named)
     return row
@@ -294,6 +297,6 @@ def _check_limits(values: dict[str, Any]) -> None:
 
 
 def _name(name: str) -> str:
-    if len(name) > _LONGEST_NAME:
-        raise BadParameter("name", name, f"at most {_LONGEST_NAME} characters")
+    if len(name) > _LONGEST_NAME or not name.isprintable():
+        raise BadParameter("name", name, f"at most {_LONGEST_NAME} printable characters")
     return name

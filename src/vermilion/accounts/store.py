@@ -15,6 +15,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from vermilion.errors import ConfigError
 
 _BUSY_S = 30
+_CONNECT_S = 5
+"""How long PostgreSQL may take to answer, unless its address says otherwise (`?connect_timeout=`)."""
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK = 0x7665726D
 """PostgreSQL's advisory lock, under which one process at a time brings the tables up to date."""
@@ -60,11 +62,16 @@ def connect(where: str) -> Store:
     Raises `ConfigError` for what is neither, or cannot be reached.
     """
     url = _url(where)
+    is_sqlite = url.get_backend_name() == "sqlite"
+    waiting = {"connect_timeout": url.query.get("connect_timeout", _CONNECT_S)}
     try:
-        engine = sa.create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite")
+        # What stands in the tables has no place in a log.
+        engine = sa.create_engine(
+            url, hide_parameters=True, pool_pre_ping=not is_sqlite, connect_args={} if is_sqlite else waiting
+        )
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is missing; run: pip install 'vermilion[serve,postgres]'") from None
-    if engine.dialect.name == "sqlite":
+    if is_sqlite:
         _prepare_sqlite(engine)
     try:
         with engine.connect():

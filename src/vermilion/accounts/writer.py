@@ -57,7 +57,7 @@ class Writer:
         self._failures: tuple[type[Exception], ...] = (SQLAlchemyError, driver.Error)
         self._conflicts: tuple[type[Exception], ...] = (IntegrityError, driver.IntegrityError)
         self._connection: PoolProxiedConnection | None = None
-        self._owed: list[Settlement] = []
+        self._owed: list[Settlement | Release] = []
         """What could not be written yet; tried again with every renewal."""
         self._asks: queue.SimpleQueue[_Ask | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="accounts", daemon=True)
@@ -109,7 +109,8 @@ class Writer:
                 due_s = time.monotonic() + self.lease_s / 3
         self._drop()
         for job in self._owed:
-            _log.error("accounts: %s was never recorded: %s", job.request.id, job.usage)
+            if isinstance(job, Settlement):
+                _log.error("accounts: %s was never recorded: %s", job.request.id, job.usage)
 
     def _taken(self) -> tuple[list[_Ask], bool]:
         """What is waiting, after waiting for the first; False when it was the last."""
@@ -131,19 +132,28 @@ class Writer:
         except self._failures as error:
             _log.warning("accounts: a transaction of %d is tried again: %s", len(jobs), type(error).__name__)
             self._drop()
-            return [self._alone(job) for job in jobs]
+        results: list[Result] = []
+        reachable = True
+        for job in jobs:
+            # When one has waited in vain for the database to come back, the others have waited as long.
+            results.append(self._alone(job) if reachable else self._given_up(job))
+            if reachable and isinstance(results[-1], AccountsUnavailable):
+                reachable = self._reachable()
+        return results
 
     def _alone(self, job: Job) -> Result:
         """One job, tried until it is written or the tries are used up.
 
-        A commit whose connection broke may have happened: the ledger knows.
+        A commit whose connection broke may have happened: the ledger knows of a settlement; an admission is
+        taken back before it is tried again (the limits of the minute then count it twice).
         """
         for pause_s in _PAUSES_S:
             time.sleep(pause_s)
             try:
                 if isinstance(job, Settlement) and self._recorded(job):
                     return None
-                return self._transaction([job])[0]
+                first = [Release(job.request)] if isinstance(job, Admission) else []
+                return self._transaction([*first, job])[-1]
             except self._conflicts:
                 self._drop()
                 if isinstance(job, Settlement):
@@ -151,13 +161,26 @@ class Writer:
                     job = replace(job, reply=None)
             except self._failures:
                 self._drop()
+        return self._given_up(job)
+
+    def _given_up(self, job: Job) -> Result:
+        """Whoever waited is told that it failed; what it used, or may still hold, stays owed."""
         _log.error("accounts: %s could not be recorded", job.request.id)
         if isinstance(job, Settlement):
-            # Whoever waited is told that it failed; what it used stays owed.
             self._owed.append(replace(job, outcome="failed", reply=None))
+        else:
+            self._owed.append(Release(job.request))
         return AccountsUnavailable()
 
-    def _recorded(self, job: Settlement) -> bool:
+    def _reachable(self) -> bool:
+        try:
+            with self._begun(durable=False):
+                return True
+        except self._failures:
+            self._drop()
+            return False
+
+    def _recorded(self, job: Settlement | Release) -> bool:
         with self._begun(durable=False) as cursor:
             return transactions.recorded(cursor, job.request.id)
 

@@ -67,8 +67,8 @@ async def enter(
     visit = Visit(accounts, key, request_id, asked[1][:200])
     visit.require(scope)
     name = headers.get("idempotency-key")
-    if name is not None and not 0 < len(name) <= _LONGEST_IDEMPOTENCY_KEY:
-        raise BadParameter("Idempotency-Key", name, f"1 to {_LONGEST_IDEMPOTENCY_KEY} characters")
+    if name is not None and not (0 < len(name) <= _LONGEST_IDEMPOTENCY_KEY and name.isprintable()):
+        raise BadParameter("Idempotency-Key", name, f"1 to {_LONGEST_IDEMPOTENCY_KEY} printable characters")
     visit.idempotency_key = name
     return visit
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
@@ -154,12 +154,14 @@ def _add_keys(router: APIRouter, accounts: Accounts) -> None:
 
 def _add_reports(router: APIRouter, accounts: Accounts) -> None:
     @router.get("/v1/usage", **USAGE)
-    async def usage(http: HttpRequest) -> Response:
-        asked = http.query_params
-        days = reports.span(asked.get("from"), asked.get("to"))
-        named = asked.get("group_by", ",".join(reports.GROUPS))
-        by = reports.groups(name for name in named.split(",") if name)
-        kind = asked.get("format", "json")
+    async def usage(
+        first: Annotated[str | None, Query(alias="from", description="The first day.")] = None,
+        last: Annotated[str | None, Query(alias="to", description="The last day.")] = None,
+        group_by: Annotated[str, Query(description="Some of these.")] = ",".join(reports.GROUPS),
+        kind: Annotated[str, Query(alias="format", description="`json` or `csv`.")] = "json",
+    ) -> Response:
+        days = reports.span(first, last)
+        by = reports.groups(name for name in group_by.split(",") if name)
         if kind not in ("json", "csv"):
             raise BadParameter("format", kind, "json or csv")
         rows = await accounts.call(reports.usage, _visit().key.organisation_id, days, by)
@@ -230,8 +232,7 @@ REVOKE = operation("accounts", "Revoke a key", "At once, and for good.", None, _
 USAGE = operation(
     "accounts",
     "Usage by day, key and model",
-    "Parameters: `from` and `to`, days of which both are included (this month unless given); `group_by`, "
-    "some of `day,key,model`; `format`, `json` or `csv`. Amounts are exact dollars.",
+    "This month's unless days are given, of which both are included. Amounts are exact dollars.",
     None,
     {"object": "list", "data": [{**_ROW, **_COUNTED, "amount": "0.000101"}]},
 )
