@@ -33,6 +33,9 @@ class Decoding:
     threshold: float = 0.9
     block_length: int = 4
     """Rows of one canvas (1 to 64)."""
+    first_block: int = 0
+    """Rows of an answer's first canvas; later ones are as long as the text they follow, until they have their
+    full length. The first text comes sooner, the whole in more passes. 0: all are alike."""
     max_steps: int = 0
     """Most denoise passes per block, 0 for the block length; `schedule` spreads the block over them."""
     revise_below: float = 0.0
@@ -50,6 +53,12 @@ class Decoding:
     answer; costs no denoise pass. 0 never looks."""
     accept_above: float = 1.0
     """`relaxed`: a draft stands when its base probability is at least this share of the chosen token's."""
+
+    def canvas_length(self, num_settled: int, whole: int = 0) -> int:
+        """Rows of the canvas that opens behind so many tokens of the answer; `whole` is the model's own block
+        length, where it has one."""
+        most = whole or self.block_length
+        return min(most, max(self.first_block, num_settled)) if self.first_block else most
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,15 +17,19 @@ BLOCK_DECODINGS = [
     Decoding("schedule", block_length=8, max_steps=3),
     Decoding("entropy", threshold=2.0, block_length=8),
     Decoding("cumulative", threshold=0.02, block_length=6),
+    Decoding("threshold", threshold=0.05, block_length=8, first_block=2),
+    Decoding("schedule", block_length=12, max_steps=3, first_block=3),
 ]
 REVISING = [
     Decoding("threshold", threshold=0.05, block_length=8, revise_below=0.02),
     Decoding("cumulative", threshold=0.001, block_length=8, revise_below=0.05, max_revisions=3),
+    Decoding("threshold", threshold=0.05, block_length=8, first_block=3, revise_below=0.02),
 ]
 LOSSLESS = [
     Decoding("ar"),
     Decoding("lossless", block_length=4, draft_nodes=8),
     Decoding("lossless", block_length=6, draft_nodes=5, branches=2),
+    Decoding("lossless", block_length=8, draft_nodes=5, first_block=2),
     Decoding("lossless", block_length=3, draft_nodes=12, branches=64),
     Decoding("lossless", block_length=4, draft_nodes=3, lookup=16),
     Decoding("relaxed", block_length=4, draft_nodes=8, accept_above=0.2),
@@ -115,7 +119,7 @@ def test_short_memory_changes_nothing(kind: str) -> None:
     reference = Reference(model, tiny.TRAITS[kind])
     decodings = BLOCK_DECODINGS + (REVISING + LOSSLESS[:2] if kind == "causal-shift" else [])
     requests = [
-        Request(f"{i}", prompt(20 + i, i), Sampling(max_tokens=60, ignore_eos=True), decoding)
+        Request(f"{i}", prompt(20 + i % 9, i), Sampling(max_tokens=60, ignore_eos=True), decoding)
         for i, decoding in enumerate(decodings)
     ]
     expected = [reference.generate(r.prompt, r.sampling, r.decoding) for r in requests]

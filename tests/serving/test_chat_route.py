@@ -388,3 +388,13 @@ async def test_top_p_of_0_still_leaves_the_likeliest_token(
 ) -> None:
     await ask(client, top_p=0)
     assert 0 < backend.requests[0].sampling.top_p < 1e-3
+
+
+async def test_realtime_answers_begin_with_short_canvases(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    for more in ({}, {"realtime": True}, {"realtime": True, "decoding": {"first_block": 7}}):
+        body = {"messages": [{"role": "user", "content": "hi"}], **more}
+        assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    assert [request.decoding.first_block for request in backend.requests] == [0, 4, 7]
+    assert [request.realtime for request in backend.requests] == [False, True, True]

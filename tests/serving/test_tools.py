@@ -12,7 +12,8 @@ from fake import MODEL, FakeBackend, sse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vermilion.serving.tools import CallReader, ToolCall, read_calls
+from vermilion.serving.calls import Arguments, CallBegun, CallReader, Piece, ToolCall
+from vermilion.serving.tools import Tool, Toolbox, read_calls
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +36,9 @@ CLOCK = {"type": "function", "function": {"name": "clock"}}
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Köln"}}\n</tool_call>'
 SECOND = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
 ASKED = {"messages": [{"role": "user", "content": "hi"}], "tools": [WEATHER, CLOCK]}
-NAMES = frozenset({"get_weather", "clock"})
+BOX = Toolbox((Tool("get_weather"), Tool("clock")))
+TRICKY = '{"city": "\\"}</tool_call>\\\\", "n": [1, {"x": "{"}]}'
+"""Arguments that hold what ends arguments and calls."""
 
 
 def prompt(backend: FakeBackend) -> str:
@@ -46,9 +49,19 @@ async def ask(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
     return await client.post("/v1/chat/completions", json={**ASKED, **body})
 
 
-def shapes(pieces: list[str | ToolCall]) -> tuple[str, list[tuple[str, str]]]:
+def shapes(pieces: list[Piece]) -> tuple[str, list[tuple[str, str]]]:
     texts = "".join(piece for piece in pieces if isinstance(piece, str))
-    return texts, [(piece.name, piece.arguments) for piece in pieces if isinstance(piece, ToolCall)]
+    return texts, [(p.name, p.arguments) for p in pieces if isinstance(p, ToolCall) and p.whole]
+
+
+def read_cut(reader: CallReader, text: str, lengths: list[int]) -> list[Piece]:
+    """What is told of `text` in pieces of these lengths, then of one character."""
+    pieces, at, left = [], 0, list(lengths)
+    while at < len(text):
+        length = left.pop(0) if left else 1
+        pieces += reader.push(text[at : at + length])
+        at += length
+    return pieces + reader.finish()
 
 
 @given(
@@ -69,17 +82,49 @@ def shapes(pieces: list[str | ToolCall]) -> tuple[str, list[tuple[str, str]]]:
     st.lists(st.integers(1, 256), min_size=1, max_size=40),
 )
 def test_calls_are_read_alike_however_the_text_is_cut(text: str, lengths: list[int]) -> None:
-    reader, pieces, at = CallReader(NAMES), [], 0
-    while at < len(text):
-        length = lengths.pop(0) if lengths else 1
-        pieces += reader.push(text[at : at + length])
-        at += length
-    pieces += reader.finish()
-    content, calls = read_calls(text, NAMES)
+    pieces = read_cut(BOX.reader(), text, lengths)
+    content, calls = read_calls(text, BOX)
     assert shapes(pieces) == (content, [(call.name, call.arguments) for call in calls])
     for call in calls:
-        assert call.name in NAMES
+        assert call.name in ("get_weather", "clock")
         assert isinstance(json.loads(call.arguments), dict)
+
+
+@given(
+    st.sampled_from(
+        [
+            (CALL, 1),
+            (f"{CALL}\n{SECOND}", 2),
+            (CALL.replace('{"city": "Köln"}', TRICKY), 1),
+            (CALL.removesuffix("}\n</tool_call>"), 1),
+            (CALL.removesuffix('ln"}}\n</tool_call>'), 0),
+            (CALL[:30], 0),
+        ]
+    ),
+    st.lists(st.integers(1, 256), max_size=40),
+)
+def test_arguments_under_a_grammar_are_told_in_pieces_that_add_up(
+    said: tuple[str, int], lengths: list[int]
+) -> None:
+    text, num_whole = said
+    box = replace(BOX, demanded=True)
+    pieces = read_cut(box.reader(), text, lengths)
+    content, calls = read_calls(text, box)
+    assert shapes(pieces) == (content, [(call.name, call.arguments) for call in calls])
+    begun, told = None, ""
+    for piece in pieces:
+        assert not isinstance(piece, str)
+        if isinstance(piece, CallBegun):
+            assert begun is None
+            begun, told = piece, ""
+        elif isinstance(piece, Arguments):
+            told += piece.text
+        else:
+            assert (begun.id, begun.name, told) == (piece.id, piece.name, piece.arguments)
+            assert not piece.whole or isinstance(json.loads(piece.arguments), dict)
+            begun = None
+    assert begun is None
+    assert len(calls) == num_whole
 
 
 @pytest.mark.parametrize(
@@ -95,7 +140,7 @@ def test_calls_are_read_alike_however_the_text_is_cut(text: str, lengths: list[i
 def test_only_whole_calls_of_offered_tools_are_calls(
     text: str, content: str | None, names: list[str]
 ) -> None:
-    said, calls = read_calls(text, NAMES)
+    said, calls = read_calls(text, BOX)
     assert said == (text if content is None else content)
     assert [call.name for call in calls] == names
 
@@ -136,6 +181,80 @@ async def test_a_streamed_call_comes_by_index_and_adds_up(
     assert [call["name"] for call in calls.values()] == ["get_weather", "clock"]
     assert json.loads(calls[0]["arguments"]) == {"city": "Köln"}
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("cut", [1, 256])
+async def test_arguments_under_a_grammar_come_as_they_settle(
+    client: httpx.AsyncClient, backend: FakeBackend, cut: int
+) -> None:
+    arguments = json.dumps({"city": "x" * 600})
+    text = CALL.replace('{"city": "Köln"}', arguments) + f"\n{SECOND}"
+    backend.words = tuple(text[i : i + cut] for i in range(0, len(text), cut))
+    chunks = sse((await ask(client, stream=True, tool_choice="required", max_tokens=2000)).text)
+    parts = [part for c in chunks for part in c["choices"][0]["delta"].get("tool_calls", ())]
+    assert max(len(chunk["choices"][0]["delta"].get("tool_calls", ())) for chunk in chunks) == 1
+    assert [part["index"] for part in parts] == sorted(part["index"] for part in parts)
+    for number, (name, whole) in enumerate([("get_weather", arguments), ("clock", "{}")]):
+        first, *rest = [part for part in parts if part["index"] == number]
+        assert (first["function"], first["type"]) == ({"name": name, "arguments": ""}, "function")
+        assert first["id"]
+        assert all(set(part) == {"index", "function"} for part in rest)
+        assert "".join(part["function"]["arguments"] for part in rest) == whole
+    # As many pieces as the text was settled in, not one when the call was whole.
+    assert len([part for part in parts if part["index"] == 0]) >= len(arguments) // cut
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+async def test_a_call_that_the_limit_cuts_says_length(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.words = (CALL[:61], CALL[61:])
+    body = {"stream": True, "tool_choice": "required", "max_tokens": 1}
+    chunks = sse((await ask(client, **body)).text)
+    told = [
+        p["function"]["arguments"] for c in chunks for p in c["choices"][0]["delta"].get("tool_calls", ())
+    ]
+    assert json.dumps({"city": "Köln"}, ensure_ascii=False).startswith("".join(told))
+    assert len(told) == 2
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    choice = (await ask(client, **{**body, "stream": False})).json()["choices"][0]
+    assert (choice["finish_reason"], choice["message"].get("tool_calls")) == ("length", None)
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+async def test_other_faces_tell_arguments_as_they_settle_too(
+    client: httpx.AsyncClient, backend: FakeBackend, path: str
+) -> None:
+    backend.words = tuple(f"{CALL}\n{SECOND}")
+    tools = [one["function"] for one in (WEATHER, CLOCK)]
+    if path == "/v1/messages":
+        offers = [{"name": t["name"], "input_schema": t.get("parameters", {})} for t in tools]
+        body = {
+            "messages": ASKED["messages"],
+            "tools": offers,
+            "tool_choice": {"type": "any"},
+            "max_tokens": 999,
+        }
+    else:
+        body = {"input": "hi", "tools": [{"type": "function", **t} for t in tools], "tool_choice": "required"}
+    lines = (await client.post(path, json={**body, "stream": True})).text.splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    if path == "/v1/messages":
+        begun = [e["content_block"]["name"] for e in events if e["type"] == "content_block_start"]
+        deltas = [
+            (e["index"], e["delta"]["partial_json"]) for e in events if e["type"] == "content_block_delta"
+        ]
+        ended = [e["index"] for e in events if e["type"] == "content_block_stop"]
+    else:
+        begun = [e["item"]["name"] for e in events if e["type"] == "response.output_item.added"]
+        kind = "response.function_call_arguments"
+        deltas = [(e["output_index"], e["delta"]) for e in events if e["type"] == f"{kind}.delta"]
+        ended = [e["output_index"] for e in events if e["type"] == "response.output_item.done"]
+        assert [e["arguments"] for e in events if e["type"] == f"{kind}.done"] == ['{"city": "Köln"}', "{}"]
+    assert (begun, ended) == (["get_weather", "clock"], [0, 1])
+    assert "".join(text for at, text in deltas if at == 0) == '{"city": "Köln"}'
+    assert "".join(text for at, text in deltas if at == 1) == "{}"
+    assert len(deltas) == len('{"city": "Köln"}{}')
 
 
 async def test_a_canvas_ends_in_calls(client: httpx.AsyncClient, backend: FakeBackend) -> None:

@@ -26,7 +26,8 @@ _FIXED = Reading(token=-1, logprob=0.0)
 
 @dataclass(slots=True)
 class _Canvas:
-    """Positions [start, start + len(ids)); those from `end` on are behind an EOS or the limit."""
+    """Positions [start, start + len(ids)); those from `end` on are behind an EOS or the limit, or the turn of
+    a later canvas of the same block."""
 
     start: int
     ids: list[int | None]
@@ -97,16 +98,14 @@ class Blocks(Program):
 
     def _opened(self, known: int) -> _Canvas:
         """A new canvas behind `known` tokens; on a grid its first positions may already be fixed."""
-        length = self.task.decoding.block_length
         grid = self.traits.block_grid
-        start = known
-        if grid:
-            start, length = known // grid * grid, grid
-        else:
-            length = min(length, self.limit - known)
+        opened = self.task.decoding.canvas_length(known - len(self.task.prompt), grid)
+        start = known // grid * grid if grid else known
+        length = grid or min(opened, self.limit - known)
         tokens = self.tokens[start:known]
         ids: list[int | None] = [*tokens, *([None] * (length - len(tokens)))]
-        return _Canvas(start, ids, min(length, self.limit - start), [_FIXED] * length)
+        end = min(length, self.limit - start, known - start + opened)
+        return _Canvas(start, ids, end, [_FIXED] * length)
 
     def _from_base(self, canvas: _Canvas) -> bool:
         """Whether the canvas's first token comes from the clean row before it: on opening, with a shift."""
@@ -247,7 +246,8 @@ class Blocks(Program):
         canvas.readings = canvas.readings[done : canvas.end]
         canvas.steps = 0
         if canvas.ids and canvas.ids[-1] not in self.task.eos:
-            more = min(self.task.decoding.block_length, self.limit - canvas.start) - len(canvas.ids)
+            length = self.task.decoding.canvas_length(canvas.start - len(self.task.prompt))
+            more = min(length, self.limit - canvas.start) - len(canvas.ids)
             canvas.ids += [None] * more
             canvas.readings += [_FIXED] * more
         canvas.end = len(canvas.ids)

@@ -21,6 +21,7 @@ PRESETS: Mapping[str, Decoding] = MappingProxyType(
 _DECODERS = ("ar", "lossless", "relaxed", "threshold", "schedule", "entropy", "cumulative")
 _INTEGER_RANGES = {
     "block_length": (1, 64),
+    "first_block": (0, 64),
     "max_steps": (0, 64),
     "max_revisions": (0, 8),
     "draft_nodes": (1, 256),

@@ -145,7 +145,8 @@ class _Answer:
     def _draft(self, context: list[int], settled: int) -> tuple[Node, ...]:
         """Drafted in the same pass, when the token right behind `context` was still unknown to the masks."""
         unknown = len(context)
-        count = min(self.decoding.block_length - 1, self.limit - 2 - unknown)
+        length = self.decoding.canvas_length(settled - len(self.prompt))
+        count = min(length - 1, self.limit - 2 - unknown)
         if count < 1:
             return ()
         wanted = [unknown + i for i in range(1, count + 1)]
@@ -161,7 +162,7 @@ class _Answer:
             self.passes += 1
             start = len(self.tokens)
             if not window or window[-1] not in self.eos:
-                length = min(self.decoding.block_length, self.limit - start)
+                length = min(self.decoding.canvas_length(self._old()), self.limit - start)
                 window += [None] * (length - len(window))
             first = self.base(self.tokens, [start])[0]
             masked = [i for i in range(1, len(window)) if window[i] is None]
@@ -210,7 +211,8 @@ class _Answer:
                 self.settle_all(fresh)
 
     def _new_block(self, start: int) -> list[int | None]:
-        length = self.traits.block_grid or min(self.decoding.block_length, self.limit - start)
+        opened = self.decoding.canvas_length(self._old())
+        length = self.traits.block_grid or min(opened, self.limit - start)
         fixed = self.tokens[start:]
         return [*fixed, *([None] * (length - len(fixed)))]
 
@@ -224,6 +226,9 @@ class _Answer:
         """Denoise until the wanted part of `block` is filled; returns that part."""
         cap = self.decoding.max_steps or len(block)
         end = min(len(block), self.limit - start)
+        if self.traits.block_grid:
+            opened = self.decoding.canvas_length(self._old(), self.traits.block_grid)
+            end = min(end, len(self.tokens) - start + opened)
         while True:
             self.passes += 1
             masked = [i for i in range(end) if block[i] is None and not (i == 0 and forced)]

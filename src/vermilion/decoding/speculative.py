@@ -130,7 +130,8 @@ class Speculative(Program):
         path = ancestors(self._tree, end)
         unknown = settled + len(path)
         # A draft for the answer's last position saves no pass: the base gives that token anyway.
-        count = min(self.task.decoding.block_length - 1, self.limit - 2 - unknown)
+        length = self.task.decoding.canvas_length(settled - len(self.task.prompt))
+        count = min(length - 1, self.limit - 2 - unknown)
         segment = Segment(
             ids=(self._tree[end].token if path else self.tokens[-1], *([mask] * count)),
             start=unknown - 1,

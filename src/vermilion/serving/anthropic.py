@@ -15,6 +15,7 @@ from vermilion.errors import BadRequest, VermilionError
 from vermilion.serving import chat
 from vermilion.serving.body import convert
 from vermilion.serving.call import Call, json_response
+from vermilion.serving.calls import Arguments, CallBegun, Piece
 from vermilion.serving.description import operation
 from vermilion.serving.errors import anthropic_error
 from vermilion.serving.openai import (
@@ -34,7 +35,7 @@ from vermilion.serving.openai import (
 from vermilion.serving.replies import Choice
 from vermilion.serving.service import Service
 from vermilion.serving.sse import EVENT_STREAM
-from vermilion.serving.tools import CallReader, ToolCall, read_calls
+from vermilion.serving.tools import Toolbox, read_calls
 from vermilion.types import Event, Finish, Text, Usage
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
@@ -58,13 +59,16 @@ class ToolResult(BaseModel):
     content: _Content = ""
 
 
-def only_text(content: object) -> object:
+def readable(content: object) -> object:
     """Refuses blocks of pictures and documents by what they are."""
     blocks = content if isinstance(content, list) else []
-    for block in blocks:
-        kind = block.get("type") if isinstance(block, dict) else None
-        if kind not in ("text", "tool_use", "tool_result"):
-            raise ValueError(f"a block of type {kind!r:.40} cannot be read; this model reads only text")
+    flatten_content(
+        [
+            one
+            for one in blocks
+            if not (isinstance(one, dict) and one.get("type") in ("tool_use", "tool_result"))
+        ]
+    )
     return content
 
 
@@ -75,7 +79,7 @@ class Turn(BaseModel):
     model_config = WIRE
 
     role: Literal["user", "assistant"]
-    content: Annotated[str | list[_Block], BeforeValidator(only_text)] = Field(
+    content: Annotated[str | list[_Block], BeforeValidator(readable)] = Field(
         description="A string, or blocks: text, tool_use, tool_result."
     )
 
@@ -205,15 +209,15 @@ class CountBody(MessagesBody):
 
 
 def message_body(
-    id: str, model: str, choice: Choice | None, usage: dict[str, Any], tools: frozenset[str] = frozenset()
+    id: str, model: str, choice: Choice | None, usage: dict[str, Any], box: Toolbox | None = None
 ) -> dict[str, Any]:
-    """The whole message, or without a choice how a stream begins it. `tools` are the names it may call."""
+    """The whole message, or without a choice how a stream begins it. `box` holds the tools it may call."""
     blocks: list[dict[str, Any]] = []
     reason = None
     if choice:
-        text, calls = read_calls(choice.text, tools) if tools else (choice.text, [])
+        text, calls = read_calls(choice.text, box)
         blocks = [{"type": "text", "text": text}] if text or not calls else []
-        blocks += [{**_tool_use(call), "input": json.loads(call.arguments)} for call in calls]
+        blocks += [{**_tool_use(call.id, call.name), "input": json.loads(call.arguments)} for call in calls]
         reason = _reason(choice.reason, len(calls), choice.stop_string)
     return {
         "id": id,
@@ -227,8 +231,8 @@ def message_body(
     }
 
 
-def _tool_use(call: ToolCall) -> dict[str, Any]:
-    return {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
+def _tool_use(id: str, name: str) -> dict[str, Any]:
+    return {"type": "tool_use", "id": id, "name": name, "input": {}}
 
 
 def _reason(reason: str, num_calls: int, stop_string: str) -> str:
@@ -253,22 +257,19 @@ class MessageStream:
     media_type = EVENT_STREAM
     keep_alive = b'event: ping\ndata: {"type": "ping"}\n\n'
 
-    def __init__(
-        self, id: str, model: str, num_prompt_tokens: int, tools: frozenset[str] = frozenset()
-    ) -> None:
-        """`tools` are the names that the answer may call."""
+    def __init__(self, id: str, model: str, num_prompt_tokens: int, box: Toolbox | None = None) -> None:
         start = message_body(id, model, None, _usage_body(Usage(prompt_tokens=num_prompt_tokens)))
         self._opening = _event("message_start", message=start)
-        self._reader = CallReader(tools) if tools else None
+        self._reader = box.reader() if box else None
         self._index = 0
         self._text_open = False
-        if not tools:
+        if box is None:
             self._opening += self._open_text()
 
     def render(self, index: int, event: Event) -> bytes:
         content, self._opening = self._opening, b""
         text = event.text if isinstance(event, Text) else ""
-        pieces: list[str | ToolCall] = [text] if text else []
+        pieces: list[Piece] = [text] if text else []
         if self._reader is not None:
             pieces = self._reader.push(text)
             if isinstance(event, Finish):
@@ -277,7 +278,7 @@ class MessageStream:
             content += self._told(piece)
         if isinstance(event, Finish):
             num_calls = self._reader.num_calls if self._reader is not None else 0
-            if not self._text_open and not num_calls:
+            if not self._text_open and not self._index:
                 content += self._open_text()
             reason = _reason(event.reason, num_calls, event.stop_string)
             delta = {"stop_reason": reason, "stop_sequence": event.stop_string or None}
@@ -285,18 +286,20 @@ class MessageStream:
             content += _event("message_delta", delta=delta, usage=_usage_body(event.usage))
         return content
 
-    def _told(self, piece: str | ToolCall) -> bytes:
+    def _told(self, piece: Piece) -> bytes:
         if isinstance(piece, str):
             content = b"" if self._text_open else self._open_text()
             delta = {"type": "text_delta", "text": piece}
             return content + _event("content_block_delta", index=self._index, delta=delta)
-        content = self._close_text()
-        content += _event("content_block_start", index=self._index, content_block=_tool_use(piece))
-        delta = {"type": "input_json_delta", "partial_json": piece.arguments}
-        content += _event("content_block_delta", index=self._index, delta=delta)
-        content += _event("content_block_stop", index=self._index)
+        if isinstance(piece, CallBegun):
+            block = _tool_use(piece.id, piece.name)
+            content = self._close_text()
+            return content + _event("content_block_start", index=self._index, content_block=block)
+        if isinstance(piece, Arguments):
+            delta = {"type": "input_json_delta", "partial_json": piece.text}
+            return _event("content_block_delta", index=self._index, delta=delta)
         self._index += 1
-        return content
+        return _event("content_block_stop", index=self._index - 1)
 
     def _open_text(self) -> bytes:
         self._text_open = True
@@ -331,13 +334,12 @@ def add_routes(router: APIRouter, service: Service) -> None:
         asked = body.chat
         requests = await chat.chat_requests(asked, call.served, service.config, id, body.begun)
         box = chat.toolbox(asked, service.config)
-        tools = box.names if box else frozenset[str]()
         name = call.answering(asked.model)
         if body.stream:
             num_prompt_tokens = len(requests[0].prompt)
-            return call.stream(requests, MessageStream(id, name, num_prompt_tokens, tools))
+            return call.stream(requests, MessageStream(id, name, num_prompt_tokens, box))
         (choice,) = await call.whole(requests)
-        return json_response(message_body(id, name, choice, _usage_body(choice.usage), tools))
+        return json_response(message_body(id, name, choice, _usage_body(choice.usage), box))
 
     @router.post("/v1/messages/count_tokens", **COUNT)
     async def count_tokens(http: HttpRequest) -> Response:

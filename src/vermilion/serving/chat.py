@@ -60,11 +60,12 @@ async def chat_requests(
     preset = body.preset
     if preset is None and body.decoding is None and body.reasoning_effort is not None:
         preset = settings.EFFORTS[body.reasoning_effort]
+    decoding = settings.decoding(body, served, config, preset)
     base = Request(
         id,
         tuple(prompt),
         sampling,
-        settings.decoding(body, served, config, preset),
+        settings.spoken(decoding) if body.realtime else decoding,
         canvas=bool(body.diffusing),
         grammar=grammar,
         adapter=naming.adapter_of(body.model, served.backend.model, config),

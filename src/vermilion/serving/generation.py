@@ -48,17 +48,14 @@ async def _chat(call: Call, figures: bool = False) -> Response:
     head = Head(f"chatcmpl-{secrets.token_hex(12)}", call.answering(body.model))
     requests = await chat.chat_requests(body, call.served, call.service.config, head.id)
     box = chat.toolbox(body, call.service.config)
-    tools = box.names if box else frozenset[str]()
     if body.diffusing:
         diff = body.diffusing == "diff"
-        return call.stream(
-            requests, DiffusionStream(head, body.wants_usage_chunk, len(requests), tools, diff)
-        )
+        return call.stream(requests, DiffusionStream(head, body.wants_usage_chunk, len(requests), box, diff))
     if body.stream:
-        stream = ChatStream(head, body.wants_usage_chunk, tools)
+        stream = ChatStream(head, body.wants_usage_chunk, box)
         return call.stream(requests, lmstudio.FiguresStream(stream, call.model) if figures else stream)
     choices = await call.whole(requests)
-    reply = chat_reply(head, choices, bool(body.logprobs), tools)
+    reply = chat_reply(head, choices, bool(body.logprobs), box)
     if body.reasoning_summary:
         # The model reasons in its answer, if at all: there is nothing else to sum up.
         reply["reasoning_summary"] = {"content": None, "status": "unavailable"}

@@ -17,13 +17,14 @@ import vermilion
 from vermilion.errors import ModelNotFound, VermilionError
 from vermilion.serving import chat, naming, ollama_bodies
 from vermilion.serving.call import Call, json_response
+from vermilion.serving.calls import ToolCall
 from vermilion.serving.description import operation
 from vermilion.serving.errors import ollama_error
 from vermilion.serving.ollama_bodies import OllamaAsk, OllamaChatBody, OllamaGenerateBody, OllamaShowBody
 from vermilion.serving.openai import ChatBody
 from vermilion.serving.replies import Choice
 from vermilion.serving.service import Service
-from vermilion.serving.tools import CallReader, ToolCall, read_calls
+from vermilion.serving.tools import Toolbox, read_calls
 from vermilion.types import Event, Finish, ModelInfo, Request, Text
 
 API_LEVEL = "0.9.0"
@@ -74,12 +75,11 @@ class OllamaStream:
     media_type = "application/x-ndjson"
     keep_alive = b""
 
-    def __init__(self, model: str, say: Say, tools: frozenset[str]) -> None:
-        """`tools` are the names that the answer may call."""
+    def __init__(self, model: str, say: Say, box: Toolbox | None) -> None:
         self._model = model
         self._say = say
         self._choice = Choice()
-        self._reader = CallReader(tools) if tools else None
+        self._reader = box.reader() if box else None
 
     def render(self, index: int, event: Event) -> bytes:
         self._choice.add(event)
@@ -92,7 +92,13 @@ class OllamaStream:
         text = event.text if isinstance(event, Text) else ""
         if self._reader is None:
             return [text] if text else []
-        return self._reader.push(text) + (self._reader.finish() if isinstance(event, Finish) else [])
+        pieces = self._reader.push(text) + (self._reader.finish() if isinstance(event, Finish) else [])
+        # The API has arguments as objects, so a call is told when it is whole.
+        return [
+            piece
+            for piece in pieces
+            if isinstance(piece, str) or (isinstance(piece, ToolCall) and piece.whole)
+        ]
 
     def _told(self, piece: str | ToolCall) -> bytes:
         said = self._say(piece, ()) if isinstance(piece, str) else self._say("", (piece,))
@@ -110,12 +116,12 @@ def _encode(content: Mapping[str, Any]) -> bytes:
 
 
 async def _reply(
-    call: Call, requests: list[Request], body: OllamaAsk, say: Say, tools: frozenset[str]
+    call: Call, requests: list[Request], body: OllamaAsk, say: Say, box: Toolbox | None
 ) -> Response:
     if body.stream is not False:
-        return call.stream(requests, OllamaStream(body.model, say, tools))
+        return call.stream(requests, OllamaStream(body.model, say, box))
     (choice,) = await call.whole(requests)
-    text, calls = read_calls(choice.text, tools) if tools else (choice.text, [])
+    text, calls = read_calls(choice.text, box)
     return json_response(_final(body.model, say(text, calls), choice))
 
 
@@ -136,7 +142,7 @@ def add_generating_routes(router: APIRouter, service: Service) -> None:
         id = f"ollama-{secrets.token_hex(12)}"
         requests = await chat.chat_requests(asked, call.served, service.config, id)
         box = chat.toolbox(asked, service.config)
-        return await _reply(call, requests, body, _say_message, box.names if box else frozenset())
+        return await _reply(call, requests, body, _say_message, box)
 
     @router.post("/api/generate", **GENERATE)
     async def ollama_generate(http: HttpRequest) -> Response:
@@ -151,7 +157,7 @@ def add_generating_routes(router: APIRouter, service: Service) -> None:
             requests = await chat.chat_requests(asked, call.served, service.config, id)
         else:
             requests = await chat.completion_requests(asked, call.served, service.config, id)
-        return await _reply(call, requests, body, _say_response, frozenset())
+        return await _reply(call, requests, body, _say_response, None)
 
 
 def add_model_routes(router: APIRouter, service: Service) -> None:

@@ -15,21 +15,27 @@ from vermilion.types import Decoding
 
 MOST_STOPS = 64
 MOST_CHOICES = 8
+_TEXT_PARTS = ("text", "input_text", "output_text", None)
 _PENALTY = "Lowers (above 0) or raises the score of tokens "
 
 
 def flatten_content(content: object) -> object:
-    """Text of a message whose content is null, a string, or a list of text parts."""
+    """Text of a content that is null, a string, or a list of text parts, in every face's names of them.
+
+    Raises ValueError for a picture or another part that is no text, naming it.
+    """
     if content is None:
         return ""
     if not isinstance(content, list):
         return content
     texts = []
     for part in content:
-        kind = part.get("type", "text") if isinstance(part, dict) else None
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
         text = part.get("text") if isinstance(part, dict) else part
-        if kind not in ("text", "input_text", None) or not isinstance(text, str):
-            raise ValueError('a part must be {"type": "text", "text": "..."}; this model reads only text')
+        if kind not in _TEXT_PARTS:
+            raise ValueError(f"a part of type {kind!r:.40} cannot be read; this model reads only text")
+        if not isinstance(text, str):
+            raise ValueError('a part must be {"type": "text", "text": "..."}')
         texts.append(text)
     return "".join(texts)
 
@@ -235,7 +241,9 @@ class ChatBody(Generation):
     )
     reasoning_summary: bool | None = Field(None, description="Answered with the status `unavailable`.")
     realtime: bool | None = Field(
-        None, description="Scheduled first, and no chunk ends on a sentence's end unless the answer does."
+        None,
+        description="Scheduled first, with short first canvases (`decoding.first_block`); no chunk ends on a "
+        "sentence's end unless the answer does.",
     )
 
     @property

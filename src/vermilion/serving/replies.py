@@ -11,7 +11,7 @@ from typing import Any
 
 from vermilion.serving.answers import Answers
 from vermilion.serving.metering import together
-from vermilion.serving.tools import ToolCall, read_calls
+from vermilion.serving.tools import Toolbox, read_calls
 from vermilion.types import Event, Finish, FinishReason, Text, TokenInfo, Usage
 
 _LEAST_LOGPROB = -9999.0
@@ -77,16 +77,19 @@ async def fold(answers: Answers, num_choices: int) -> list[Choice]:
 
 
 def chat_reply(
-    head: Head, choices: Sequence[Choice], logprobs: bool, tools: frozenset[str] = frozenset()
+    head: Head, choices: Sequence[Choice], logprobs: bool, box: Toolbox | None = None
 ) -> dict[str, Any]:
-    """`tools` are the names that the answers may call."""
+    """`box` holds the tools that the answers may call."""
     rendered = []
     for index, choice in enumerate(choices):
-        content, calls = read_calls(choice.text, tools) if tools else (choice.text, [])
+        content, calls = read_calls(choice.text, box)
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if calls:
             message["content"] = content or None
-            message["tool_calls"] = [{"index": i, **call_body(call)} for i, call in enumerate(calls)]
+            message["tool_calls"] = [
+                {"index": number, **call_body(call.id, call.name, call.arguments)}
+                for number, call in enumerate(calls)
+            ]
         rendered.append(
             {
                 "index": index,
@@ -104,9 +107,8 @@ def stopped_by(stop_string: str) -> dict[str, str]:
     return {"stop_reason": stop_string} if stop_string else {}
 
 
-def call_body(call: ToolCall, arguments: str | None = None) -> dict[str, Any]:
-    given = call.arguments if arguments is None else arguments
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": given}}
+def call_body(id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def completion_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from fastapi.responses import Response
 from vermilion.errors import VermilionError
 from vermilion.serving import chat
 from vermilion.serving.call import Call, json_response
+from vermilion.serving.calls import Arguments, CallBegun, Piece, ToolCall
 from vermilion.serving.description import operation
 from vermilion.serving.replies import Choice
 from vermilion.serving.responses_bodies import ResponsesBody
 from vermilion.serving.service import Service
 from vermilion.serving.sse import EVENT_STREAM
-from vermilion.serving.tools import CallReader, ToolCall, read_calls
+from vermilion.serving.tools import Toolbox, read_calls
 from vermilion.types import Event, Finish, Text, Usage
 
 
@@ -78,23 +79,23 @@ def _message(id: str, text: str | None, status: str = "completed") -> dict[str, 
     return {"id": id, "type": "message", "role": "assistant", "status": status, "content": content}
 
 
-def _call(call: ToolCall, arguments: str, status: str = "completed") -> dict[str, Any]:
+def _call(id: str, name: str, arguments: str, status: str = "completed") -> dict[str, Any]:
     return {
-        "id": f"fc_{call.id}",
+        "id": f"fc_{id}",
         "type": "function_call",
-        "call_id": call.id,
-        "name": call.name,
+        "call_id": id,
+        "name": name,
         "arguments": arguments,
         "status": status,
     }
 
 
-def output_of(choice: Choice, tools: frozenset[str]) -> list[dict[str, Any]]:
+def output_of(choice: Choice, box: Toolbox | None) -> list[dict[str, Any]]:
     """The items of a finished answer."""
-    text, calls = read_calls(choice.text, tools) if tools else (choice.text, [])
+    text, calls = read_calls(choice.text, box)
     status = "incomplete" if choice.reason == "length" else "completed"
     items = [_message(_new("msg"), text, status)] if text or not calls else []
-    return items + [_call(call, call.arguments) for call in calls]
+    return items + [_call(call.id, call.name, call.arguments) for call in calls]
 
 
 def _new(kind: str) -> str:
@@ -107,20 +108,22 @@ class ResponseStream:
     media_type = EVENT_STREAM
     keep_alive = b""
 
-    def __init__(self, base: dict[str, Any], tools: frozenset[str]) -> None:
+    def __init__(self, base: dict[str, Any], box: Toolbox | None) -> None:
         self._base = base
-        self._reader = CallReader(tools) if tools else None
+        self._reader = box.reader() if box else None
         self._number = 0
         self._begun = False
         self._output: list[dict[str, Any]] = []
         self._open = ""
         """Id of the message being written."""
+        self._called = ""
+        """Id of the last call."""
         self._text: list[str] = []
 
     def render(self, index: int, event: Event) -> bytes:
         content = b"" if self._begun else self._begin()
         text = event.text if isinstance(event, Text) else ""
-        pieces: list[str | ToolCall] = [text] if text else []
+        pieces: list[Piece] = [text] if text else []
         if self._reader is not None:
             pieces = self._reader.push(text)
             pieces += self._reader.finish() if isinstance(event, Finish) else []
@@ -170,16 +173,19 @@ class ResponseStream:
         self._output.append(item)
         return self._event("response.output_item.done", output_index=at, item=item)
 
-    def _tell(self, call: ToolCall) -> bytes:
-        content = self._close("completed")
-        place: dict[str, Any] = {"item_id": f"fc_{call.id}", "output_index": len(self._output)}
-        item = _call(call, "", "in_progress")
-        content += self._event("response.output_item.added", output_index=place["output_index"], item=item)
-        content += self._event("response.function_call_arguments.delta", **place, delta=call.arguments)
-        content += self._event(
-            "response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments
-        )
-        return content + self._done(_call(call, call.arguments))
+    def _tell(self, piece: CallBegun | Arguments | ToolCall) -> bytes:
+        kind, at = "response.function_call_arguments", len(self._output)
+        if isinstance(piece, CallBegun):
+            content = self._close("completed")
+            at, self._called = len(self._output), f"fc_{piece.id}"
+            item = _call(piece.id, piece.name, "", "in_progress")
+            return content + self._event("response.output_item.added", output_index=at, item=item)
+        place: dict[str, Any] = {"item_id": self._called, "output_index": at}
+        if isinstance(piece, Arguments):
+            return self._event(f"{kind}.delta", **place, delta=piece.text)
+        content = self._event(f"{kind}.done", **place, name=piece.name, arguments=piece.arguments)
+        status = "completed" if piece.whole else "incomplete"
+        return content + self._done(_call(piece.id, piece.name, piece.arguments, status))
 
     def close(self) -> bytes:
         return b""
@@ -203,13 +209,12 @@ def add_routes(router: APIRouter, service: Service) -> None:
         asked, id = body.chat, _new("resp")
         requests = await chat.chat_requests(asked, call.served, service.config, id)
         box = chat.toolbox(asked, service.config)
-        tools = box.names if box else frozenset[str]()
         base = settings(id, call.answering(asked.model), body)
         if body.stream:
-            return call.stream(requests, ResponseStream(base, tools))
+            return call.stream(requests, ResponseStream(base, box))
         (choice,) = await call.whole(requests)
         finish = Finish(choice.reason, choice.usage)
-        return json_response(response_body(base, output_of(choice, tools), finish))
+        return json_response(response_body(base, output_of(choice, box), finish))
 
 
 _ASKED = ResponsesBody.model_validate({"input": "What is the capital of France?"})

@@ -20,23 +20,12 @@ from vermilion.serving.openai import (
     OfferedTool,
     ResponseFormat,
     ToolFunction,
+    flatten_content,
 )
 
-
-def only_text(content: object) -> object:
-    """Text of a string or of parts; pictures and files are refused by what they are."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("input_text", "output_text", "text") or not isinstance(part.get("text"), str):
-            raise ValueError(f"a part of type {kind!r:.40} cannot be read; this model reads only text")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-_Content = Annotated[str, BeforeValidator(only_text, json_schema_input_type=str | list[dict[str, Any]])]
+_Content = Annotated[
+    str, BeforeValidator(flatten_content, json_schema_input_type=str | list[dict[str, Any]] | None)
+]
 
 
 class Item(BaseModel):
@@ -46,11 +35,11 @@ class Item(BaseModel):
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["user", "assistant", "system", "developer"] = "user"
-    content: _Content | None = None
+    content: _Content = ""
     call_id: str | None = None
     name: str | None = None
     arguments: str = "{}"
-    output: _Content | None = None
+    output: _Content = ""
 
 
 def as_items(given: object) -> object:
@@ -146,9 +135,9 @@ class ResponsesBody(BaseModel):
         messages = [Message(role="system", content=self.instructions)] if self.instructions else []
         for item in self.input:
             if item.type == "message":
-                messages.append(Message(role=item.role, content=item.content or ""))
+                messages.append(Message(role=item.role, content=item.content))
             elif item.type == "function_call_output":
-                messages.append(Message(role="tool", content=item.output or "", tool_call_id=item.call_id))
+                messages.append(Message(role="tool", content=item.output, tool_call_id=item.call_id))
             elif item.type == "function_call":
                 function = CalledFunction(name=item.name or "", arguments=item.arguments)
                 call = CalledTool(id=item.call_id, function=function)

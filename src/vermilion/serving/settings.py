@@ -25,6 +25,8 @@ EFFORTS = {
 }
 """Preset of each `reasoning_effort`. Effort is spent on decoding alone, never on the answer's tokens."""
 _SEEDS = 2**63
+_FIRST_SPOKEN = 4
+"""Rows of the first canvas of a `realtime` answer, unless it asks for another number."""
 _LEAST_TOP_P = 1e-6
 
 
@@ -76,6 +78,11 @@ def decoding(body: Generation, served: Served, config: ServeConfig, preset: str 
             "decoding.decoder", decoding.decoder, ", ".join(decoders), "The model cannot run other decoders."
         )
     return decoding
+
+
+def spoken(decoding: Decoding) -> Decoding:
+    """`decoding` with canvases that begin short, for who waits for the first words."""
+    return replace(decoding, first_block=decoding.first_block or _FIRST_SPOKEN)
 
 
 def choices(base: Request, body: Generation, model: ModelInfo, param: str) -> list[Request]:

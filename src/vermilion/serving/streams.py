@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from vermilion.errors import VermilionError
+from vermilion.serving.calls import Arguments, CallBegun, CallReader, ToolCall
 from vermilion.serving.errors import openai_error
 from vermilion.serving.replies import (
     Choice,
@@ -16,7 +17,7 @@ from vermilion.serving.replies import (
     usage_body,
 )
 from vermilion.serving.sse import EVENT_STREAM
-from vermilion.serving.tools import CallReader, ToolCall, read_calls
+from vermilion.serving.tools import Toolbox, read_calls
 from vermilion.types import Canvas, Event, Finish, Text, Usage
 
 DONE = b"data: [DONE]\n\n"
@@ -56,20 +57,20 @@ class _Stream:
 
 
 class ChatStream(_Stream):
-    """Appending chunks: the role, text as it settles, calls as they are whole, the reason it ended."""
+    """Appending chunks: the role, text and the arguments of calls as they settle, the reason it ended."""
 
-    def __init__(self, head: Head, include_usage: bool, tools: frozenset[str] = frozenset()) -> None:
-        """`tools` are the names that the answer may call."""
+    def __init__(self, head: Head, include_usage: bool, box: Toolbox | None = None) -> None:
         super().__init__(head, "chat.completion.chunk", include_usage)
         self._begun: set[int] = set()
-        self._tools = tools
+        self._box = box
         self._readers: dict[int, CallReader] = {}
 
     def render(self, index: int, event: Event) -> bytes:
         chunks = "" if index in self._begun else self._delta(index, '{"role":"assistant","content":""}')
         self._begun.add(index)
-        if self._tools:
-            chunks += self._with_calls(index, event)
+        if self._box is not None:
+            reader = self._readers.setdefault(index, self._box.reader())
+            chunks += self._with_calls(index, event, reader)
         elif isinstance(event, Text) and (event.text or event.tokens):
             logprobs = _quote(chat_logprobs(event.tokens)) if event.tokens else "null"
             chunks += self._delta(index, f'{{"content":{_quote(event.text)}}}', logprobs)
@@ -78,8 +79,7 @@ class ChatStream(_Stream):
             chunks += self._ended(index, event, event.reason)
         return chunks.encode("utf-8", "replace")
 
-    def _with_calls(self, index: int, event: Event) -> str:
-        reader = self._readers.setdefault(index, CallReader(self._tools))
+    def _with_calls(self, index: int, event: Event, reader: CallReader) -> str:
         finished = isinstance(event, Finish)
         text = event.text if isinstance(event, Text) else ""
         number, chunks = reader.num_calls, ""
@@ -87,8 +87,11 @@ class ChatStream(_Stream):
         for piece in [*reader.push(text), *(reader.finish() if finished else ())]:
             if isinstance(piece, str):
                 chunks += self._delta(index, f'{{"content":{_quote(piece)}}}', logprobs)
+            elif isinstance(piece, CallBegun):
+                chunks += self._delta(index, _begun(number, piece.id, piece.name))
+            elif isinstance(piece, Arguments):
+                chunks += "".join(self._delta(index, delta) for delta in _fragments(number, piece.text))
             else:
-                chunks += "".join(self._delta(index, delta) for delta in call_deltas(number, piece))
                 number += 1
         if isinstance(event, Finish):
             self._usages[index] = event.usage
@@ -113,10 +116,16 @@ def _stopped_by(event: Finish) -> str:
 
 def call_deltas(number: int, call: ToolCall) -> list[str]:
     """A call as deltas: its name first, then its arguments in fragments."""
-    opening = {"tool_calls": [{"index": number, **call_body(call, "")}]}
-    pieces = [call.arguments[i : i + _FRAGMENT] for i in range(0, len(call.arguments), _FRAGMENT)]
-    fragments = [{"tool_calls": [{"index": number, "function": {"arguments": piece}}]} for piece in pieces]
-    return [_quote(delta) for delta in (opening, *fragments)]
+    return [_begun(number, call.id, call.name), *_fragments(number, call.arguments)]
+
+
+def _begun(number: int, id: str, name: str) -> str:
+    return _quote({"tool_calls": [{"index": number, **call_body(id, name, "")}]})
+
+
+def _fragments(number: int, arguments: str) -> list[str]:
+    pieces = [arguments[i : i + _FRAGMENT] for i in range(0, len(arguments), _FRAGMENT)]
+    return [_quote({"tool_calls": [{"index": number, "function": {"arguments": one}}]}) for one in pieces]
 
 
 class DiffusionStream(_Stream):
@@ -132,12 +141,12 @@ class DiffusionStream(_Stream):
         head: Head,
         include_usage: bool,
         num_choices: int,
-        tools: frozenset[str] = frozenset(),
+        box: Toolbox | None = None,
         diff: bool = False,
     ) -> None:
         super().__init__(head, "chat.completion.chunk", include_usage)
         self._choices = [Choice() for _ in range(num_choices)]
-        self._tools = tools
+        self._box = box
         self._shown = [""] * num_choices if diff else None
 
     def render(self, index: int, event: Event) -> bytes:
@@ -148,7 +157,7 @@ class DiffusionStream(_Stream):
         if not isinstance(event, Finish):
             return b""
         self._usages[index] = event.usage
-        text, calls = read_calls(choice.text, self._tools) if self._tools else (choice.text, [])
+        text, calls = read_calls(choice.text, self._box)
         deltas = [delta for number, call in enumerate(calls) for delta in call_deltas(number, call)]
         begun = "".join(
             self.chunk(f'{{"index":{index},"delta":{delta},"finish_reason":null}}') for delta in deltas

@@ -1,22 +1,18 @@
-"""Tool calls: how they are written into a text, and read out of it.
+"""The tools of a request: how the model is told of them, and the grammar of an answer that must call.
 
-The form is that of Hermes and Qwen: `<tool_call>`, one JSON object with name and arguments, `</tool_call>`.
-Where a call is demanded a grammar holds the answer to it; where it is the model's choice, a text that looks
-like a call becomes one only if it names an offered tool and its arguments are JSON. So no client ever sees
-half a call.
+`calls.py` reads the calls out of the answer.
 """
 
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vermilion.serving.calls import BEGIN, END, CallReader, ToolCall, together
 from vermilion.types import Grammar
 
-BEGIN, END = "<tool_call>", "</tool_call>"
 MOST_CALLS = 4
 """Calls that one answer may be held to, where several are allowed."""
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -33,14 +29,6 @@ class Tool:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
-    id: str
-    name: str
-    arguments: str
-    """One JSON object, as text."""
-
-
-@dataclass(frozen=True, slots=True)
 class Toolbox:
     """The tools of one request and whether one must be called."""
 
@@ -48,9 +36,9 @@ class Toolbox:
     demanded: bool = False
     parallel: bool = True
 
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset(tool.name for tool in self.tools)
+    def reader(self) -> CallReader:
+        """Reads one answer."""
+        return CallReader(frozenset(tool.name for tool in self.tools), self.demanded)
 
     @property
     def grammar(self) -> Grammar | None:
@@ -114,82 +102,12 @@ def written(calls: Iterable[tuple[str, str]]) -> str:
     )
 
 
-class CallReader:
-    """Text in, text and calls out, however the text is cut."""
-
-    def __init__(self, names: frozenset[str]) -> None:
-        self._names = names
-        self._held = ""
-        self._content = False
-        self.num_calls = 0
-
-    def push(self, text: str) -> list[str | ToolCall]:
-        """What the text so far allows to be told, in order."""
-        self._held += text
-        out: list[str | ToolCall] = []
-        while self._held:
-            start = self._held.find(BEGIN)
-            if start < 0:
-                kept = _overlap(self._held, BEGIN)
-                # White space before a call is not worth a chunk; it stays until something follows.
-                safe = self._held[: len(self._held) - kept]
-                told = safe if kept == 0 and safe.strip() else safe.rstrip()
-                self._tell(out, told)
-                self._held = self._held[len(told) :]
-                return out
-            end = self._held.find(END, start)
-            if end < 0:
-                told = self._held[:start].rstrip()
-                self._tell(out, told)
-                self._held = self._held[start:]
-                return out
-            self._tell(out, self._held[:start].rstrip())
-            whole, self._held = self._held[start : end + len(END)], self._held[end + len(END) :]
-            call = self._read(whole)
-            if call is None:
-                self._tell(out, whole)
-            else:
-                out.append(call)
-                self.num_calls += 1
-        return out
-
-    def finish(self) -> list[str | ToolCall]:
-        """What was held back, once the text has ended. Half a call is dropped: the reason says `length`."""
-        rest, self._held = self._held, ""
-        out: list[str | ToolCall] = []
-        if BEGIN not in rest and not (self.num_calls and not rest.strip()):
-            self._tell(out, rest)
-        return out
-
-    def _tell(self, out: list[str | ToolCall], text: str) -> None:
-        if not self._content and self.num_calls == 0 and not text.strip():
-            return
-        if text:
-            self._content = True
-            out.append(text)
-
-    def _read(self, whole: str) -> ToolCall | None:
-        try:
-            said = json.loads(whole[len(BEGIN) : -len(END)])
-            name, arguments = said["name"], said["arguments"]
-        except (ValueError, KeyError, TypeError):
-            return None
-        if not isinstance(name, str) or name not in self._names or not isinstance(arguments, dict):
-            return None
-        return ToolCall(f"call_{secrets.token_hex(12)}", name, json.dumps(arguments, ensure_ascii=False))
-
-
-def read_calls(text: str, names: frozenset[str]) -> tuple[str, list[ToolCall]]:
-    """The text beside the calls of a whole answer, and the calls."""
-    reader = CallReader(names)
-    pieces = [*reader.push(text), *reader.finish()]
-    texts = [piece for piece in pieces if isinstance(piece, str)]
-    return "".join(texts), [piece for piece in pieces if isinstance(piece, ToolCall)]
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Length of the longest end of `text` that begins `mark`."""
-    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)
+def read_calls(text: str, box: Toolbox | None) -> tuple[str, list[ToolCall]]:
+    """The text beside the calls of a whole answer, and the calls; all is text where none could be made."""
+    if box is None:
+        return text, []
+    reader = box.reader()
+    return together([*reader.push(text), *reader.finish()])
 
 
 def offered(tools: Sequence[Tool], wanted: str | None, parallel: bool) -> Toolbox | None:
