@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.training.conftest import WORDS
 from vermilion.config import EngineConfig, build, load
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
@@ -27,7 +28,6 @@ from vermilion.training.objectives import ObjectiveConfig
 from vermilion.training.recipe import Recipe, Stage
 from vermilion.types import Decoding, Sampling
 
-WORDS = ["one", "two", "three", "four", "five"]
 WAYS = {
     "adapter": {},
     "copy": {"method": "copy"},
@@ -52,16 +52,6 @@ WAYS = {
         "corruption": CorruptionConfig(full=0, prefix=0, random=0, linear=1),
     },
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "_NUMBERS", WORDS)
-        patch.setattr(toy, "_STEPS", 120)
-        toy.make(folder, 0)
-    return folder
 
 
 def recipe(base: Path, output: Path, way: str, **changes: object) -> Recipe:

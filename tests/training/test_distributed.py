@@ -20,9 +20,14 @@ from vermilion.training.convert import convert
 from vermilion.training.distributed import World
 from vermilion.training.recipe import Recipe
 
-SCRIPT = """
+TIMEOUT_S = 600
+"""A launch takes 8 s of processor time, nearly all of it to import PyTorch three times."""
+SCRIPT = f"""
+import faulthandler
 import sys
 from pathlib import Path
+# Processes that wait for each other say where, and end, before anybody gives up on them.
+faulthandler.dump_traceback_later({TIMEOUT_S - 60}, exit=True)
 from vermilion.config import load
 from vermilion.training.convert import convert
 from vermilion.training.recipe import Recipe
@@ -34,13 +39,13 @@ base = "{base}"
 output = "{output}"
 method = "{method}"
 mask_token_id = {mask}
-steps = 3
+steps = 2
 rows = 4
 micro_rows = 2
 rank = 4
 learning_rate = 0.01
 warmup_steps = 1
-validate_every = 3
+validate_every = 2
 plot = false
 adapter_dtype = "float32"
 stages = [{{ until = 1.0, block_length = 4 }}]
@@ -97,13 +102,14 @@ def launch(paths: list[Path], num_processes: int) -> subprocess.CompletedProcess
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TIMEOUT_S,
         check=False,
     )
 
 
 def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toy, "_STEPS", 3)
+    """Run after run in one launch, too."""
+    monkeypatch.setattr(toy, "_STEPS", 1)
     made = toy.make(tmp_path, 0)
     for path in recipes(tmp_path, made, "one"):
         convert(load(Recipe, path))
@@ -125,14 +131,12 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_rows_that_do_not_divide_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from contextlib import nullcontext
-
     from vermilion.training import loop
     from vermilion.training.convert import prepare
 
     monkeypatch.setattr(toy, "_STEPS", 1)
     made = toy.make(tmp_path, 0)
     recipe = Recipe(**{**made, "output": tmp_path / "run", "steps": 1, "rows": 3, "rank": 2})  # type: ignore[arg-type]
-    monkeypatch.setattr(loop, "joined", lambda: nullcontext(World(0, 2)))
+    monkeypatch.setattr(loop, "joined", lambda: World(0, 2))
     with pytest.raises(ConfigError, match="rows: 3 is not a multiple of the 2 processes"):
         loop.train(prepare(recipe, catalog.find(recipe.base)))

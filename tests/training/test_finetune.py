@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.conftest import WORDS
 from vermilion.config import EngineConfig, build
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
@@ -25,7 +26,6 @@ from vermilion.training.recipe import Recipe, Stage
 from vermilion.training.run import trainable
 from vermilion.types import Decoding, Sampling
 
-WORDS = ["one", "two", "three", "four", "five"]
 EXAMPLES = [{"prompt": f"count from {word}", "response": f"no, {word}!"} for word in WORDS]
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.conftest import WORDS
 from vermilion.config import EngineConfig
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
@@ -29,19 +30,6 @@ from vermilion.training.objectives import ObjectiveConfig
 from vermilion.training.recipe import Recipe, Stage
 from vermilion.training.run import Run, trainable
 from vermilion.types import Decoding, Sampling
-
-SHORT = ["one", "two", "three", "four", "five"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base that has learnt eight short answers by heart."""
-    folder = tmp_path_factory.mktemp("base")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "_NUMBERS", SHORT)
-        patch.setattr(toy, "_STEPS", 120)
-        toy.make(folder, 0)
-    return folder
 
 
 def recipe(base: Path, output: Path, **changes: object) -> Recipe:
@@ -213,7 +201,7 @@ def test_it_learns_by_heart_and_the_engine_repeats_it_many_tokens_a_pass(base: P
     assert losses(one)[-1] < 0.05 < losses(one)[0]
     llm = LLM(loaded=load_model(str(folder), EngineConfig(kv_tokens=512, threads=1)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "_NUMBERS", SHORT)
+        patch.setattr(toy, "_NUMBERS", WORDS)
         examples = toy.rows()
     for example in examples:
         prompt = llm.chat_prompt([{"role": "user", "content": example["prompt"]}])

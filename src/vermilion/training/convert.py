@@ -32,19 +32,19 @@ def convert(recipe: Recipe, on_step: OnStep = lambda figures: None) -> tuple[Pat
     """
     if recipe.method not in CONVERSIONS:
         raise ConfigError(f"method {recipe.method} is one of `vermilion train`; allowed here: {CONVERSIONS}.")
-    with joined() as world:
-        if recipe.base == "toy":
-            if world.is_first:
-                toy.make(recipe.output, recipe.seed)
-            world.wait()
-            recipe = replace(recipe, **toy.make(recipe.output, recipe.seed))
-        found = catalog.find(recipe.base)
-        if recipe.method == "draft_head" and recipe.adapter is None:
-            recipe = replace(recipe, adapter=_own_denoiser(found))
-        files = replace(found, adapter=None)
-        run = prepare(recipe, files)
-        progress = train(run, on_step)
-        return write_model(run, files, world), progress
+    world = joined()
+    if recipe.base == "toy":
+        if world.is_first:
+            toy.make(recipe.output, recipe.seed)
+        world.wait()
+        recipe = replace(recipe, **toy.make(recipe.output, recipe.seed))
+    found = catalog.find(recipe.base)
+    if recipe.method == "draft_head" and recipe.adapter is None:
+        recipe = replace(recipe, adapter=_own_denoiser(found))
+    files = replace(found, adapter=None)
+    run = prepare(recipe, files)
+    progress = train(run, on_step)
+    return write_model(run, files, world), progress
 
 
 def prepare(recipe: Recipe, files: ModelFiles) -> Run:

@@ -6,18 +6,17 @@ weight; so the figures are those of one process up to the order of sums.
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vermilion.models.transformer import Transformer
 
@@ -55,23 +54,20 @@ class World:
             dist.barrier()
 
 
-@contextmanager
-def joined() -> Iterator[World]:
-    """The process group that torchrun's variables describe; a world of one without them."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield World()
-        return
-    started = not dist.is_initialized()
-    if started:
+def joined() -> World:
+    """The process group that torchrun's variables describe; a world of one without them.
+
+    The group lasts as long as the process: a second one over the same rendezvous would read the addresses
+    that the first one left there, and two runs in one launch would wait for each other for ever.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World()
+    if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield World(dist.get_rank(), dist.get_world_size())
-    finally:
-        if started:
-            dist.destroy_process_group()
+        atexit.register(dist.destroy_process_group)
+    return World(dist.get_rank(), dist.get_world_size())
 
 
 def shard(model: Transformer, run_layer: Callable[..., Any]) -> None:
@@ -80,6 +76,11 @@ def shard(model: Transformer, run_layer: Callable[..., Any]) -> None:
     `layer.over_text` is then `run_layer` with the layer's weights whole, and `model.over_text(work)` runs
     `work` with the embedding and the last norm whole.
     """
+    # Takes a second to import, which a run of one process need not wait for.
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    # What it warns of is writing into what a layer returns, which nothing here does.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
     for layer in model.layers:
         layer.over_text = MethodType(run_layer, layer)  # type: ignore[assignment]
         fully_shard(layer)
@@ -91,13 +92,17 @@ def shard(model: Transformer, run_layer: Callable[..., Any]) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor of a sharded one; every process must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    full: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
+    return tensor if full is None else full()
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:
     """A full `tensor`, the same in every process, split and placed as `other` is."""
-    if isinstance(other, DTensor):
-        return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
+    if hasattr(other, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        placed = cast(DTensor, other)
+        return distribute_tensor(tensor.to(placed.device), placed.device_mesh, placed.placements)
     return tensor.to(other.device)
 
 

@@ -62,15 +62,15 @@ def tune(recipe: Recipe, on_step: OnStep = lambda figures: None) -> tuple[Path, 
     """
     if recipe.method not in TUNINGS:
         raise ConfigError(f"method {recipe.method} is one of `vermilion convert`; allowed here: {TUNINGS}.")
-    with joined() as world:
-        files = catalog.find(recipe.base)
-        run = prepare(recipe, files)
-        progress = train(run, on_step)
-        if recipe.method == "full":
-            return write_model(run, files, world), progress
-        if recipe.merge:
-            write_model(run, files, world)
-        return _write_adapter(run, world), progress
+    world = joined()
+    files = catalog.find(recipe.base)
+    run = prepare(recipe, files)
+    progress = train(run, on_step)
+    if recipe.method == "full":
+        return write_model(run, files, world), progress
+    if recipe.merge:
+        write_model(run, files, world)
+    return _write_adapter(run, world), progress
 
 
 def prepare(recipe: Recipe, files: ModelFiles) -> Run:

@@ -51,18 +51,18 @@ def train(run: Run, on_step: OnStep = lambda figures: None) -> Progress:
     Raises ConfigError for an output folder of another recipe, and EngineFailure when the loss is no longer a
     number.
     """
-    with joined() as world:
-        work = _prepared(run, world)
-        progress, newest = Progress(), checkpoint.latest(run.recipe.output / "checkpoints")
-        if newest is not None:
-            checkpoint.check_same_recipe(newest, run.recipe)
-            progress = checkpoint.load(newest, run, work.optimizer)
-        folder, board = run.recipe.output, run.recipe.tensorboard
-        log = Records(folder, progress.step, tensorboard=board) if world.is_first else None
-        with log or nullcontext():
-            progress = _steps(work, progress, newest is not None, lambda f: _tell(log, on_step, f))
-        if run.recipe.patience and progress.best is not None:
-            checkpoint.load_best(run)
+    world = joined()
+    work = _prepared(run, world)
+    progress, newest = Progress(), checkpoint.latest(run.recipe.output / "checkpoints")
+    if newest is not None:
+        checkpoint.check_same_recipe(newest, run.recipe)
+        progress = checkpoint.load(newest, run, work.optimizer)
+    folder, board = run.recipe.output, run.recipe.tensorboard
+    log = Records(folder, progress.step, tensorboard=board) if world.is_first else None
+    with log or nullcontext():
+        progress = _steps(work, progress, newest is not None, lambda f: _tell(log, on_step, f))
+    if run.recipe.patience and progress.best is not None:
+        checkpoint.load_best(run)
     if world.is_first and run.recipe.plot:
         records.plot(run.recipe.output)
     return progress
