@@ -125,17 +125,25 @@ def test_an_agent_with_a_small_prompt_edits_a_file(
     proven(title, node_version(package), "an existing file edited by a demanded edit call, small agent")
 
 
-def test_aider_takes_its_configuration(demanding: Running, home: Path, notes: Path, proven: Proven) -> None:
+def test_aider_rewrites_a_file_and_answers_a_question(
+    demanding: Running, home: Path, notes: Path, proven: Proven
+) -> None:
+    """It calls no tools: the grammar in its configuration holds the answer to a file in a fence."""
     program = installed("aider/bin/aider")
     connect("aider", demanding, home, "--write")
     num_before = len(demanding.requests())
-    switches = (
-        "--no-git --yes-always --no-check-update --analytics-disable --no-show-model-warnings --no-pretty"
-    )
-    command = [program, *switches.split(), "--edit-format", "ask", "--message", "Say hello.", notes]
+    code = notes.with_name("add.py")
+    code.write_text("def add(a, b):\n    return a - b\n")
+    switches = ["--no-git", "--yes-always", "--no-check-update", "--analytics-disable", "--no-pretty"]
     env = environment(home, {"LITELLM_LOCAL_MODEL_COST_MAP": "True"})
-    ran = run(command, env, notes.parent, _TIMEOUT_S)
-    assert ran.status == 0, ran.errors
-    assert "POST /v1/chat/completions 200" in demanding.requests()[num_before:]
+    words = "Fix it: the function add must return a + b."
+    ran = run([program, *switches, "--message", words, code], env, notes.parent, _TIMEOUT_S)
+    assert code.read_text() == "def add(a, b):\n    return a + b\n", f"{ran.output}\n{ran.errors}"
+    question = ["--model", "openai/mercury", "--chat-mode", "ask", "--message", "Say hello."]
+    told = run([program, *switches, *question, notes], env, notes.parent, _TIMEOUT_S)
+    assert (told.status, notes.read_text()) == (0, BEFORE), told.errors
+    assert demanding.requests()[num_before:].count("POST /v1/chat/completions 200") == 2
     version = run([program, "--version"], env, notes.parent).output.split()[-1]
-    proven("aider", version, "its question answered; it calls no tools, and the model writes no edit for it")
+    proven(
+        "aider", version, "an existing file rewritten in its own words under a grammar; a question answered"
+    )

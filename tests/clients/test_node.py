@@ -41,6 +41,38 @@ def test_openais_client_does_all_it_can(service: Running, tmp_path: Path, proven
     proven("openai (Node)", node_version("openai"), what)
 
 
+def test_openais_client_reads_responses(service: Running, tmp_path: Path, proven: Proven) -> None:
+    found = told("openai_responses.mjs", "openai", service, tmp_path)
+    assert found["answer"] == found["streamed"] == ANSWER
+    assert found["usage"] == found["streamedUsage"]
+    numbers, kinds = zip(*found["events"], strict=True)
+    assert list(numbers) == list(range(len(numbers)))
+    kinds = [kind.removeprefix("response.") for kind in kinds]
+    deltas = kinds.count("output_text.delta")
+    assert deltas > 1
+    opening = ["created", "in_progress", "output_item.added", "content_part.added"]
+    ending = ["output_text.done", "content_part.done", "output_item.done", "completed"]
+    assert kinds == [*opening, *["output_text.delta"] * deltas, *ending]
+    assert found["parsed"] == found["helped"]
+    assert set(found["parsed"]) == {"city"}
+    assert found["call"]["name"] == "set_volume"
+    assert found["call"]["level"] in (1, 2, 3)
+    assert [kind.removeprefix("response.") for kind in found["callEvents"]] == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "function_call_arguments.delta",
+        "function_call_arguments.done",
+        "output_item.done",
+        "completed",
+    ]
+    assert found["answered"] in ("completed", "incomplete")
+    assert found["cut"] == "max_output_tokens"
+    assert (found["stored"]["status"], found["stored"]["param"]) == (400, "previous_response_id")
+    what = "responses: create, stream, text parsed by zod, a function called and answered; nothing is stored"
+    proven("openai (Node)", node_version("openai"), what)
+
+
 def test_the_ai_sdk_makes_text_objects_and_calls(service: Running, tmp_path: Path, proven: Proven) -> None:
     found = told("ai_sdk.mjs", "@ai-sdk/openai-compatible", service, tmp_path)
     assert found["answer"] == found["streamed"] == ANSWER

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
+import yaml
+from llguidance import LLMatcher, LLTokenizer
 from typer.testing import CliRunner, Result
 
 from serving.fake import FakeBackend, served
+from vermilion.accounts import store as stores
+from vermilion.accounts.config import AccountsConfig
 from vermilion.cli import app
 from vermilion.errors import BadParameter, EngineFailure, VermilionError
 from vermilion.integrations.connection import discover
@@ -23,13 +29,14 @@ from vermilion.serving.config import ServeConfig
 from vermilion.serving.server import serve
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    """A service on its own thread and loop."""
+@contextmanager
+def running(accounts: str = "", **limits: int) -> Iterator[str]:
+    """A service on its own thread and loop: its address."""
     found: list[str] = []
     ready = threading.Event()
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
+    config = ServeConfig(port=0, accounts=AccountsConfig(url=accounts, **limits))
 
     @asynccontextmanager
     async def load() -> AsyncIterator[Served]:
@@ -40,21 +47,48 @@ def url() -> Iterator[str]:
         ready.set()
 
     def run() -> None:
-        loop.run_until_complete(serve(ServeConfig(port=0), load, stop, opened))
+        loop.run_until_complete(serve(config, load, stop, opened))
         loop.close()
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert ready.wait(20)
-    yield found[0]
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(20)
+    try:
+        assert ready.wait(20)
+        yield found[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """A service with accounts, and a key of it."""
+    where = str(tmp_path_factory.mktemp("accounts") / "accounts.db")
+    store = stores.connect(where)
+    stores.migrate(store)
+    store.close()
+    with running(where) as url:
+        reply = httpx.post(f"{url}/v1/accounts", json={"email": "ada@example.org"})
+        yield url, reply.json()["key"]["secret"]
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     return tmp_path
+
+
+def fits(text: str, lark: str) -> bool:
+    """Whether a grammar takes the whole of a text."""
+    tokenizer = LLTokenizer("byte")
+    matcher = LLMatcher(tokenizer, lark)
+    return matcher.try_consume_tokens(tokenizer.tokenize_str(text)) == len(text) and matcher.is_accepting()
 
 
 def connect(*arguments: str) -> Result:
@@ -131,11 +165,83 @@ def test_a_file_that_cannot_be_merged_is_left_alone(
     assert path.read_text() == content
 
 
+def test_a_file_of_ours_is_written_anew_and_one_that_fits_is_left(url: str, home: Path) -> None:
+    for client, name in (
+        ("continue", ".continue/config.yaml"),
+        ("opencode", ".config/opencode/opencode.json"),
+    ):
+        assert connect(client, "--url", url, "--write", "--no-check").exit_code == 0
+        (home / name).write_text((home / name).read_text().replace(url, "http://127.0.0.1:9"))
+        assert connect(client, "--url", url, "--write", "--no-check").exit_code == 0
+        before = (home / name).read_text()
+        assert url in before
+        again = connect(client, "--url", url, "--write", "--no-check")
+        assert (again.exit_code, (home / name).read_text()) == (0, before)
+    assert "holds it already" in again.stdout
+
+
+def test_aider_gets_a_grammar_of_its_format_for_a_model_with_little_context(url: str, home: Path) -> None:
+    (home / ".aider.conf.yml").write_text("dark-mode: true\n")
+    result = connect("aider", "--url", url, "--write", "--no-check")
+    # The one file is the user's, the other is written all the same.
+    assert ".aider.conf.yml exists" in str(result.exception)
+    (settings,) = yaml.safe_load((home / ".aider.model.settings.yml").read_text())
+    assert settings["name"] == "openai/tiny-diffusion"
+    grammar = settings["extra_params"]["extra_body"]["response_format"]
+    body = {"messages": [{"role": "user", "content": "hi"}], "response_format": grammar}
+    assert httpx.post(f"{url}/v1/chat/completions", json=body).status_code == 200
+    assert fits("```\na = 1\n\nb = 2\n```", grammar["value"])
+    assert not fits("Sure!\n```\na = 1\n```", grammar["value"])
+    assert not fits("```\na = 1\n```\n", grammar["value"])
+    large = replace(discover(url, ""), context_length=131_072)
+    assert list(EDITORS["aider"].files(large)) == [home / ".aider.conf.yml"]
+
+
+def test_a_service_with_accounts_takes_a_key_and_says_what_it_lacks(
+    guarded: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, key = guarded
+    for given in ([], ["--key", "vm-wrong"]):
+        refused = connect("kilo", "--url", url, *given)
+        assert isinstance(refused.exception, EngineFailure)
+        assert "401" in str(refused.exception) and "--key" in str(refused.exception)
+    asked = connect("kilo", "--url", url, "--key", key)
+    assert asked.exit_code == 0, asked.output
+    assert key in asked.stdout
+    monkeypatch.setenv("VERMILION_API_KEY", key)
+    assert connect("continue", "--url", url).exit_code == 0
+
+
+@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.2\r\n", b"", b"HTTP/1.1 200 OK\r\n\r\n<html>"])
+def test_another_service_at_the_address_is_told_from_ours(greeting: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(greeting)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(EngineFailure, match=r"is Vermilion running there|Nothing answers"):
+            discover(f"http://127.0.0.1:{server.getsockname()[1]}", "")
+        thread.join(20)
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "http://", "http://[::1", "http://x:port", "two words", "http://ü"]
+)
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(BadParameter, match="an address such as"):
+        discover(url, "")
+
+
 def test_mistakes_are_told() -> None:
-    with pytest.raises(BadParameter, match="address"):
-        discover("ftp://x", "", None)
-    with pytest.raises(EngineFailure, match="vermilion serve"):
+    with pytest.raises(EngineFailure, match=r"refused.*vermilion serve --port 9"):
         discover("http://127.0.0.1:9", "", None)
+    with pytest.raises(BadParameter, match="--key"):
+        discover("http://127.0.0.1:9", "clé\n", None)
     result = connect("emacs")
     assert isinstance(result.exception, BadParameter)
     assert "aider" in str(result.exception)

@@ -15,9 +15,13 @@ import typer
 from vermilion.errors import BadParameter, BadRequest, EngineFailure
 
 if TYPE_CHECKING:
+    from vermilion.integrations.connection import Connection
     from vermilion.integrations.editors import Editor
 
 _LOCAL = "http://127.0.0.1:8000"
+_OURS = (
+    "# Written by `vermilion connect`, which replaces this file the next time; without this line it does not."
+)
 
 
 def connect(
@@ -33,7 +37,6 @@ def connect(
     check: Annotated[bool, typer.Option("--check/--no-check", help="Try the client's requests.")] = True,
 ) -> None:
     """Point an editor or an agent at a running service, and try its requests."""
-    from vermilion.integrations.connection import check as ask
     from vermilion.integrations.connection import discover
     from vermilion.integrations.editors import EDITORS
 
@@ -41,20 +44,25 @@ def connect(
     if editor is None:
         raise BadParameter("CLIENT", client, ", ".join(EDITORS))
     connection = discover(url, key, model)
-    text = editor.render(connection)
-    path = editor.path
+    files = editor.files(connection)
     if write:
-        if path is None:
-            raise BadRequest(f"{editor.title} keeps its settings to itself; run this without --write.")
-        print(_write(path, text, editor))
-    else:
-        if path is not None:
-            print(f"{editor.title} reads {path}:\n", file=sys.stderr)
-        print(text, end="")
+        _write_all(files, editor)
+    for path, text in {} if write else files.items():
+        print(f"{editor.title} reads {path}:\n", file=sys.stderr)
+        print(text, end="", flush=True)
+        print(file=sys.stderr)
+    if not files:
+        print(editor.render(connection), end="", flush=True)
     if editor.after:
         print(f"\n{editor.after}", file=sys.stderr)
-    if not check:
-        return
+    if check:
+        _check(connection, editor)
+
+
+def _check(connection: Connection, editor: Editor) -> None:
+    """Makes the client's requests and tells how each went; raises EngineFailure if one failed."""
+    from vermilion.integrations.connection import check as ask
+
     failed = []
     for route, body in editor.checks:
         result = ask(connection, route, {"model": connection.model, **body})
@@ -65,26 +73,47 @@ def connect(
         raise EngineFailure(f"The service did not answer as {editor.title} needs: {', '.join(failed)}.")
 
 
+def _write_all(files: Mapping[Path, str], editor: Editor) -> None:
+    """Puts each text into its file; tries all, then raises BadRequest for those that it must leave alone."""
+    if not files:
+        raise BadRequest(f"{editor.title} keeps its settings to itself; run this without --write.")
+    refused = []
+    for path, text in files.items():
+        try:
+            print(_write(path, text, editor))
+        except BadRequest as error:
+            refused.append(str(error))
+        except OSError as error:
+            refused.append(f"{path} cannot be written: {error.strerror}.")
+    if refused:
+        raise BadRequest("\n".join(refused))
+
+
 def _write(path: Path, text: str, editor: Editor) -> str:
     """Puts the configuration into `path`, keeping what is there; says what was done.
 
     Raises BadRequest for a file whose other contents would be lost or misread.
     """
-    if not path.exists() or not path.read_text(encoding="utf-8").strip():
-        _replace(path, text)
+    ours = text if editor.format == "json" else f"{_OURS}\n{text}"
+    before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    if not before.strip() or (editor.format != "json" and before.startswith(_OURS)):
+        _replace(path, ours)
         return f"{path} is written"
     if editor.format != "json":
         raise BadRequest(f"{path} exists; add the following to it by hand, or move it away:\n{text}")
     try:
-        present = json.loads(path.read_text(encoding="utf-8"))
+        present = json.loads(before)
     except ValueError:
         present = None
     if not isinstance(present, dict):
         raise BadRequest(f"{path} is not plain JSON (it may hold comments); add to it by hand:\n{text}")
+    merged = _merged(present, json.loads(text))
+    if merged == present:
+        return f"{path} holds it already"
     backup = path.with_name(f"{path.name}.before-vermilion")
     if not backup.exists():
         shutil.copy2(path, backup)
-    _replace(path, json.dumps(_merged(present, json.loads(text)), indent=2) + "\n")
+    _replace(path, json.dumps(merged, indent=2) + "\n")
     return f"{path} is extended; as it was before: {backup}"
 
 

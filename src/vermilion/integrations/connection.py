@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -52,20 +53,11 @@ def discover(url: str, key: str, model: str | None = None) -> Connection:
     Raises BadParameter for an address that is none or a model that is not served, EngineFailure where
     nothing answers.
     """
-    parts = urlsplit(url if "//" in url else f"http://{url}")
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise BadParameter("--url", url, "an address such as http://127.0.0.1:8000")
-    root = f"{parts.scheme}://{parts.netloc}"
-    try:
-        served = json.loads(_call(f"{root}/v1/models", key))["data"]
-    except HTTPError as error:
-        raise EngineFailure(f"{root} refused to list its models: {_reason(error)}") from None
-    except (URLError, OSError) as error:
-        raise EngineFailure(f"Nothing answers at {root} ({error}). Start it with: vermilion serve") from None
-    except (ValueError, KeyError, TypeError):
-        raise EngineFailure(f"{root}/v1/models is no list of models; is Vermilion running there?") from None
-    by_id = {entry["id"]: entry for entry in served}
-    chosen = by_id.get(model) if model else next(iter(served), None)
+    root = _root(url)
+    if not (key.isascii() and key.isprintable()):
+        raise BadParameter("--key", "***", "the letters, digits and signs that the service showed")
+    by_id = {entry["id"]: entry for entry in _served(root, key)}
+    chosen = by_id.get(model) if model else next(iter(by_id.values()), None)
     if chosen is None:
         raise BadParameter("--model", model, ", ".join(by_id) or "nothing: no model is served")
     return Connection(
@@ -78,6 +70,38 @@ def discover(url: str, key: str, model: str | None = None) -> Connection:
     )
 
 
+def _root(url: str) -> str:
+    """Scheme, host and port of an address; raises BadParameter where it is none."""
+    try:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits or not url.isascii() or not url.isprintable() or " " in url:
+        raise BadParameter("--url", url, "an address such as http://127.0.0.1:8000")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _served(root: str, key: str) -> list[Any]:
+    """Entries of the service's list of models. Raises EngineFailure, which says what to do."""
+    try:
+        served: list[Any] = json.loads(_call(f"{root}/v1/models", key))["data"]
+        if all(isinstance(entry["id"], str) for entry in served):
+            return served
+    except HTTPError as error:
+        raise EngineFailure(f"{root} did not list its models: {_reason(error)}") from None
+    except OSError as error:
+        port = urlsplit(root).port
+        start = "vermilion serve" + (f" --port {port}" if port not in (None, 8000) else "")
+        raise EngineFailure(
+            f"Nothing answers at {root} ({_cause(error)}). Start it with: {start}\n"
+            "Or say where it runs: --url http://HOST:PORT"
+        ) from None
+    except (HTTPException, ValueError, KeyError, TypeError):
+        pass
+    raise EngineFailure(f"{root}/v1/models is no list of models; is Vermilion running there?")
+
+
 def check(connection: Connection, route: str, body: Mapping[str, Any]) -> Check:
     """POST `body` to `route`; a reply of status 200 is good. Never raises for what the service does."""
     started_s = time.monotonic()
@@ -85,8 +109,8 @@ def check(connection: Connection, route: str, body: Mapping[str, Any]) -> Check:
         reply = _call(f"{connection.root}{route}", connection.key, body)
     except HTTPError as error:
         return Check(route, False, time.monotonic() - started_s, _reason(error))
-    except (URLError, OSError) as error:
-        return Check(route, False, time.monotonic() - started_s, str(error))
+    except (OSError, HTTPException) as error:
+        return Check(route, False, time.monotonic() - started_s, _cause(error))
     seconds = time.monotonic() - started_s
     return Check(route, True, seconds, f"{len(reply)} bytes")
 
@@ -94,7 +118,7 @@ def check(connection: Connection, route: str, body: Mapping[str, Any]) -> Check:
 def _answers_to(root: str, key: str, name: str) -> bool:
     try:
         _call(f"{root}/v1/models/{name}", key)
-    except (URLError, OSError):
+    except (OSError, HTTPException):
         return False
     return True
 
@@ -109,10 +133,20 @@ def _call(url: str, key: str, body: Mapping[str, Any] | None = None) -> bytes:
     return content
 
 
+def _cause(error: Exception) -> str:
+    reason = error.reason if isinstance(error, URLError) else error
+    return str(getattr(reason, "strerror", None) or reason or type(reason).__name__)
+
+
 def _reason(error: HTTPError) -> str:
-    """The message of an error reply, in any of the shapes that services give it."""
+    """The message of an error reply, in any of the shapes that services give it, and what helps."""
     try:
         said = json.loads(error.read())["error"]
-        return f"{error.code}: {said['message'] if isinstance(said, Mapping) else said}"
+        told = f"{error.code}: {said['message'] if isinstance(said, Mapping) else said}"
     except (ValueError, KeyError, TypeError, OSError):
-        return f"{error.code} {error.reason}"
+        told = f"{error.code} {error.reason}"
+    help = {
+        401: " Give a key of it with --key, or in VERMILION_API_KEY.",
+        503: " Try again in a moment.",
+    }
+    return told + help.get(error.code, "")

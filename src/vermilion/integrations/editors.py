@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,14 +59,18 @@ class Editor:
     format: Format = "text"
     file: str = ""
     """Where it lies, below the user's home; empty where the client keeps it in its own settings."""
+    also: Mapping[str, Callable[[Connection], str]] = field(default_factory=dict)
+    """Further files below the user's home, of the same format; none where it gives no text."""
     after: str = ""
     """What is left to do by hand."""
     checks: tuple[tuple[str, Mapping[str, Any]], ...] = (("/v1/chat/completions", _CHAT),)
     """The requests that the client will make: route and body."""
 
-    @property
-    def path(self) -> Path | None:
-        return Path.home() / self.file if self.file else None
+    def files(self, connection: Connection) -> dict[Path, str]:
+        """What goes where; empty where the client keeps its settings to itself."""
+        renders = {self.file: self.render, **self.also} if self.file else {}
+        texts = {Path.home() / name: render(connection) for name, render in renders.items()}
+        return {path: text for path, text in texts.items() if text}
 
 
 def _continue(c: Connection) -> str:
@@ -172,6 +176,30 @@ def _aider(c: Connection) -> str:
     return f"""openai-api-base: {c.v1}
 openai-api-key: {json.dumps(c.key)}
 model: openai/{c.model}
+show-model-warnings: false
+"""
+
+
+def _aider_model(c: Connection) -> str:
+    """Holds a small model to the one edit format that it can fill: the whole file, in a fence.
+
+    Without a name before the fence aider takes the only file in the chat. Its reminder of the format behind
+    every request is left out: the grammar keeps to it, and the model would answer the reminder.
+    """
+    if c.context_length >= _STOCK_AGENT:
+        return ""
+    return f"""- name: openai/{c.model}
+  edit_format: whole
+  use_repo_map: false
+  reminder: null
+  extra_params:
+    max_tokens: {min(c.max_output, 1024)}
+    extra_body:
+      response_format:
+        type: lark
+        value: |
+          start: "```\\n" LINE+ "```"
+          LINE: /[^`\\n][^\\n]*\\n/ | /\\n/
 """
 
 
@@ -209,5 +237,13 @@ EDITORS: dict[str, Editor] = {
         checks=(_CHATS, _COMPLETES),
     ),
     "opencode": Editor("OpenCode", _opencode, "json", ".config/opencode/opencode.json"),
-    "aider": Editor("aider", _aider, "yaml", ".aider.conf.yml"),
+    "aider": Editor(
+        "aider",
+        _aider,
+        "yaml",
+        ".aider.conf.yml",
+        also={".aider.model.settings.yml": _aider_model},
+        after="Edits come one file at a time: aider FILE. To ask instead: aider --model openai/mercury "
+        "--chat-mode ask",
+    ),
 }
