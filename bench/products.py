@@ -1,4 +1,4 @@
-"""Why `models/layers.product` asks for W x^T: fp32 products of few rows on this CPU, both ways, in one run.
+"""Why `models/layers.product` chooses as it does: fp32 products on this CPU, three ways, in one run.
 
 Usage: python bench/products.py [--output bench/results/products.jsonl]
 """
@@ -43,8 +43,8 @@ def main() -> None:
     shapes = [(qkv, a.hidden_size), (a.hidden_size,) * 2, (2 * a.ffn_size, a.hidden_size)]
     shapes.append((a.hidden_size, a.ffn_size))
     weights = [torch.randn(shape) for _ in range(a.num_layers) for shape in shapes]
-    print("all projections of the embedded model, ms: rows, x W^T, W x^T")
-    for num_rows in (1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64, 128):
+    print("all projections of the embedded model, ms: rows, x W^T, W x^T, oneDNN")
+    for num_rows in (1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64, 128, 256):
         inputs = {size: torch.randn(num_rows, size) for size in (a.hidden_size, a.ffn_size)}
         plain, plain_spread = milliseconds(
             lambda inputs=inputs: [F.linear(inputs[w.shape[1]], w) for w in weights]
@@ -52,13 +52,20 @@ def main() -> None:
         turned, turned_spread = milliseconds(
             lambda inputs=inputs: [torch.mm(w, inputs[w.shape[1]].t()) for w in weights]
         )
-        print(f"{num_rows:4d} {plain:8.1f} {turned:8.1f}")
+        other, other_spread = milliseconds(
+            lambda inputs=inputs: [
+                torch.ops.mkldnn._linear_pointwise(inputs[w.shape[1]], w, None, "none", [], "")
+                for w in weights
+            ]
+        )
+        print(f"{num_rows:4d} {plain:8.1f} {turned:8.1f} {other:8.1f}")
         if output:
             row = {
                 "benchmark": "products", "date": time.strftime("%Y-%m-%d"), "device": platform.processor(),
                 "torch": torch.__version__, "threads": torch.get_num_threads(),
                 "rows": num_rows, "x_wt_ms": plain, "x_wt_spread": plain_spread,
                 "w_xt_ms": turned, "w_xt_spread": turned_spread,
+                "onednn_ms": other, "onednn_spread": other_spread,
             }  # fmt: skip
             with output.open("a") as file:
                 file.write(json.dumps(row) + "\n")

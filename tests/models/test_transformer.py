@@ -304,3 +304,28 @@ def test_weights_of_another_shape_are_refused() -> None:
     model = Transformer(replace(tiny.ARCHITECTURE, ffn_size=40))
     with pytest.raises(ValueError, match="checkpoint"):
         load_tensors(model, tensors)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 6, 8, 33, 130])
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_are_the_same_for_any_number_of_rows(num_rows: int, bias: bool) -> None:
+    from vermilion.models.layers import product
+
+    generator = torch.Generator().manual_seed(num_rows)
+    x, weight = (torch.randn(size, 48, generator=generator) for size in (num_rows, 40))
+    added = torch.randn(40, generator=generator) if bias else None
+    exact = torch.nn.functional.linear(x.double(), weight.double(), None if added is None else added.double())
+    with torch.inference_mode():
+        ours = product(x, weight, added)
+        # Rows of a wider tensor, as a part of a fused product is.
+        sliced = product(torch.cat([x, x], 1)[:, :48], weight, added)
+    assert ours.is_contiguous() and ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(sliced, ours, rtol=1e-5, atol=1e-4)
+
+
+def test_a_product_in_autocast_is_a_bfloat16_one() -> None:
+    from vermilion.models.layers import product
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert product(torch.ones(9, 8), torch.ones(4, 8)).dtype == torch.bfloat16
