@@ -66,6 +66,7 @@ def test_openais_client_reads_responses(service: Running, tmp_path: Path, proven
         "output_item.done",
         "completed",
     ]
+    assert json.loads(found["callArguments"]) == {"level": found["call"]["level"]}
     assert found["answered"] in ("completed", "incomplete")
     assert found["cut"] == "max_output_tokens"
     assert (found["stored"]["status"], found["stored"]["param"]) == (400, "previous_response_id")

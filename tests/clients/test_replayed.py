@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,14 @@ from clients.running import MODEL, Running
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 ANSWER = "The capital of France is Paris."
+_TIMEOUT_S = 120
 _HERE = Path(__file__).parent / "replayed"
 PROXYAI = json.loads((_HERE / "proxyai.json").read_text())
 ZED = json.loads((_HERE / "zed.json").read_text())
 JETBRAINS = json.loads((_HERE / "jetbrains.json").read_text())
+
+
+_OPENED = {"Authorization": "Bearer unused"}
 
 
 def ask(service: Running, request: Mapping[str, Any]) -> httpx.Response:
@@ -30,11 +35,35 @@ def ask(service: Running, request: Mapping[str, Any]) -> httpx.Response:
         request.get("method", "POST"),
         f"{service.url}{request['path']}",
         json=request.get("body"),
-        headers={"Authorization": "Bearer unused"},
-        timeout=60,
+        headers=request.get("headers", _OPENED),
+        timeout=_TIMEOUT_S,
     )
     assert reply.status_code == 200, reply.text
     return reply
+
+
+def count(service: Running, name: str) -> float:
+    """A figure of the service's metrics."""
+    text = httpx.get(f"{service.url}/metrics", timeout=_TIMEOUT_S).text
+    return float(re.search(rf"^vermilion_{name} (\S+)$", text, re.MULTILINE)[1])
+
+
+def hang_up(service: Running, request: Mapping[str, Any]) -> None:
+    """Closes a stream of many tokens after its first piece; asserts that the service stops working at it."""
+    limits = {"max_tokens": 4000, "options": {"num_predict": 4000}, "max_completion_tokens": 4000}
+    question = [{"role": "user", "content": "Tell me a long story about a lighthouse."}]
+    body = {**request["body"], **limits, "messages": question}
+    before = count(service, "cancellations_total")
+    headers = request.get("headers", _OPENED)
+    with httpx.stream(
+        "POST", f"{service.url}{request['path']}", json=body, headers=headers, timeout=_TIMEOUT_S
+    ) as reply:
+        assert next(line for line in reply.iter_lines() if line)
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    # It takes effect between two steps of the engine.
+    while count(service, "cancellations_total") == before or count(service, "running_requests"):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
 
 
 def events(reply: httpx.Response) -> list[dict[str, Any]]:
@@ -56,6 +85,31 @@ def test_proxy_ai_chats_with_every_field_its_strict_reader_demands(service: Runn
     proven("Proxy AI", "requests", "chat: every chunk has what koog's reader demands")
 
 
+def test_proxy_ais_agent_offers_tools_and_wants_usage(service: Running, proven: Proven) -> None:
+    *told, last = events(ask(service, PROXYAI["agent"]))
+    assert told[-1]["choices"][0]["finish_reason"] == "stop"
+    assert "".join(event["choices"][0]["delta"].get("content") or "" for event in told)
+    assert (last["choices"], last["usage"]["total_tokens"] > 0) == ([], True)
+    proven("Proxy AI", "requests", "agent: tools offered, usage in the last chunk")
+
+
+@pytest.mark.parametrize(
+    ("client", "request_"),
+    [
+        ("Proxy AI", PROXYAI["chat"]),
+        ("Zed", ZED["chat"]),
+        ("JetBrains AI Assistant", JETBRAINS["ollama"][3]),
+        ("JetBrains AI Assistant", JETBRAINS["lmstudio"][1]),
+    ],
+    ids=["proxyai", "zed", "ollama", "lmstudio"],
+)
+def test_an_answer_that_nobody_waits_for_ends(
+    client: str, request_: Mapping[str, Any], service: Running, proven: Proven
+) -> None:
+    hang_up(service, request_)
+    proven(client, "requests", f"a stream of {request_['path']} cut off in its middle")
+
+
 def test_proxy_ai_completes_edits_and_applies(service: Running, proven: Proven) -> None:
     assert ask(service, PROXYAI["completion"]).json()["choices"][0]["text"]
     edited = ask(service, PROXYAI["edit"]).json()["choices"][0]["message"]["content"]
@@ -70,7 +124,9 @@ def test_jetbrains_finds_the_service_as_an_openai_compatible_one(service: Runnin
     listing, chat = JETBRAINS["openai"]
     (row,) = ask(service, listing).json()["data"]
     assert (row["id"], row["object"]) == (MODEL, "model")
-    assert spoken(ask(service, chat)) == ANSWER
+    reply = ask(service, chat)
+    assert spoken(reply) == ANSWER
+    assert events(reply)[-1]["usage"]["completion_tokens"] > 0
     proven("JetBrains AI Assistant", "requests", "as an OpenAI-compatible service: models, chat")
 
 
@@ -100,6 +156,19 @@ def test_zed_gets_predictions_for_a_gap_in_another_models_marks(service: Running
     before, after = body["prompt"].removeprefix("<|fim_prefix|>").split("<|fim_suffix|>")
     gap = {**body, "prompt": before, "suffix": after.removesuffix("<|fim_middle|>")}
     filled = ask(service, {"path": "/v1/completions", "body": gap}).json()
-    assert told["id"]
+    # Its reader demands all of these.
+    assert {"id", "object", "created", "model", "choices", "usage"} <= told.keys()
+    assert {"prompt_tokens", "completion_tokens", "total_tokens"} <= told["usage"].keys()
     assert told["choices"][0]["text"] == filled["choices"][0]["text"] != ""
     proven("Zed", "requests", "edit predictions: the gap in the prompt's marks is filled")
+
+
+def test_zeds_mercury_provider_and_its_agent_are_answered(service: Running, proven: Proven) -> None:
+    told = ask(service, ZED["mercury"]).json()
+    assert {"id", "object", "created", "model", "choices", "usage"} <= told.keys()
+    content = told["choices"][0]["message"]["content"]
+    assert content == "None" or (content.startswith("```\n") and content.endswith("\n```"))
+    *chunks, last = events(ask(service, ZED["chat"]))
+    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+    assert last["usage"]["total_tokens"] > 0
+    proven("Zed", "requests", "next edit in Mercury's layout; agent: parts, tools, usage in the last chunk")

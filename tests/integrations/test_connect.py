@@ -123,6 +123,12 @@ def test_a_model_with_little_context_gets_an_agent_with_few_tools(client: str, u
     assert agents[1] == {}
 
 
+def test_zed_is_told_every_capability_that_its_settings_demand(url: str) -> None:
+    settings = json.loads(EDITORS["zed"].render(discover(url, "")))
+    (model,) = settings["language_models"]["openai_compatible"]["Vermilion"]["available_models"]
+    assert model["capabilities"].keys() == {"tools", "images", "parallel_tool_calls", "prompt_cache_key"}
+
+
 def test_the_address_may_end_in_v1(url: str) -> None:
     assert discover(f"{url}/v1/", "", None).v1 == f"{url}/v1"
 

@@ -155,7 +155,13 @@ def _zed(c: Connection) -> str:
         "display_name": "Vermilion",
         "max_tokens": c.context_length,
         "max_output_tokens": min(c.max_output, 4096),
-        "capabilities": {"tools": True, "images": False},
+        # Zed drops a model whose capabilities are not all here.
+        "capabilities": {
+            "tools": True,
+            "images": False,
+            "parallel_tool_calls": False,
+            "prompt_cache_key": False,
+        },
     }
     provider = {"api_url": c.v1, "available_models": [model]}
     edits = {
@@ -233,7 +239,8 @@ EDITORS: dict[str, Editor] = {
         _zed,
         "json",
         ".config/zed/settings.json",
-        after="Enter the key in Zed's agent settings, or export VERMILION_API_KEY before starting Zed.",
+        after="Enter the key in Zed's agent settings, or export VERMILION_API_KEY before starting Zed; for "
+        "edit predictions ZED_OPEN_AI_COMPATIBLE_EDIT_PREDICTION_API_KEY.",
         checks=(_CHATS, _COMPLETES),
     ),
     "opencode": Editor("OpenCode", _opencode, "json", ".config/opencode/opencode.json"),

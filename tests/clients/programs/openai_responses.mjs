@@ -31,7 +31,11 @@ const calling = { ...asked, max_output_tokens: 64, tools, tool_choice: "required
 const [call] = (await client.responses.parse(calling)).output.filter((item) => item.type === "function_call");
 told.call = { name: call.name, level: call.parsed_arguments.level };
 told.callEvents = [];
-for await (const event of client.responses.stream(calling)) told.callEvents.push(event.type);
+told.callArguments = "";
+for await (const event of client.responses.stream(calling)) {
+  if (event.type === "response.function_call_arguments.delta") told.callArguments += event.delta;
+  if (event.type !== told.callEvents.at(-1)) told.callEvents.push(event.type);
+}
 
 const output = { type: "function_call_output", call_id: call.call_id, output: "done" };
 const { parsed_arguments, ...made } = call;
