@@ -130,7 +130,7 @@ class Writer:
         try:
             return self._transaction(jobs)
         except self._failures as error:
-            _log.warning("accounts: a transaction of %d is tried again: %s", len(jobs), type(error).__name__)
+            _log.warning("accounts: a transaction of %d is tried again: %s", len(jobs), _kind(error))
             self._drop()
         results: list[Result] = []
         reachable = True
@@ -216,7 +216,7 @@ class Writer:
             while self._owed and (self._recorded(self._owed[0]) or self._transaction(self._owed[:1])):
                 self._owed.pop(0)
         except self._failures as error:
-            _log.warning("accounts: leases could not be renewed: %s", type(error).__name__)
+            _log.warning("accounts: leases could not be renewed: %s", _kind(error))
             self._drop()
 
     def _drop(self) -> None:
@@ -224,6 +224,12 @@ class Writer:
             with suppress(*self._failures):
                 self._connection.close()
             self._connection = None
+
+
+def _kind(error: Exception) -> str:
+    """For the log: without its message, which may quote what stands in the tables."""
+    code = getattr(error, "sqlite_errorname", None) or getattr(error, "sqlstate", None)
+    return f"{type(error).__name__} {code or ''}".rstrip()
 
 
 _POSTGRESQL_RELAXED = "SET LOCAL synchronous_commit = off"
