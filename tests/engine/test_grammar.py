@@ -14,11 +14,14 @@ import torch
 from tests import tiny
 from vermilion.config import EngineConfig
 from vermilion.decoding.grammar import Grammars
+from vermilion.decoding.speculative import Speculative
 from vermilion.engine.engine import Engine
 from vermilion.engine.loading import assemble
 from vermilion.errors import BadRequest
 from vermilion.models.families import Family
 from vermilion.models.transformer import Transformer
+from vermilion.serving.replies import Choice, Head, chat_reply
+from vermilion.serving.streams import ChatStream
 from vermilion.types import Decoding, Event, Finish, Grammar, Request, Sampling, Text
 
 EOS, MASK, FIRST_PAIR = 1, 2, 128
@@ -80,7 +83,8 @@ def engine(built: Transformer, **settings: Any) -> Engine:
 
 
 def request(name: str, grammar: Grammar | None, decoding: Decoding, **sampling: Any) -> Request:
-    prompt = tuple(random.Random(name[0]).randrange(32, 127) for _ in range(9))
+    dice = random.Random(name)
+    prompt = tuple(dice.randrange(32, 127) for _ in range(dice.randrange(4, 14)))
     return Request(name, prompt, Sampling(**{"max_tokens": 150, **sampling}), decoding, grammar=grammar)
 
 
@@ -136,9 +140,28 @@ def schema(dice: random.Random, depth: int = 0) -> dict[str, Any]:
     return {"type": kind}
 
 
-def valid_answers(built: Transformer, seeds: range) -> int:
-    """Runs a random schema per seed, 16 at a time; the number that ended by themselves."""
-    ended = 0
+def told(events: list[Event]) -> tuple[str, str]:
+    """Text and reason of an answer as a stream tells them; a reply that is not streamed says the same."""
+    stream, choice = ChatStream(Head("x", "tiny"), include_usage=False), Choice()
+    chunks = ""
+    for event in events:
+        chunks += stream.render(0, event).decode()
+        choice.add(event)
+    lines = [json.loads(line[6:]) for line in chunks.splitlines() if line]
+    deltas = [line["choices"][0]["delta"].get("content", "") for line in lines]
+    reason = lines[-1]["choices"][0]["finish_reason"]
+    (whole,) = chat_reply(Head("x", "tiny"), [choice], False)["choices"]
+    assert (whole["message"]["content"], whole["finish_reason"]) == ("".join(deltas), reason)
+    return "".join(deltas), reason
+
+
+def valid_answers(built: Transformer, seeds: range) -> tuple[int, int]:
+    """Runs a random schema and prompt per seed, 16 at a time and in the company of free answers; how
+    many ended by themselves, and how many their limit cut.
+
+    Every fourth has a limit that cuts some answers, every fourth one that cuts most.
+    """
+    ended = cut = 0
     for start in range(seeds.start, seeds.stop, 16):
         schemas = {
             f"{seed:04}": schema(random.Random(seed)) for seed in range(start, min(start + 16, seeds.stop))
@@ -150,20 +173,37 @@ def valid_answers(built: Transformer, seeds: range) -> int:
                 DECODINGS[int(name) % len(DECODINGS)],
                 temperature=(0.0, 1.0)[int(name) // 7 % 2],
                 seed=int(name),
+                max_tokens=(150, 150, 40, 12)[int(name) // 3 % 4],
             )
             for name, wanted in schemas.items()
         ]
-        for name, events in tiny.run(engine(built), requests).items():
-            end = finish(events)
-            assert end.reason in ("stop", "length"), (name, end)
-            if end.reason == "stop":
-                jsonschema.validate(json.loads(text(events)), schemas[name])
+        company = [request(f"free{i}", None, DECODINGS[i], max_tokens=20) for i in range(4)]
+        for name, events in tiny.run(engine(built), [*company, *requests]).items():
+            if name not in schemas:
+                continue
+            content, reason = told(events)
+            assert reason in ("stop", "length"), (name, reason)
+            if reason == "stop":
+                jsonschema.validate(json.loads(content), schemas[name])
                 ended += 1
-    return ended
+            else:
+                wanted = next(one for one in requests if one.id == name)
+                assert finish(events).usage.completion_tokens == wanted.sampling.max_tokens
+                cut += 1
+    return ended, cut
 
 
+def test_answers_fit_random_schemas_streamed_cut_and_in_company(model: Transformer) -> None:
+    ended, cut = valid_answers(model, range(128))
+    assert ended >= 100
+    assert cut >= 2
+
+
+@pytest.mark.slow
 def test_answers_fit_a_thousand_random_schemas(model: Transformer) -> None:
-    assert valid_answers(model, range(1000)) >= 950
+    ended, cut = valid_answers(model, range(128, 1128))
+    assert ended + cut == 1000
+    assert ended >= 850
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 5}, {"frequency_penalty": 0.5}])
@@ -281,3 +321,16 @@ def test_masks_say_what_a_path_leaves_open() -> None:
     assert not place.keeps([ord("a"), ord("x")])
     assert place.keeps([ord("a"), ord("c")])
     assert tokens(place.allowed()) == {ord("a"), ab}, "looking ahead must not move it"
+
+
+def test_the_denoiser_rests_where_its_drafts_are_refused(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafted = []
+    branch = Speculative._branch
+    monkeypatch.setattr(Speculative, "_branch", lambda *given: drafted.append(1) or branch(*given))
+    grammar = Grammar("regex", "[a-z]{120}")
+    decoding = Decoding("lossless", block_length=4, draft_nodes=8)
+    usage = finish(tiny.run(engine(model), [request("x", grammar, decoding)])["x"]).usage
+    assert usage.passes > 60, "nothing in it can be guessed"
+    assert 2 <= len(drafted) < 20

@@ -190,3 +190,32 @@ async def test_lm_studio_adds_figures_to_openais_reply(
     chunks = sse((await client.post(route, json={**body, "stream": True})).text)
     assert [chunk["stats"]["stop_reason"] for chunk in chunks if "stats" in chunk] == ["eosFound"]
     assert chunks[-1]["choices"] == []
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+@pytest.mark.parametrize("raw", [False, True])
+async def test_ollama_tells_log_probabilities(client: httpx.AsyncClient, path: str, raw: bool) -> None:
+    asked = QUESTION if path == "/api/chat" else {**MODEL, "prompt": "hi", "raw": raw}
+    body = {**asked, "logprobs": True, "top_logprobs": 2}
+    whole = (await client.post(path, json={**body, "stream": False})).json()["logprobs"]
+    assert [row["token"] for row in whole] == ["Hello", ", ", "world", "!"]
+    assert set(whole[0]) == {"token", "logprob", "bytes", "top_logprobs"}
+    assert [row["token"] for row in whole[0]["top_logprobs"]] == ["t0", "t1"]
+    streamed = [line.get("logprobs", []) for line in lines((await client.post(path, json=body)).text)]
+    assert [row for some in streamed for row in some] == whole
+    assert len(streamed) > 2
+    assert "logprobs" not in (await client.post(path, json={**asked, "stream": False})).json()
+    refused = await client.post(path, json={**asked, "top_logprobs": 2})
+    assert (refused.status_code, "top_logprobs" in refused.text) == (400, True)
+
+
+async def test_llama_cpps_infill_tells_log_probabilities(client: httpx.AsyncClient) -> None:
+    body = {"input_prefix": "a", "n_probs": 2}
+    reply = (await client.post("/infill", json=body)).json()
+    whole = reply["completion_probabilities"]
+    assert [(row["id"], row["token"]) for row in whole[:2]] == [(1, "Hello"), (2, ", ")]
+    assert [row["id"] for row in whole[0]["top_logprobs"]] == [0, 1]
+    chunks = (await client.post("/infill", json={**body, "stream": True})).text.split("\n\n")
+    told = [json.loads(one[6:]).get("completion_probabilities", []) for one in chunks if one]
+    assert [row for some in told for row in some] == whole
+    assert "completion_probabilities" not in (await client.post("/infill", json={"input_prefix": "a"})).json()

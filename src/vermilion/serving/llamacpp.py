@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,11 +18,11 @@ from vermilion.serving.call import Call, json_response
 from vermilion.serving.description import operation
 from vermilion.serving.errors import openai_error
 from vermilion.serving.openai import WIRE, CompletionBody, Generation
-from vermilion.serving.replies import Choice
+from vermilion.serving.replies import Choice, scored
 from vermilion.serving.service import Service
 from vermilion.serving.sse import EVENT_STREAM
 from vermilion.serving.streams import KEEP_ALIVE
-from vermilion.types import Event, Finish, Text
+from vermilion.types import Event, Finish, Text, TokenInfo
 
 _LEAST_S = 1e-9
 _STOP_TYPES = {"stop": "eos", "length": "limit"}
@@ -45,6 +46,9 @@ class InfillBody(Generation):
     prompt: str | None = Field(None, description="How the text in the gap begins.")
     n_predict: int | None = Field(
         None, ge=-2, description="Wins over `max_tokens`; 0 only readies the prompt, below 0 is no limit."
+    )
+    n_probs: int | None = Field(
+        None, ge=0, le=20, description="Send each token's log probability and so many likeliest beside it."
     )
     repeat_penalty: float | None = Field(
         None, gt=0, le=10, allow_inf_nan=False, description="Another name of `repetition_penalty`."
@@ -72,6 +76,7 @@ class InfillBody(Generation):
             # An editor asks in an empty file too.
             prompt=prompt or ("" if self.input_suffix else "\n"),
             suffix=self.input_suffix,
+            logprobs=self.n_probs or None,
             **given,
         )
 
@@ -93,9 +98,11 @@ class InfillStream:
 
     def render(self, index: int, event: Event) -> bytes:
         self._choice.add(event)
-        if isinstance(event, Text) and event.text and not self._silent:
-            return _frame({"index": index, "content": event.text, "tokens": [], "stop": False})
+        if isinstance(event, Text) and (event.text or event.tokens) and not self._silent:
+            piece = {"index": index, "content": event.text, "tokens": [], "stop": False}
+            return _frame(piece | _probabilities(event.tokens))
         if isinstance(event, Finish):
+            self._choice.tokens.clear()
             return _frame({**infill_reply(self._model, self._choice), "content": ""})
         return b""
 
@@ -128,7 +135,12 @@ def infill_reply(model: str, choice: Choice) -> dict[str, Any]:
             **_timing("prompt", num_read, choice.prompt_s),
             **_timing("predicted", usage.completion_tokens, choice.text_s),
         },
+        **_probabilities(choice.tokens),
     }
+
+
+def _probabilities(tokens: Sequence[TokenInfo]) -> dict[str, Any]:
+    return {"completion_probabilities": scored(tokens, ids=True)} if tokens else {}
 
 
 def _timing(name: str, num_tokens: int, duration_s: float) -> dict[str, float]:
@@ -157,6 +169,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
         (choice,) = await call.whole(requests)
         if body.readies:
             choice.texts.clear()
+            choice.tokens.clear()
         return json_response(infill_reply(call.model.id, choice))
 
 

@@ -22,10 +22,10 @@ from vermilion.serving.description import operation
 from vermilion.serving.errors import ollama_error
 from vermilion.serving.ollama_bodies import OllamaAsk, OllamaChatBody, OllamaGenerateBody, OllamaShowBody
 from vermilion.serving.openai import ChatBody
-from vermilion.serving.replies import Choice
+from vermilion.serving.replies import Choice, scored
 from vermilion.serving.service import Service
 from vermilion.serving.tools import Toolbox, read_calls
-from vermilion.types import Event, Finish, ModelInfo, Request, Text
+from vermilion.types import Event, Finish, ModelInfo, Request, Text, TokenInfo
 
 API_LEVEL = "0.9.0"
 """The release of Ollama whose routes these are; clients refuse servers that seem older than they need."""
@@ -69,6 +69,10 @@ def _final(model: str, said: Mapping[str, Any], choice: Choice) -> dict[str, Any
     )
 
 
+def _logprobs(tokens: Sequence[TokenInfo]) -> dict[str, Any]:
+    return {"logprobs": scored(tokens)} if tokens else {}
+
+
 class OllamaStream:
     """A line of JSON per event, and one per call."""
 
@@ -80,12 +84,17 @@ class OllamaStream:
         self._say = say
         self._choice = Choice()
         self._reader = box.reader() if box else None
+        self._untold: list[TokenInfo] = []
+        """Tokens that settled since the last line."""
 
     def render(self, index: int, event: Event) -> bytes:
         self._choice.add(event)
+        if isinstance(event, Text):
+            self._untold += event.tokens
         content = b"".join(self._told(piece) for piece in self._pieces(event))
         if isinstance(event, Finish):
-            content += _encode(_final(self._model, self._say("", ()), self._choice))
+            last = self._say("", ()) | _logprobs(self._untold)
+            content += _encode(_final(self._model, last, self._choice))
         return content
 
     def _pieces(self, event: Event) -> list[str | ToolCall]:
@@ -102,7 +111,8 @@ class OllamaStream:
 
     def _told(self, piece: str | ToolCall) -> bytes:
         said = self._say(piece, ()) if isinstance(piece, str) else self._say("", (piece,))
-        return _encode(_line(self._model, said, done=False))
+        scores, self._untold = _logprobs(self._untold), []
+        return _encode(_line(self._model, said | scores, done=False))
 
     def close(self) -> bytes:
         return b""
@@ -122,7 +132,8 @@ async def _reply(
         return call.stream(requests, OllamaStream(body.model, say, box))
     (choice,) = await call.whole(requests)
     text, calls = read_calls(choice.text, box)
-    return json_response(_final(body.model, say(text, calls), choice))
+    said = say(text, calls) | _logprobs(choice.tokens)
+    return json_response(_final(body.model, said, choice))
 
 
 def _loaded(name: str, said: Mapping[str, Any]) -> Response:

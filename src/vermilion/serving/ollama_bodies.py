@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from vermilion.errors import BadRequest
+from vermilion.errors import BadParameter, BadRequest
 from vermilion.serving.body import convert
 from vermilion.serving.openai import WIRE, ChatBody, CompletionBody, Message, OfferedTool
 
@@ -61,10 +61,14 @@ class OllamaAsk(BaseModel):
         None, description="How to answer: " + ", ".join(f"`{name}`" for name in _OURS) + "."
     )
 
+    logprobs: bool | None = Field(None, description="Send each token's log probability.")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each.")
+
     def settings(self, context_length: int) -> dict[str, Any]:
         """Fields of our own bodies."""
         given = self.options or {}
-        ours: dict[str, Any] = {_OURS[name]: value for name, value in given.items() if name in _OURS}
+        ours: dict[str, Any] = {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
+        ours |= {_OURS[name]: value for name, value in given.items() if name in _OURS}
         limit = ours.get("max_tokens")
         if type(limit) is int and limit <= 0:
             ours["max_tokens"] = context_length
@@ -106,7 +110,10 @@ class OllamaGenerateBody(OllamaAsk):
             raise _refused("images", "images are not understood; this model reads only text")
         settings = self.settings(context_length)
         if self.raw or self.suffix or not chats:
-            plain = {**settings, "prompt": self.prompt, "suffix": self.suffix}
+            if self.top_logprobs is not None and not self.logprobs:
+                raise BadParameter("top_logprobs", self.top_logprobs, "nothing, unless logprobs is true")
+            top = (self.top_logprobs or 0) if self.logprobs else None
+            plain = {**settings, "prompt": self.prompt, "suffix": self.suffix, "logprobs": top}
             return convert(plain, CompletionBody, _THEIRS)
         messages = [{"role": "system", "content": self.system}] if self.system else []
         messages.append({"role": "user", "content": self.prompt})

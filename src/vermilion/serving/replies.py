@@ -161,17 +161,26 @@ def usage_body(usages: Sequence[Usage]) -> dict[str, Any]:
     }
 
 
+def scored(tokens: Sequence[TokenInfo], ids: bool = False) -> list[dict[str, Any]]:
+    """Ollama's list of tokens with their log-probabilities; with `ids` llama.cpp's."""
+    return [
+        {
+            **({"id": token.id} if ids else {}),
+            **_scored(token.text, token.logprob),
+            "top_logprobs": [
+                {**({"id": id} if ids else {}), **_scored(text, logprob)} for id, text, logprob in token.top
+            ],
+        }
+        for token in tokens
+    ]
+
+
 def chat_logprobs(tokens: Sequence[TokenInfo]) -> dict[str, Any]:
     """OpenAI's shape; beside each token the confidence and the pass it settled with."""
     return {
         "content": [
-            {
-                **_scored(token.text, token.logprob),
-                "top_logprobs": [_scored(text, logprob) for _, text, logprob in token.top],
-                "confidence": token.confidence,
-                "pass": token.pass_number,
-            }
-            for token in tokens
+            {**row, "confidence": token.confidence, "pass": token.pass_number}
+            for row, token in zip(scored(tokens), tokens, strict=True)
         ],
         "refusal": None,
     }
