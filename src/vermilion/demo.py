@@ -43,16 +43,20 @@ def wait_until_ready(url: str, timeout_s: float, pid: int | None = None) -> None
     """
     deadline_s = time.monotonic() + timeout_s
     opener = _opener()
+    loading = False
     while True:
         try:
             with opener.open(f"{url}/ready", timeout=5):
                 return
+        except HTTPError:
+            loading = True
         except (URLError, OSError):
             pass
         if pid is not None and not _alive(pid):
             raise EngineFailure("The service ended before it was ready.")
         if time.monotonic() > deadline_s:
-            raise EngineFailure(f"{url} was not ready after {timeout_s:.0f} s; is the service running?")
+            state = "still loads its model" if loading else "does not answer; is the service running?"
+            raise EngineFailure(f"After {timeout_s:.0f} s {url} {state}")
         time.sleep(POLL_S)
 
 

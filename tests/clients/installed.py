@@ -30,7 +30,7 @@ def installed(path: str) -> Path:
     """A program below .clients/; the test is skipped without it."""
     program = FOLDER / path
     if not program.exists():
-        pytest.skip(f"{path} is not installed: run scripts/test-clients")
+        pytest.skip(f"{path} is not installed; scripts/test-clients installs it where it can")
     return program
 
 
@@ -55,7 +55,7 @@ def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, 
     }
 
 
-def run(command: Sequence[str | Path], env: Mapping[str, str], folder: Path, timeout_s: float = 300.0) -> Ran:
+def run(command: Sequence[str | Path], env: Mapping[str, str], folder: Path, timeout_s: float = 500.0) -> Ran:
     """Runs a program to its end in `folder`, without a terminal or anybody to answer it."""
     done = subprocess.run(
         [str(word) for word in command],

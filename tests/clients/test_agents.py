@@ -69,7 +69,8 @@ def changed(notes: Path, service: Running, num_before: int, ran: Ran) -> None:
     asked = service.requests()[num_before:]
     # The call, and then the words about its result.
     assert asked.count("POST /v1/chat/completions 200") >= 2, said
-    assert all(request.endswith(" 200") for request in asked), said
+    # When an agent is done it hangs up on what it no longer needs, such as a title for the session.
+    assert all(request.endswith((" 200", " 499")) for request in asked), said
 
 
 def asking(tool: str, **arguments: str) -> str:

@@ -49,7 +49,7 @@ class Capital(BaseModel):
     city: str
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(service: Running) -> Inception:
     return Inception(base_url=service.url, api_key="unused", max_retries=0, _strict_response_validation=True)
 
@@ -100,10 +100,11 @@ def test_a_named_tool_is_called_and_answered(client: Inception, proven: Proven) 
     ).choices[0]
     (call,) = choice.message.tool_calls
     assert (choice.finish_reason, call.function.name) == ("tool_calls", "set_volume")
-    with client.chat.completions.stream(**asked, tool_choice="required") as stream:
+    alone = {"tool_choice": "required", "parallel_tool_calls": False}
+    with client.chat.completions.stream(**asked, **alone) as stream:
         for _ in stream:
             pass
-        (streamed, *_) = stream.get_final_completion().choices[0].message.tool_calls
+        (streamed,) = stream.get_final_completion().choices[0].message.tool_calls
     assert streamed.function.name == "set_volume"
     turns = [
         *QUESTION,

@@ -13,7 +13,7 @@ from clients.conftest import Proven
 from clients.installed import FOLDER, PROGRAMS, environment, installed, node_version, run
 from clients.running import MODEL, Running
 
-pytestmark = [pytest.mark.model, pytest.mark.clients]
+pytestmark = [pytest.mark.model, pytest.mark.clients, pytest.mark.timeout(1200)]
 ANSWER = "The capital of France is Paris."
 
 

@@ -24,7 +24,7 @@ class SetVolume(BaseModel):
     level: int
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(service: Running) -> OpenAI:
     return OpenAI(base_url=service.v1, api_key="unused", max_retries=0, _strict_response_validation=True)
 
@@ -53,9 +53,9 @@ def test_a_tool_is_called_with_typed_arguments(client: OpenAI, proven: Proven) -
     asked = {**CHAT, "max_tokens": 64, "tools": [tool], "tool_choice": "required"}
     (call, *_) = client.chat.completions.parse(**asked).choices[0].message.tool_calls
     assert isinstance(call.function.parsed_arguments, SetVolume)
-    with client.chat.completions.stream(**asked) as stream:
+    with client.chat.completions.stream(**asked, parallel_tool_calls=False) as stream:
         kinds = {event.type for event in stream}
-        (streamed, *_) = stream.get_final_completion().choices[0].message.tool_calls
+        (streamed,) = stream.get_final_completion().choices[0].message.tool_calls
     assert "tool_calls.function.arguments.done" in kinds
     assert isinstance(streamed.function.parsed_arguments, SetVolume)
     proven("openai (Python)", openai.__version__, "chat: a required strict tool, whole and streamed")

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from clients.installed import PROGRAMS, environment, installed, run
 from clients.running import MODEL, Running, running
 from clients.tunnel import HOST, tunnel
 
-pytestmark = [pytest.mark.model, pytest.mark.clients]
+pytestmark = [pytest.mark.model, pytest.mark.clients, pytest.mark.timeout(1200)]
 QUESTION = "What is the capital of France? Answer in one short sentence."
 ANSWER = "The capital of France is Paris."
 
@@ -45,6 +46,8 @@ def test_litellm_speaks_to_the_service_as_to_inception(
 def llm(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of `llm`: the plugin knows one address, and a proxy leads it to a service of ours."""
     installed("python/bin/llm")
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl, for a certificate of the proxy")
     settings = [f'serve.allowed_hosts=["{HOST}"]']
     with running(tmp_path / "log", settings) as service, tunnel(service.url, tmp_path) as way:
         keys = {"LLM_INCEPTION_KEY": "unused", "LLM_USER_PATH": str(tmp_path / "llm")}
@@ -77,7 +80,7 @@ def on_a_terminal(command: list[str], env: dict[str, str], folder: Path) -> str:
     os.close(theirs)
     shown = b""
     try:
-        while select.select([ours], [], [], 120)[0]:
+        while select.select([ours], [], [], 300)[0]:
             try:
                 content = os.read(ours, 65536)
             except OSError:

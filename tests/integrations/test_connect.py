@@ -30,16 +30,18 @@ from vermilion.serving.server import serve
 
 
 @contextmanager
-def running(accounts: str = "", **limits: int) -> Iterator[str]:
-    """A service on its own thread and loop: its address."""
+def running(accounts: str = "", loaded: threading.Event | None = None) -> Iterator[str]:
+    """A service on its own thread and loop, which loads until `loaded` is set: its address."""
     found: list[str] = []
     ready = threading.Event()
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
-    config = ServeConfig(port=0, accounts=AccountsConfig(url=accounts, **limits))
+    config = ServeConfig(port=0, accounts=AccountsConfig(url=accounts))
 
     @asynccontextmanager
     async def load() -> AsyncIterator[Served]:
+        if loaded is not None:
+            await asyncio.to_thread(loaded.wait, 20)
         yield served(FakeBackend())
 
     def opened(address: str) -> None:
@@ -133,6 +135,19 @@ def test_the_address_may_end_in_v1(url: str) -> None:
     assert discover(f"{url}/v1/", "", None).v1 == f"{url}/v1"
 
 
+def test_a_service_that_still_loads_is_waited_for() -> None:
+    loaded = threading.Event()
+    told: list[str] = []
+
+    def waiting(words: str) -> None:
+        told.append(words)
+        loaded.set()
+
+    with running(loaded=loaded) as url:
+        assert discover(url, "", None, waiting).model == "tiny-diffusion"
+    assert told == [f"{url} still loads its model ..."]
+
+
 def test_a_new_file_is_written_for_its_owner_alone(url: str, home: Path) -> None:
     result = connect("opencode", "--url", url, "--write")
     assert result.exit_code == 0, result.output
@@ -167,7 +182,10 @@ def test_a_file_that_cannot_be_merged_is_left_alone(
     path.parent.mkdir(parents=True)
     path.write_text(content)
     result = connect(client, "--url", url, "--write", "--no-check")
+    # The error is one line, so what is to be added stands before it.
     assert isinstance(result.exception, VermilionError)
+    assert "\n" not in str(result.exception)
+    assert EDITORS[client].render(discover(url, "unused")) in result.stdout
     assert path.read_text() == content
 
 

@@ -43,7 +43,7 @@ def connect(
     editor = EDITORS.get(client)
     if editor is None:
         raise BadParameter("CLIENT", client, ", ".join(EDITORS))
-    connection = discover(url, key, model)
+    connection = discover(url, key, model, lambda words: print(words, file=sys.stderr))
     files = editor.files(connection)
     if write:
         _write_all(files, editor)
@@ -82,11 +82,14 @@ def _write_all(files: Mapping[Path, str], editor: Editor) -> None:
         try:
             print(_write(path, text, editor))
         except BadRequest as error:
+            print(f"To be added to {path}:\n", file=sys.stderr)
+            print(text, end="", flush=True)
+            print(file=sys.stderr)
             refused.append(str(error))
         except OSError as error:
             refused.append(f"{path} cannot be written: {error.strerror}.")
     if refused:
-        raise BadRequest("\n".join(refused))
+        raise BadRequest(" ".join(refused))
 
 
 def _write(path: Path, text: str, editor: Editor) -> str:
@@ -100,13 +103,13 @@ def _write(path: Path, text: str, editor: Editor) -> str:
         _replace(path, ours)
         return f"{path} is written"
     if editor.format != "json":
-        raise BadRequest(f"{path} exists; add the following to it by hand, or move it away:\n{text}")
+        raise BadRequest(f"{path} exists; add the lines above to it by hand, or move it away.")
     try:
         present = json.loads(before)
     except ValueError:
         present = None
     if not isinstance(present, dict):
-        raise BadRequest(f"{path} is not plain JSON (it may hold comments); add to it by hand:\n{text}")
+        raise BadRequest(f"{path} is not plain JSON (it may hold comments); add the lines above by hand.")
     merged = _merged(present, json.loads(text))
     if merged == present:
         return f"{path} holds it already"

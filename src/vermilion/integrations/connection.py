@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -15,6 +16,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 from vermilion.errors import BadParameter, EngineFailure
 
 _TIMEOUT_S = 60.0
+_LOADING_TIMEOUT_S = 300.0
+_POLL_S = 0.5
 _CODER_NAME = "mercury-coder"
 """The name by which editors recognise a model that predicts edits."""
 
@@ -47,8 +50,10 @@ class Check:
     detail: str
 
 
-def discover(url: str, key: str, model: str | None = None) -> Connection:
-    """Ask the service at `url` (with or without /v1) what it serves.
+def discover(
+    url: str, key: str, model: str | None = None, waiting: Callable[[str], None] | None = None
+) -> Connection:
+    """Ask the service at `url` (with or without /v1) what it serves; `waiting` is told if it still loads.
 
     Raises BadParameter for an address that is none or a model that is not served, EngineFailure where
     nothing answers.
@@ -56,7 +61,7 @@ def discover(url: str, key: str, model: str | None = None) -> Connection:
     root = _root(url)
     if not (key.isascii() and key.isprintable()):
         raise BadParameter("--key", "***", "the letters, digits and signs that the service showed")
-    by_id = {entry["id"]: entry for entry in _served(root, key)}
+    by_id = {entry["id"]: entry for entry in _served(root, key, waiting)}
     chosen = by_id.get(model) if model else next(iter(by_id.values()), None)
     if chosen is None:
         raise BadParameter("--model", model, ", ".join(by_id) or "nothing: no model is served")
@@ -82,10 +87,25 @@ def _root(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _served(root: str, key: str) -> list[Any]:
+def _listed(root: str, key: str, waiting: Callable[[str], None] | None) -> bytes:
+    """The service's list of models, once it is loaded."""
+    deadline_s = time.monotonic() + _LOADING_TIMEOUT_S
+    while True:
+        try:
+            return _call(f"{root}/v1/models", key)
+        except HTTPError as error:
+            if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > deadline_s:
+                raise
+        if waiting is not None:
+            waiting(f"{root} still loads its model ...")
+            waiting = None
+        time.sleep(_POLL_S)
+
+
+def _served(root: str, key: str, waiting: Callable[[str], None] | None) -> list[Any]:
     """Entries of the service's list of models. Raises EngineFailure, which says what to do."""
     try:
-        served: list[Any] = json.loads(_call(f"{root}/v1/models", key))["data"]
+        served: list[Any] = json.loads(_listed(root, key, waiting))["data"]
         if all(isinstance(entry["id"], str) for entry in served):
             return served
     except HTTPError as error:
@@ -94,8 +114,8 @@ def _served(root: str, key: str) -> list[Any]:
         port = urlsplit(root).port
         start = "vermilion serve" + (f" --port {port}" if port not in (None, 8000) else "")
         raise EngineFailure(
-            f"Nothing answers at {root} ({_cause(error)}). Start it with: {start}\n"
-            "Or say where it runs: --url http://HOST:PORT"
+            f"Nothing answers at {root} ({_cause(error)}). Start it with `{start}`, or say where it runs: "
+            "--url http://HOST:PORT"
         ) from None
     except (HTTPException, ValueError, KeyError, TypeError):
         pass
