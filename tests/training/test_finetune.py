@@ -19,6 +19,7 @@ from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import ConfigError
 from vermilion.models import catalog, weights
+from vermilion.models.layers import GatedLinear
 from vermilion.training import command, finetune, loop, toy, tuning
 from vermilion.training.checkpoint import latest
 from vermilion.training.convert import convert
@@ -115,6 +116,29 @@ def test_every_row_runs_through_it_as_if_it_were_merged(model: Path, examples: P
         inner = linear.linear
         expected = inner(x, 3) + x @ (linear.merged() - inner.weight).T
         torch.testing.assert_close(linear(x, 3), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_it_adds_has_the_gradients_of_the_plain_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def some(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    linear = GatedLinear(6, [4, 3, 5]).double().requires_grad_(False)
+    torch.nn.init.normal_(linear.weight)
+    module = tuning.Tuned(linear, [(some(2, 6), some(4, 2)), None, (some(2, 6), some(5, 2))], 0.7)
+    x, b = some(8, 6), list(module.tuned_b)
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        first, last = (module.tuned_a * 0.7).chunk(2)
+        parts = [x @ first.t() @ b[0].t(), x.new_zeros(8, 3), x @ last.t() @ b[1].t()]
+        return linear(x, 8) + torch.cat(parts, 1)
+
+    torch.testing.assert_close(module(x, 8), plain(x))
+    wanted = [x, module.tuned_a, *b]
+    ours, theirs = (torch.autograd.grad(f.square().sum(), wanted) for f in (module(x, 8), plain(x)))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_adapter(

@@ -19,7 +19,7 @@ from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import ConfigError, ModelFileError
 from vermilion.models import catalog, weights
-from vermilion.training import checkpoint, toy
+from vermilion.training import checkpoint, loop, toy
 from vermilion.training.convert import convert, prepare
 from vermilion.training.corruption import CorruptionConfig, noise
 from vermilion.training.data import DataState, next_batch
@@ -93,6 +93,19 @@ def test_recomputing_changes_nothing_and_bfloat16_little(base: Path, tmp_path: P
         train(run(one))
     assert losses(recomputed) == losses(plain) != losses(rounded)
     assert losses(rounded) == pytest.approx(losses(plain), rel=0.03)
+
+
+def test_frozen_weights_kept_in_bfloat16_give_what_casting_them_gives(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, cast = (recipe(base, tmp_path / name, steps=2, autocast=True) for name in ("kept", "cast"))
+    work = run(kept)
+    train(work)
+    assert work.model.layers[0].qkv.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
+    assert work.model.embedding.dtype == torch.float32
+    monkeypatch.setattr(loop, "round_frozen", lambda model: None)
+    train(run(cast))
+    assert losses(kept) == losses(cast)
 
 
 def test_a_finished_run_is_left_as_it_is(base: Path, tmp_path: Path) -> None:

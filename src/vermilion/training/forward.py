@@ -19,12 +19,14 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
-from vermilion.models.layers import Rotary
+from vermilion.models.layers import GatedLinear, Rotary
 from vermilion.models.transformer import Layer, Transformer
 from vermilion.training.distributed import shard
 from vermilion.training.masks import Layout, flex_masks, two_pass
 
 Result = TypeVar("Result")
+_MOST_PLAIN = 512
+"""Keys up to which attention may hold all its probabilities."""
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values after RoPE, each [B, J, L, D]."""
 
@@ -156,6 +158,19 @@ def precision(autocast: bool, model: Transformer) -> AbstractContextManager[obje
     return torch.autocast(model.norm.weight.device.type, torch.bfloat16) if autocast else nullcontext()
 
 
+def round_frozen(model: Transformer) -> None:
+    """Keep the layers' frozen weights as bfloat16, in place, instead of casting them again for every product.
+
+    The numbers under `precision(True)` stay the same; memory for them is halved.
+    """
+    for layer in model.layers:
+        for module in layer.modules():
+            if isinstance(module, GatedLinear):
+                for parameter in module.parameters(recurse=True):
+                    if not parameter.requires_grad:
+                        parameter.data = parameter.data.to(torch.bfloat16)
+
+
 def _sharded_layer(layer: Layer, *given: Any) -> tuple[Tensor, KeysValues]:
     done: tuple[Tensor, KeysValues] = layer.over_text(*given)  # type: ignore[operator]
     return done
@@ -185,10 +200,13 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | BlockMask) -
     if isinstance(mask, BlockMask):
         seen: Tensor = flex_attention(q, keys, values, block_mask=mask, enable_gqa=True)
         return seen
-    num_heads = q.shape[1]
-    return F.scaled_dot_product_attention(
-        q, _widened(keys, num_heads), _widened(values, num_heads), attn_mask=mask[:, None]
-    )
+    keys, values = _widened(keys, q.shape[1]), _widened(values, q.shape[1])
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and mask.shape[-1] <= _MOST_PLAIN:
+        # The library's fused attention goes backward three times as slowly in bfloat16.
+        score = torch.matmul(q * q.shape[-1] ** -0.5, keys.transpose(-1, -2))
+        hidden = torch.zeros(mask.shape, dtype=score.dtype).masked_fill_(~mask, -torch.inf)
+        return torch.matmul((score + hidden[:, None]).softmax(-1), values)
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[:, None])
 
 
 def _by_head(x_NJD: Tensor, shape: tuple[int, int, int]) -> Tensor:

@@ -9,18 +9,47 @@ On disk it is a LoRA as PEFT writes it for the base. Shapes: N rows, I inputs, O
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from vermilion.models.layers import GatedLinear, product
+from vermilion.models.layers import GatedLinear
 from vermilion.models.transformer import PARTS, Layer, Transformer
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
 """{module name (`model.layers.0.self_attn.q_proj`): (A [R, I], B [O, R])}"""
+
+
+class _Added(torch.autograd.Function):
+    """y += (x A^T) B^T, part by part, in place; y's gradient goes through as it is.
+
+    Plain operations would pad, concatenate and cast at full width, and autograd would do so again.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any, columns: Sequence[slice], y_NO: Tensor, x_NI: Tensor, a_RI: Tensor, *b_OR: Tensor
+    ) -> Tensor:
+        low_NR = x_NI @ a_RI.t()
+        for at, low, b in zip(columns, low_NR.chunk(len(b_OR), 1), b_OR, strict=True):
+            y_NO[:, at].addmm_(low, b.t())
+        context.mark_dirty(y_NO)
+        context.save_for_backward(x_NI, a_RI, low_NR, *b_OR)
+        context.columns = columns
+        return y_NO
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, a_RI, low_NR, *b_OR = context.saved_tensors
+        parts = [gradients[0][:, at] for at in context.columns]
+        by_low_NR = torch.cat([part @ b for part, b in zip(parts, b_OR, strict=True)], 1)
+        by_b = [part.t() @ low for part, low in zip(parts, low_NR.chunk(len(b_OR), 1), strict=True)]
+        by_x = by_low_NR @ a_RI if context.needs_input_grad[2] else None
+        return None, gradients[0], by_x, by_low_NR.t() @ x_NI, *by_b
 
 
 class Tuned(nn.Module):
@@ -34,6 +63,12 @@ class Tuned(nn.Module):
         self.linear = linear
         like, found = linear.weight, [pair for pair in pairs if pair is not None]
         self.parts = [pair is not None for pair in pairs]
+        ends = list(itertools.accumulate(linear.part_sizes))
+        self._columns = [
+            slice(end - size, end)
+            for tuned, size, end in zip(self.parts, linear.part_sizes, ends, strict=True)
+            if tuned
+        ]
         self.rank = found[0][0].shape[0]
         self.scale = scale
         self.tuned_a = nn.Parameter(torch.cat([a for a, _ in found]).to(like))
@@ -41,13 +76,10 @@ class Tuned(nn.Module):
 
     def forward(self, x_NI: Tensor, num_clean: int) -> Tensor:
         y_NO: Tensor = self.linear(x_NI, num_clean)
-        low = torch.split(product(x_NI, self.tuned_a) * self.scale, self.rank, -1)
-        found = iter(zip(low, self.tuned_b, strict=True))
-        added = [
-            product(*next(found)) if tuned else y_NO.new_zeros(len(x_NI), size)
-            for tuned, size in zip(self.parts, self.linear.part_sizes, strict=True)
-        ]
-        return y_NO + (torch.cat(added, -1) if len(added) > 1 else added[0])
+        low_rank = (self.tuned_a * self.scale, *self.tuned_b)
+        given = (tensor.to(y_NO.dtype) for tensor in (x_NI, *low_rank))  # once, where autocast would thrice
+        changed: Tensor = _Added.apply(self._columns, y_NO, *given)  # type: ignore[no-untyped-call]
+        return changed
 
     def merged(self) -> Tensor:
         """The product's weight [O, I] with the LoRA in it."""
