@@ -25,7 +25,7 @@ from vermilion.training.archives import Sdist, fetch_sdist, sha256_of
 from vermilion.training.cleaning import Decontamination, Doubles
 from vermilion.training.corpus import MANIFEST, Document, write_corpus
 from vermilion.training.examples import read_answers
-from vermilion.training.gaps import gap
+from vermilion.training.fim import gap
 from vermilion.training.licences import PERMISSIVE
 from vermilion.training.projects import READ, Piece, Project, read_sdist, read_standard_library, save, saved
 

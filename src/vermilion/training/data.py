@@ -238,8 +238,7 @@ def _with_gap(dataset: Dataset, document: Document, at: tuple[int, int, int]) ->
         return document
     size = min(len(document.ids), config.length - len(config.fim_token_ids))
     start = int(rng.integers(len(document.ids) - size + 1))
-    pre, suf, mid, end = config.fim_token_ids
-    return rearranged(document.ids[start : start + size], (pre, suf, mid, end), dataset.line_breaks, rng)
+    return rearranged(document.ids[start : start + size], config.fim_token_ids, dataset.line_breaks, rng)
 
 
 def _fill(row: _Row, dataset: Dataset) -> None:

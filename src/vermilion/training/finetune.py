@@ -28,7 +28,7 @@ DEFAULTS: Mapping[str, Any] = {
     "method": "lora",
     "rank": 16,
     "alpha": 32.0,
-    "epochs": 3.0,
+    "epochs": 2.0,
     "rows": 4,
     "micro_rows": 2,
     "learning_rate": 1e-3,

@@ -19,7 +19,7 @@ from vermilion.serving.openai import WIRE
 LEARNING_RATE = 1e-3
 """What a multiplier of 1 means; the default of `vermilion train`."""
 FINAL = ("succeeded", "failed", "cancelled")
-_AUTO_EPOCHS, _AUTO_ROWS = 3, 4
+_AUTO_EPOCHS, _AUTO_ROWS = 2, 4
 
 Auto = Literal["auto"]
 

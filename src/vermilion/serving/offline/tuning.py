@@ -97,7 +97,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
         return json_response(page(http, jobs.checkpoints(*found(id)), _MOST_LISTED, _USUAL))
 
 
-_SETTINGS = {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.0}
+_SETTINGS = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 1.0}
 JOB: dict[str, Any] = {
     "id": "ftjob-4f2a",
     "object": "fine_tuning.job",
