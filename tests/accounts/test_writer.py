@@ -96,6 +96,16 @@ async def test_a_request_nobody_waits_for_is_written_before_close_returns(store:
     assert (row.outcome, row.completion_tokens, row.amount) == ("aborted", 3, 0)
 
 
+async def test_a_refusal_takes_nothing_of_the_writers_thread_along(store: Store) -> None:
+    """Its frames would hold the cursor until another thread drops them, in the middle of a transaction."""
+    secret = organisation(store, limits=Limits(concurrency=1))
+    async with writing(store) as accounts:
+        await accounts.admit(request(secret, 1))
+        with pytest.raises(RateLimited) as refused:
+            await accounts.admit(request(secret, 2))
+        assert not any(entry.path.name == "transactions.py" for entry in refused.traceback)
+
+
 async def test_a_request_the_engine_refused_leaves_no_trace(store: Store, count) -> None:
     secret = organisation(store, limits=Limits(concurrency=1))
     async with writing(store) as accounts:

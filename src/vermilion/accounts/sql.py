@@ -41,6 +41,11 @@ class Cursor:
         assert raw is not None
         return cls(raw.cursor(), connection.dialect.name)
 
+    def close(self) -> None:
+        """Gives its statements back. Those of SQLite are shared by the cursors of a connection: one that is
+        closed later by another thread resets a statement that is running."""
+        self._cursor.close()
+
     def tell(self, text: str) -> None:
         """Of the database itself: how a transaction begins."""
         self._cursor.execute(text)

@@ -129,7 +129,8 @@ class _Batch:
             try:
                 return self._admit(job)
             except VermilionError as error:
-                return error
+                # Its traceback would take the cursor along to another thread, and end it there.
+                return error.with_traceback(None)
         return None
 
     def write(self) -> None:

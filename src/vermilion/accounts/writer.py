@@ -203,8 +203,10 @@ class Writer:
             cursor.tell(_POSTGRESQL_RELAXED)
         try:
             yield cursor
+            cursor.close()
         except BaseException:
             with suppress(*self._failures):
+                cursor.close()
                 connection.rollback()
             raise
         connection.commit()
