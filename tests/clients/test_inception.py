@@ -100,8 +100,8 @@ def test_a_named_tool_is_called_and_answered(client: Inception, proven: Proven) 
     ).choices[0]
     (call,) = choice.message.tool_calls
     assert (choice.finish_reason, call.function.name) == ("tool_calls", "set_volume")
-    alone = {"tool_choice": "required", "parallel_tool_calls": False}
-    with client.chat.completions.stream(**asked, **alone) as stream:
+    alone = {"extra_body": {"parallel_tool_calls": False}}
+    with client.chat.completions.stream(**asked, tool_choice="required", **alone) as stream:
         for _ in stream:
             pass
         (streamed,) = stream.get_final_completion().choices[0].message.tool_calls
@@ -122,7 +122,7 @@ def test_gaps_are_filled_and_edits_predicted(client: Inception, proven: Proven) 
     stream = client.fim.completions.create(**GAP, stream=True)
     assert "".join(chunk.choices[0].text for chunk in stream if chunk.choices) == filled.choices[0].text
     edited = client.edit.completions.create(
-        model="mercury-edit-2", messages=[{"role": "user", "content": REGION}], max_tokens=32
+        model="mercury-edit-2", messages=[{"role": "user", "content": REGION}], max_tokens=8
     )
     content = edited.choices[0].message.content
     assert content == "None" or (content.startswith("```\n") and content.endswith("\n```"))
@@ -164,7 +164,7 @@ async def test_the_asynchronous_client_does_the_same(service: Running, proven: P
         pieces = [piece async for piece in await client.fim.completions.create(**GAP, stream=True)]
         assert pieces[-1].choices[0].finish_reason in ("stop", "length")
         region = [{"role": "user", "content": REGION}]
-        edited = await client.edit.completions.create(model=MODEL, messages=region, max_tokens=32)
+        edited = await client.edit.completions.create(model=MODEL, messages=region, max_tokens=8)
         assert edited.choices[0].message.content
         assert (await client.decisions.create(**DECIDE)).answers["tone"].choice in ("warm", "cold")
     what = "asynchronous: models, chat, parse, fim, edit, decisions (strict)"

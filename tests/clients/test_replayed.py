@@ -87,7 +87,7 @@ def test_proxy_ai_chats_with_every_field_its_strict_reader_demands(service: Runn
 
 def test_proxy_ais_agent_offers_tools_and_wants_usage(service: Running, proven: Proven) -> None:
     *told, last = events(ask(service, PROXYAI["agent"]))
-    assert told[-1]["choices"][0]["finish_reason"] == "stop"
+    assert told[-1]["choices"][0]["finish_reason"] in ("stop", "length")
     assert "".join(event["choices"][0]["delta"].get("content") or "" for event in told)
     assert (last["choices"], last["usage"]["total_tokens"] > 0) == ([], True)
     proven("Proxy AI", "requests", "agent: tools offered, usage in the last chunk")
