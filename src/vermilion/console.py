@@ -34,4 +34,4 @@ def note(text: str) -> None:
 
 
 def complain(error: VermilionError) -> None:
-    errors().print(f"Error: {neutralise(str(error))}".replace("\n", " "), style="red", markup=False)
+    errors().print(f"Error: {neutralise(str(error))}", style="red", markup=False)

@@ -27,6 +27,8 @@ BAD = {
     b'{"messages": [{"role": "bot", "content": "hi"}]}': "messages[0]: role 'bot'",
     b'{"prompt": "\xff", "response": "b"}': "not UTF-8 text (byte 13)",
     b"[" * 100_000: "nested too deeply",
+    b'{"prompt": "a\\ud800", "response": "b"}': "prompt holds half of a character",
+    b'{"prompt": "a", "response": "b", "n": ' + b"9" * 5000 + b"}": "thousands of digits",
 }
 
 
@@ -74,3 +76,23 @@ def test_completion_is_another_name_for_response() -> None:
         parse(json.dumps({"prompt": "a", name: "b"}).encode())[0] for name in ("response", "completion")
     )
     assert one == other
+
+
+def test_a_byte_order_mark_is_no_mistake_and_an_array_is_one() -> None:
+    found, refusals = parse(b"\xef\xbb\xbf" + GOOD + b"\r\n" + GOOD)
+    assert [example.line for example in found] == [1, 2] and not refusals
+    found, refusals = parse(b"[\n" + GOOD + b",\n" + GOOD + b"\n]")
+    assert not found and [str(one) for one in refusals] == [
+        "line 1: the file is one JSON array; write each of its objects on a line of its own"
+    ]
+
+
+def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused(
+    tmp_path: Path, base: catalog.ModelFiles
+) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_bytes(GOOD + b'\n{"prompt": "' + b"a" * 300 + b'", "response": "b"}\n')
+    texts = catalog.tokenizer_of(base), catalog.chat_template_of(base)
+    assert len(read_answers(file, *texts)) == 2
+    with pytest.raises(ConfigError, match=r"1 of 2 lines.*\n  line 2: .* tokens of a row's 256"):
+        read_answers(file, *texts, 256)

@@ -16,6 +16,8 @@ from vermilion.errors import ConfigError
 from vermilion.training.corpus import Corpus, Document
 from vermilion.training.fim import rearranged
 
+MOST_FITTING = 1024
+"""Tokens of a row whose length is left to the data."""
 _PADDING = -1
 _GAP = 1
 """Sets the draws of gaps apart from the others of a seed."""
@@ -117,7 +119,7 @@ class Dataset:
         """Documents at the start of a source that are not trained on."""
         if self.config.held_out >= 0:
             return self.config.held_out
-        return 0 if self.validation else min(16, (len(corpus) + 9) // 10)
+        return 0 if self.validation else min(16, len(corpus) // 10)
 
     def rows_of_an_epoch(self) -> int:
         """Rows in which every document of every source has been read once, the sources side by side."""
@@ -131,9 +133,9 @@ class Dataset:
 
 
 def fitting_length(corpora: Sequence[Corpus], num_fill: int) -> int:
-    """Tokens of a row that holds the longest document, in 64s, from 256 to 1024."""
+    """Tokens of a row that holds the longest document, in 64s, from 256 to MOST_FITTING."""
     longest = max((corpus.longest() for corpus in corpora), default=0)
-    return min(1024, max(256, -(-(longest + num_fill) // 64) * 64))
+    return min(MOST_FITTING, max(256, -(-(longest + num_fill) // 64) * 64))
 
 
 def next_batch(dataset: Dataset, num_rows: int, state: DataState) -> tuple[TokenBatch, DataState]:

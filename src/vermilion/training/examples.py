@@ -7,6 +7,7 @@ goes on. With "finish_reason": "length" the answer was cut, and no end is learnt
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from vermilion.training.corpus import Document
 
 MOST_REPORTED = 100
 """Bad lines that an error lists; of the others it gives the number."""
+_TOO_LONG = "what comes before the answer takes {} tokens of a row's {}; shorten it, or raise data.length"
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 Messages = Sequence[Mapping[str, str]]
@@ -52,7 +54,10 @@ class Refusal:
 
 def parse(data: bytes) -> tuple[list[Example], list[Refusal]]:
     """The examples of a JSON Lines file and what is wrong with its other lines; blank lines are neither."""
+    data = data.removeprefix(codecs.BOM_UTF8)  # some editors begin a file with it
     examples, refusals = [], []
+    if data.lstrip().startswith(b"[") and _is_array(data):
+        return [], [Refusal(1, "the file is one JSON array; write each of its objects on a line of its own")]
     for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():
             continue
@@ -71,11 +76,13 @@ def report(name: str, num_lines: int, refusals: Sequence[Refusal]) -> str:
     return f"{name}: {len(refusals)} of {num_lines} lines are no example:\n  {shown}{more}"
 
 
-def read_answers(file: Path, tokenizer: Tokenizer, template: ChatTemplate) -> list[Document]:
+def read_answers(
+    file: Path, tokenizer: Tokenizer, template: ChatTemplate, row_length: int | None = None
+) -> list[Document]:
     """The documents of a JSON Lines file: the prompt through the chat template, which is not trained on, then
     the last message and the tokenizer's EOS, which are.
 
-    Raises ConfigError that names every bad line.
+    Raises ConfigError that names every bad line; one whose prompt fills a row of `row_length` tokens is bad.
     """
     try:
         data = file.read_bytes()
@@ -84,18 +91,29 @@ def read_answers(file: Path, tokenizer: Tokenizer, template: ChatTemplate) -> li
     if not tokenizer.eos_token_ids:
         raise ConfigError("The model names no end-of-sequence token, so that an answer cannot end.")
     examples, refusals = parse(data)
-    documents = []
+    documents, num_lines = [], len(examples) + len(refusals)
     for example in examples:
         try:
-            documents.append(_document(example, tokenizer, template))
+            document = _document(example, tokenizer, template)
         except BadRequest as error:  # the template's own demands, such as turns that alternate
             refusals.append(Refusal(example.line, str(error)))
+            continue
+        if row_length is not None and document.num_prompt >= row_length:
+            refusals.append(Refusal(example.line, _TOO_LONG.format(document.num_prompt, row_length)))
+        documents.append(document)
     if refusals:
         refusals.sort(key=lambda refusal: refusal.line)
-        raise ConfigError(report(str(file), len(examples) + len(refusals), refusals))
+        raise ConfigError(report(str(file), num_lines, refusals))
     if not documents:
         raise ConfigError(f"{file}: holds no example.")
     return documents
+
+
+def _is_array(data: bytes) -> bool:
+    try:
+        return isinstance(json.loads(data), list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _row(line: bytes) -> Any:
@@ -108,6 +126,8 @@ def _row(line: bytes) -> Any:
         raise ValueError(f"not JSON: {error.msg} (column {error.colno})") from None
     except RecursionError:
         raise ValueError("not JSON: nested too deeply") from None
+    except ValueError:
+        raise ValueError("not JSON: a number of thousands of digits") from None
 
 
 def _example(line: int, row: Any) -> Example:
@@ -124,6 +144,7 @@ def _example(line: int, row: Any) -> Example:
     for name in (given, answer):
         if not isinstance(row[name], str):
             raise ValueError(f"{name} must be text")
+        _check_characters(name, row[name])
     if not row[answer].strip():
         raise ValueError(f"{answer} is empty")
     if given == "prefix":
@@ -140,6 +161,7 @@ def _checked(messages: Any) -> Messages:
         whole = isinstance(message, Mapping) and isinstance(message.get("role"), str)
         if not whole or not isinstance(message.get("content"), str):
             raise ValueError(f"messages[{number}]: needs a role and a content, both text")
+        _check_characters(f"messages[{number}]", message["content"])
         if message["role"] not in _ROLES:
             raise ValueError(
                 f"messages[{number}]: role {message['role'][:40]!r} is not one of {', '.join(_ROLES)}"
@@ -149,6 +171,11 @@ def _checked(messages: Any) -> Messages:
     if len(messages) == 1:
         raise ValueError("messages hold nothing before the answer")
     return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _check_characters(name: str, text: str) -> None:
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{name} holds half of a character (a lone surrogate)")
 
 
 def _document(example: Example, tokenizer: Tokenizer, template: ChatTemplate) -> Document:

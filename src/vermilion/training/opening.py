@@ -11,15 +11,18 @@ from vermilion.models import catalog
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.families import Family
 from vermilion.training.corpus import Corpus
-from vermilion.training.data import Dataset, Source, fitting_length
+from vermilion.training.data import MOST_FITTING, Dataset, Source, fitting_length
 from vermilion.training.examples import read_answers
 from vermilion.training.recipe import Recipe
 
 
 def dataset_of(recipe: Recipe, files: ModelFiles, family: Family) -> Dataset:
     """Raises ConfigError for data that is missing or does not fit the base."""
-    corpora = tuple(_corpus(source, files, family) for source in recipe.data.sources)
-    validation = tuple(_corpus(source, files, family) for source in recipe.data.validation)
+    longest = recipe.data.length or MOST_FITTING
+    corpora, validation = (
+        tuple(_corpus(source, files, family, longest) for source in sources)
+        for sources in (recipe.data.sources, recipe.data.validation)
+    )
     # What follows an end is only ever seen by noisy rows.
     num_fill = recipe.longest_block - 1 if recipe.objective.denoise else 0
     length = recipe.data.length or fitting_length((*corpora, *validation), num_fill)
@@ -61,12 +64,12 @@ def _line_breaks(files: ModelFiles, vocab_size: int) -> frozenset[int]:
     return frozenset(token for token, text in enumerate(texts) if text.endswith("\n"))
 
 
-def _corpus(source: Source, files: ModelFiles, family: Family) -> Corpus:
+def _corpus(source: Source, files: ModelFiles, family: Family, row_length: int) -> Corpus:
     if source.path.suffix != ".jsonl":
         corpus = Corpus.open(source.path)
     else:
         tokenizer, template = catalog.tokenizer_of(files), catalog.chat_template_of(files)
-        corpus = Corpus.of(read_answers(source.path, tokenizer, template))
+        corpus = Corpus.of(read_answers(source.path, tokenizer, template, row_length))
     if corpus.largest_id() >= family.architecture.vocab_size:
         raise ConfigError(f"{source.path}: holds token ids that the base's vocabulary lacks.")
     return corpus

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import secrets
 import time
@@ -91,7 +92,7 @@ def read(path: Path, endpoint: str) -> tuple[list[Line], list[dict[str, Any]]]:
     lines: list[Line] = []
     wrong: list[dict[str, Any]] = []
     known: set[str] = set()
-    for number, text in enumerate(path.read_bytes().splitlines(), 1):
+    for number, text in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), 1):
         if not text.strip():
             continue
         try:
