@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import statistics
+import subprocess
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -88,41 +89,38 @@ def answer(llm: LLM, prompt: list[int], preset: str, grammar: Grammar | None, li
     return text, usage.completion_tokens, usage.passes, time.process_time() - started_s
 
 
-def forms(llm: LLM, limit: int) -> list[dict[str, Any]]:
+def forms(llm: LLM, limit: int, form: str) -> list[dict[str, Any]]:
     pairs = asked(llm)
     for prompt, _ in pairs:
         # From now on all prompts are in the prefix cache.
         answer(llm, prompt, "ar", None, 2)
-    rows, texts = [], {}
-    for form in ("schema", "free"):
-        done: dict[str, list[tuple[Any, ...]]] = {"ar": [], "lossless": []}
-        for prompt, grammar in pairs:
-            for preset, answers in done.items():
-                answers.append(answer(llm, prompt, preset, grammar if form == "schema" else None, limit))
-        base_s = sum(one[3] for one in done["ar"])
+    done: dict[str, list[tuple[Any, ...]]] = {"ar": [], "lossless": []}
+    for prompt, grammar in pairs:
         for preset, answers in done.items():
-            texts[form, preset] = [one[0] for one in answers]
-            tokens, passes = sum(one[1] for one in answers), sum(one[2] for one in answers)
-            rows.append(
-                {
-                    "benchmark": "forms",
-                    "form": form,
-                    "preset": preset,
-                    "answers": len(answers),
-                    "tokens": tokens,
-                    "passes": passes,
-                    "tokens_per_pass": round(tokens / max(1, passes), 3),
-                    "calls_tokens_per_pass": round(
-                        sum(one[1] for one in answers[-len(CALLS) :])
-                        / max(1, sum(one[2] for one in answers[-len(CALLS) :])),
-                        3,
-                    ),
-                    "cpu_s": round(sum(one[3] for one in answers), 2),
-                    "time_of_ar": round(sum(one[3] for one in answers) / base_s, 3),
-                    "same_text_as_ar": texts[form, preset] == texts[form, "ar"],
-                }
-            )
-    return rows
+            answers.append(answer(llm, prompt, preset, grammar if form == "schema" else None, limit))
+    base_s = sum(one[3] for one in done["ar"])
+    texts = {preset: [one[0] for one in answers] for preset, answers in done.items()}
+    return [
+        {
+            "benchmark": "forms",
+            "form": form,
+            "preset": preset,
+            "answers": len(answers),
+            "limit": limit,
+            "tokens": sum(one[1] for one in answers),
+            "passes": sum(one[2] for one in answers),
+            "tokens_per_pass": _per_pass(answers),
+            "calls_tokens_per_pass": _per_pass(answers[-len(CALLS) :]),
+            "cpu_s": round(sum(one[3] for one in answers), 2),
+            "time_of_ar": round(sum(one[3] for one in answers) / base_s, 3),
+            "same_text_as_ar": texts[preset] == texts["ar"],
+        }
+        for preset, answers in done.items()
+    ]
+
+
+def _per_pass(answers: Sequence[tuple[Any, ...]]) -> float:
+    return round(sum(one[1] for one in answers) / max(1, sum(one[2] for one in answers)), 3)
 
 
 def realtime(llm: LLM, limit: int) -> list[dict[str, Any]]:
@@ -174,19 +172,23 @@ def _middle(times: Sequence[tuple[float, ...]], column: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--limit", type=int, default=64, help="tokens of an answer")
-    parser.add_argument("--only", choices=("forms", "realtime"))
+    parser.add_argument("--only", choices=("schema", "free", "realtime"))
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     llm = LLM(config=EngineConfig(threads=1))
     where = {
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "model": llm.model.id,
         "threads": 1,
         "dtype": "float32",
         "torch": torch.__version__,
     }
-    rows = [] if chosen.only == "realtime" else forms(llm, chosen.limit)
-    rows += [] if chosen.only == "forms" else realtime(llm, chosen.limit)
+    rows: list[dict[str, Any]] = []
+    for part in [chosen.only] if chosen.only else ["schema", "free", "realtime"]:
+        rows += realtime(llm, chosen.limit) if part == "realtime" else forms(llm, chosen.limit, part)
     for row in rows:
         print(json.dumps(row | where), flush=True)
         if chosen.out:
