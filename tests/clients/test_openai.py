@@ -70,6 +70,25 @@ def test_completions_fill_gaps(client: OpenAI, proven: Proven) -> None:
     proven("openai (Python)", openai.__version__, "completions: create with suffix (strict), stream")
 
 
+def test_responses_come_whole_streamed_and_parsed(client: OpenAI, proven: Proven) -> None:
+    asked = {"model": MODEL, "input": QUESTION, "max_output_tokens": 24}
+    whole = client.responses.create(**asked)
+    assert (whole.status, "Paris" in whole.output_text) == ("completed", True)
+    with client.responses.stream(**asked) as stream:
+        told = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        assert stream.get_final_response().output_text == "".join(told) == whole.output_text
+    parsed = client.responses.parse(**asked, text_format=Capital)
+    assert isinstance(parsed.output_parsed, Capital)
+    tool = openai.pydantic_function_tool(SetVolume, name="set_volume")["function"]
+    tools = [{"type": "function", "name": tool["name"], "parameters": tool["parameters"], "strict": True}]
+    calling = {**asked, "max_output_tokens": 64, "tools": tools, "parallel_tool_calls": False}
+    (call,) = client.responses.create(**calling, tool_choice="required").output
+    assert isinstance(SetVolume.model_validate_json(call.arguments), SetVolume)
+    proven(
+        "openai (Python)", openai.__version__, "responses: create, stream, parse, a required tool (strict)"
+    )
+
+
 def test_questions_are_decided(client: OpenAI, proven: Proven) -> None:
     questions = [
         {"type": "predicate", "name": "kind", "instructions": "The text is kind."},
