@@ -31,7 +31,14 @@ from vermilion.evaluation.prompts import Prompt, fixed
 from vermilion.models.catalog import DEFAULT_MODEL
 from vermilion.types import Decoding, Finish, Request, Sampling, Text
 
-_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::linear")
+_PRODUCTS = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::addmm_",
+    "aten::bmm",
+    "aten::linear",
+    "mkldnn::_linear_pointwise",
+)
 
 
 @dataclass(frozen=True, slots=True)
