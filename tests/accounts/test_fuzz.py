@@ -9,19 +9,18 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
 from serving.fake import FakeBackend, fake_service
+from serving.fuzzing import FEW, bounded
 from vermilion.accounts import parties
 from vermilion.accounts.config import AccountsConfig
 from vermilion.accounts.gate import Accounts
 from vermilion.accounts.parties import NewOrganisation
 from vermilion.accounts.store import Store
 from vermilion.serving.app import create_app
-
-FEW = 20
 
 
 @pytest.fixture
@@ -40,14 +39,7 @@ def test_no_request_breaks_the_accounts(document: Any, mode: GenerationMode) -> 
     for operation in (found.ok() for found in document.get_all_operations()):
 
         @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(
-            max_examples=FEW,
-            derandomize=True,
-            deadline=None,
-            database=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
+        @bounded(FEW)
         def ask(case: Any) -> None:
             reply = case.call()
             assert reply.status_code < 500, f"{reply.status_code}: {reply.text[:500]}"

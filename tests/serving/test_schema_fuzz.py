@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import schemathesis
 from fake import MODEL, FakeBackend, fake_service
-from hypothesis import HealthCheck, Phase, settings
+from fuzzing import FEW, MANY, bounded
 from schemathesis import GenerationMode
 from test_malformed import check_error
 
@@ -18,22 +18,10 @@ from vermilion.serving.app import create_app
 
 MOST_S = 5.0
 """No reply takes longer; the fake engine answers at once."""
-FEW, MANY = 20, 400
 
 app = create_app(fake_service(FakeBackend(model=replace(MODEL, context_length=4096)), allowed_hosts=("*",)))
 document = schemathesis.openapi.from_asgi("/openapi.json", app)
 document.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-
-
-def bounded(examples: int) -> Any:
-    return settings(
-        max_examples=examples,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 def ask(case: Any) -> None:

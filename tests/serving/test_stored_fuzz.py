@@ -16,9 +16,9 @@ import httpx
 import pytest
 import schemathesis
 from fake import MODEL, FakeBackend, fake_service, served
+from fuzzing import FEW, MANY, bounded
 from schemathesis import GenerationMode
 from test_malformed import check_error
-from test_schema_fuzz import FEW, MANY, bounded
 
 from vermilion.accounts import store as stores
 from vermilion.accounts.config import AccountsConfig

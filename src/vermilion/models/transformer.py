@@ -112,9 +112,14 @@ class Transformer(nn.Module):
         hidden_NH: Tensor = self.norm(x_NH)
         return hidden_NH
 
+    @property
+    def output_VH(self) -> Tensor:
+        """What hidden states are compared with: the head, or the embedding where they are tied."""
+        return self.embedding if self.head is None else self.head
+
     def logits(self, hidden_RH: Tensor) -> Tensor:
         """[R, V] in the weights' dtype."""
-        return product(hidden_RH, self.embedding if self.head is None else self.head)
+        return product(hidden_RH, self.output_VH)
 
 
 PARTS = {

@@ -66,11 +66,14 @@ class ChatStream(_Stream):
         self._readers: dict[int, CallReader] = {}
 
     def render(self, index: int, event: Event) -> bytes:
-        chunks = "" if index in self._begun else self._delta(index, '{"role":"assistant","content":""}')
-        self._begun.add(index)
+        chunks = ""
+        if index not in self._begun:
+            self._begun.add(index)
+            chunks = self._delta(index, '{"role":"assistant","content":""}')
+            if self._box is not None:
+                self._readers[index] = self._box.reader()
         if self._box is not None:
-            reader = self._readers.setdefault(index, self._box.reader())
-            chunks += self._with_calls(index, event, reader)
+            chunks += self._with_calls(index, event, self._readers[index])
         elif isinstance(event, Text) and (event.text or event.tokens):
             logprobs = _quote(chat_logprobs(event.tokens)) if event.tokens else "null"
             chunks += self._delta(index, f'{{"content":{_quote(event.text)}}}', logprobs)
