@@ -24,7 +24,7 @@ from pathlib import Path
 
 import openai
 
-from vermilion.demo import wait_until_ready
+from vermilion.cli.demo import wait_until_ready
 from vermilion.evaluation.circumstances import command, commit, processor
 
 NAMES = [first + second for first in ("An", "Bel", "Cor", "Dan", "El", "Fir", "Gar", "Hol", "Iv", "Jo")

@@ -20,13 +20,14 @@ from sqlalchemy.exc import DBAPIError
 
 from accounts import postgres
 from serving.fake import FakeBackend, fake_service
-from vermilion import cli, launch
+from vermilion import cli
 from vermilion.accounts import parties, schema
 from vermilion.accounts import store as stores
 from vermilion.accounts.gate import Accounts
 from vermilion.accounts.store import Store
 from vermilion.accounts.transactions import Request, Settlement
 from vermilion.accounts.writer import Writer
+from vermilion.cli import launch
 from vermilion.serving.app import create_app
 from vermilion.types import Usage
 

@@ -24,8 +24,8 @@ from vermilion import cli
 from vermilion.accounts.config import AccountsConfig
 from vermilion.accounts.gate import Accounts
 from vermilion.accounts.store import Store
+from vermilion.cli.launch import Settings, _model
 from vermilion.config import EngineConfig
-from vermilion.launch import Settings, _model
 from vermilion.serving.app import create_app
 from vermilion.serving.config import ServeConfig
 from vermilion.serving.server import serve

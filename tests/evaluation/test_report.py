@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from vermilion.cli import evaluate
 from vermilion.errors import BadParameter, ConfigError
-from vermilion.evaluation import command, plots
+from vermilion.evaluation import plots
 from vermilion.evaluation.report import newest_run, write
 from vermilion.evaluation.results import latest
 
@@ -133,7 +134,7 @@ def test_names_in_plots_are_short(name: str, shown: str) -> None:
 
 
 def test_a_plot_of_quality_needs_the_quality_task(tmp_path: Path) -> None:
-    command._draw(tmp_path / "curve.svg", ROWS)
+    evaluate._draw(tmp_path / "curve.svg", ROWS)
     ElementTree.parse(tmp_path / "curve.svg")
     with pytest.raises(BadParameter, match="quality"):
-        command._draw(tmp_path / "curve.svg", ROWS[3:])
+        evaluate._draw(tmp_path / "curve.svg", ROWS[3:])

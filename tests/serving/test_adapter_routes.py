@@ -11,9 +11,9 @@ import pytest
 from fake import MODEL, FakeBackend
 from test_socket import running
 
+from vermilion.cli.launch import settings_of
+from vermilion.cli.options import ServeOptions
 from vermilion.errors import BadParameter
-from vermilion.launch import settings_of
-from vermilion.options import ServeOptions
 
 pytestmark = pytest.mark.anyio
 QUESTION = {"messages": [{"role": "user", "content": "hi"}]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from vermilion.launch import Settings, _load
+from vermilion.cli.launch import Settings, _load
 from vermilion.serving.app import create_app
 from vermilion.serving.service import Service
 

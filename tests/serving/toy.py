@@ -11,8 +11,8 @@ from unittest.mock import patch
 
 import openai
 
+from vermilion.cli.launch import Settings, _model
 from vermilion.config import EngineConfig
-from vermilion.launch import Settings, _model
 from vermilion.serving.config import ServeConfig
 from vermilion.serving.server import Load, serve
 from vermilion.training import toy

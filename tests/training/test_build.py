@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from vermilion.cli import build_data
 from vermilion.config import load
 from vermilion.errors import ConfigError
 from vermilion.training import build as building
-from vermilion.training import data_command, toy
+from vermilion.training import toy
 from vermilion.training.archives import fetch_sdist, read_texts
 from vermilion.training.build import DataRecipe, Package, Tasks, build, capped
 from vermilion.training.cleaning import (
@@ -393,7 +394,7 @@ def test_the_command_prints_the_folder_alone_on_stdout(
         f'output = "{recipe.output}"\ntokenizer = "{recipe.tokenizer}"\nstandard_library = false\n'
         f"fim_tokens = [1, 2, 3, 4]\nmost_of_project = 1.0\npackages = [{packages}]\n"
     )
-    data_command.build(file, ["fim_share=0.0"])
+    build_data.build(file, ["fim_share=0.0"])
     captured = capsys.readouterr()
     assert captured.out == f"{recipe.output}\n"
     assert "code: 5 documents" in captured.err and "fim: 0 documents" in captured.err

@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.conftest import WORDS
+from vermilion.cli import train as command
 from vermilion.config import EngineConfig, build
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import ConfigError
 from vermilion.models import catalog, weights
 from vermilion.models.layers import GatedLinear
-from vermilion.training import command, finetune, loop, toy, tuning
+from vermilion.training import finetune, loop, toy, tuning
 from vermilion.training.checkpoint import latest
 from vermilion.training.convert import convert
 from vermilion.training.recipe import Recipe, Stage

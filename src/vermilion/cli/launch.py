@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vermilion.cli.options import DEFAULT_MODEL, ServeOptions
 from vermilion.config import EngineConfig, load
 from vermilion.errors import BadParameter, ModelFileError
-from vermilion.options import DEFAULT_MODEL, ServeOptions
 from vermilion.serving import naming, server
 from vermilion.serving.backend import Served
 from vermilion.serving.config import ServeConfig

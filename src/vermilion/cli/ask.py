@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vermilion.console import animated, complain, console, errors, note, print_plain
+from vermilion.cli.answer_view import AnswerView, Figures, Stopwatch
+from vermilion.cli.options import AnswerOptions, with_options
+from vermilion.cli.printing import animated, complain, console, errors, note, print_plain
 from vermilion.errors import BadParameter, BadRequest, EngineFailure, VermilionError
-from vermilion.options import AnswerOptions, with_options
-from vermilion.terminal import AnswerView, Figures, Stopwatch
 from vermilion.types import Decoding, Event, Finish, FinishReason, Sampling, Text
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def complete(
     options: AnswerOptions,
 ) -> None:
     """Complete a file at a cursor, from the text before and after it."""
-    from vermilion import cursor
+    from vermilion.cli import cursor
 
     here = cursor.parse(place)
     if not here.text.strip():

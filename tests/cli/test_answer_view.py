@@ -8,7 +8,7 @@ import random
 import pytest
 from rich.console import Console
 
-from vermilion.terminal import AnswerView, Figures, neutralise, rows, styled
+from vermilion.cli.answer_view import AnswerView, Figures, neutralise, rows, styled
 from vermilion.types import Canvas, Finish, Text, Usage
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from vermilion.cli.train import convert
 from vermilion.config import load
 from vermilion.errors import ConfigError
 from vermilion.training import convert as conversion
-from vermilion.training.command import convert
 from vermilion.training.recipe import Recipe
 from vermilion.training.run import Progress
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import pytest
 
 from vermilion import cli
-from vermilion.asking import DEFAULT_COMPLETION_TOKENS
+from vermilion.cli.ask import DEFAULT_COMPLETION_TOKENS
 from vermilion.config import EngineConfig
 from vermilion.errors import ContextLengthExceeded
 from vermilion.serving.config import ServeConfig
@@ -366,7 +366,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         "heavy = {'torch', 'numpy', 'fastapi', 'tokenizers', 'jinja2'} & set(sys.modules)\n"
         "sys.exit(f'loads {heavy}' if heavy else 0)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     started_s = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -6,8 +6,8 @@ import sys
 
 from rich.console import Console
 
+from vermilion.cli.answer_view import neutralise
 from vermilion.errors import VermilionError
-from vermilion.terminal import neutralise
 
 
 def print_plain(text: str) -> None:

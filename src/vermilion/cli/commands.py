@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 
-from vermilion.accounts.command import app as accounts
-from vermilion.asking import chat, complete, run
-from vermilion.console import complain, errors, note, print_plain
+from vermilion.cli.ask import chat, complete, run
+from vermilion.cli.build_data import data
+from vermilion.cli.connect import connect
+from vermilion.cli.evaluate import EvalOptions, evaluate, report
+from vermilion.cli.manage_accounts import app as accounts
+from vermilion.cli.options import DEFAULT_MODEL, BenchOptions, ServeOptions, with_options
+from vermilion.cli.printing import complain, errors, note, print_plain
+from vermilion.cli.train import convert, train
 from vermilion.errors import BadParameter, ConfigError, VermilionError
-from vermilion.evaluation.command import EvalOptions, evaluate, report
-from vermilion.integrations.command import connect
-from vermilion.options import DEFAULT_MODEL, BenchOptions, ServeOptions, with_options
-from vermilion.training.command import convert, train
-from vermilion.training.data_command import data
 
 app = typer.Typer(
     help="Diffusion language models to run, serve, read and train.",
@@ -50,7 +50,7 @@ app.command("eval")(with_options(EvalOptions)(evaluate))
 def serve(options: ServeOptions) -> None:
     """Serve a model over HTTP, as OpenAI's clients expect it. Ctrl-C lets running answers finish."""
     try:
-        from vermilion import launch
+        from vermilion.cli import launch
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("vermilion"):
             raise
@@ -130,7 +130,7 @@ def demo(
     pid: Annotated[int | None, typer.Option(help="Give up when this process, the service, ends.")] = None,
 ) -> None:
     """Send a first request to a running service and say how to point a client at it."""
-    from vermilion import demo as first
+    from vermilion.cli import demo as first
 
     url = url.rstrip("/").removesuffix("/v1")
     prompt = prompt or first.PROMPT
