@@ -25,10 +25,10 @@ from statistics import median
 import torch
 
 from vermilion.config import build
+from vermilion.data.packing import next_batch
 from vermilion.models import catalog
 from vermilion.models.families import Architecture
 from vermilion.training import convert, corruption, finetune, loop
-from vermilion.training.data import next_batch
 from vermilion.training.denoise import Noisy, add_noise
 from vermilion.training.distributed import World
 from vermilion.training.masks import Layout, two_pass

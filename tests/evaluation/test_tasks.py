@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from vermilion.data.corpus import Document, write_corpus
 from vermilion.evaluation import code_tasks, exact_tasks
 from vermilion.evaluation.code_tasks import gaps
 from vermilion.evaluation.sampler import Ask, Reply, Sampler
@@ -18,7 +19,6 @@ from vermilion.evaluation.task import Setting
 from vermilion.evaluation.tasks import TASKS
 from vermilion.evaluation.text_quality import distinct, parses, parses_so_far, repetition, similarity
 from vermilion.evaluation.texts import problems
-from vermilion.training.corpus import Document, write_corpus
 from vermilion.types import Decoding, Usage
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.training.conftest import WORDS
 from vermilion.config import EngineConfig, build, load
+from vermilion.data.packing import DataConfig, Source
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import ConfigError, ModelFileError
@@ -20,7 +21,6 @@ from vermilion.models.transformer import Transformer, load_tensors
 from vermilion.training import finetune, toy
 from vermilion.training.convert import convert, prepare
 from vermilion.training.corruption import CorruptionConfig
-from vermilion.training.data import DataConfig, Source
 from vermilion.training.forward import Forward, NoisyRows
 from vermilion.training.loop import train
 from vermilion.training.masks import Layout, number_blocks

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from tests import tiny
+from vermilion.data.packing import TokenBatch
 from vermilion.training.corruption import CorruptionConfig, noise
-from vermilion.training.data import TokenBatch
 from vermilion.training.denoise import add_noise, ask, loss_of
 from vermilion.training.forward import Forward, NoisyRows
 from vermilion.training.objectives import ObjectiveConfig

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.training.conftest import WORDS
 from vermilion.config import EngineConfig
+from vermilion.data.packing import DataState, next_batch
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import ConfigError, ModelFileError
@@ -22,7 +23,6 @@ from vermilion.models import catalog, weights
 from vermilion.training import checkpoint, loop, toy
 from vermilion.training.convert import convert, prepare
 from vermilion.training.corruption import CorruptionConfig, noise
-from vermilion.training.data import DataState, next_batch
 from vermilion.training.denoise import add_noise, ask, loss_of
 from vermilion.training.forward import Forward
 from vermilion.training.loop import train

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vermilion.data.packing import TokenBatch
 from vermilion.training import objectives
 from vermilion.training.corruption import Draw
-from vermilion.training.data import TokenBatch
 from vermilion.training.objectives import ObjectiveConfig, Scored
 
 ids = torch.arange(10, 22)[None]

@@ -24,7 +24,7 @@ _Change = Annotated[list[str] | None, typer.Option("--set", help="One setting, e
 @data.command()
 def build(recipe: _Recipe, change: _Change = None) -> None:
     """Code, docs, answers and tasks as token shards with a manifest; Ctrl-C, and the same command goes on."""
-    from vermilion.training import build as building
+    from vermilion.data import pipeline as building
 
     settings = load(building.DataRecipe, recipe, change or ())
     with _progress() as bar:
@@ -45,7 +45,7 @@ def answers(
     change: _Change = None,
 ) -> None:
     """The base model's own answers to prompts, as JSON Lines; Ctrl-C, and the same command goes on."""
-    from vermilion.training import answers as asking
+    from vermilion.data import answers as asking
 
     settings = load(asking.AnswersConfig, recipe, change or ())
     with _progress() as bar:

@@ -13,10 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from vermilion.data.corpus import MANIFEST, Corpus
 from vermilion.engine.llm import LLM
 from vermilion.errors import ConfigError
 from vermilion.evaluation.prompts import Prompt
-from vermilion.training.corpus import MANIFEST, Corpus
 from vermilion.types import Decoding, Finish, Request, Sampling
 
 _MOST_PROGRAMS = 200

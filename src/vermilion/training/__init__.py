@@ -1,1 +1,1 @@
-"""Training and conversion: corruption, objectives, data, one flat loop, checkpoints."""
+"""Training and conversion: corruption, objectives, one flat loop, checkpoints."""

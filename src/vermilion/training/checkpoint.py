@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vermilion.data.packing import DataState
 from vermilion.errors import ConfigError, ModelFileError
 from vermilion.text import read_json
-from vermilion.training.data import DataState
 from vermilion.training.distributed import World, like, whole
 from vermilion.training.export import write_adapter
 from vermilion.training.recipe import MAY_CHANGE, Recipe

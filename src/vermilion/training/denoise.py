@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from vermilion.data.packing import TokenBatch
 from vermilion.models.transformer import Transformer
 from vermilion.training import corruption, objectives
-from vermilion.training.data import TokenBatch
 from vermilion.training.forward import Forward, KeysValues, NoisyRows, Seen
 from vermilion.training.masks import Layout, number_blocks
 from vermilion.training.objectives import Scored, Targets

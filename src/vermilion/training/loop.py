@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vermilion.data.packing import next_batch
 from vermilion.errors import ConfigError, EngineFailure
 from vermilion.training import checkpoint, corruption, records
-from vermilion.training.data import next_batch
 from vermilion.training.denoise import Noisy, add_noise, ask, loss_of
 from vermilion.training.distributed import World, joined, whole
 from vermilion.training.forward import Forward, precision, round_frozen

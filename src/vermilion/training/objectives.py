@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vermilion.data.packing import TokenBatch
 from vermilion.errors import ConfigError
 from vermilion.training.corruption import Draw
-from vermilion.training.data import TokenBatch
 from vermilion.training.masks import Context
 
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import torch
 
+from vermilion.data.corpus import Corpus
+from vermilion.data.examples import read_answers
+from vermilion.data.packing import MOST_FITTING, Dataset, Source, fitting_length
 from vermilion.errors import ConfigError
 from vermilion.models import catalog
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.families import Family
-from vermilion.training.corpus import Corpus
-from vermilion.training.data import MOST_FITTING, Dataset, Source, fitting_length
-from vermilion.training.examples import read_answers
 from vermilion.training.recipe import Recipe
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vermilion.data.packing import DataConfig
 from vermilion.errors import ConfigError
 from vermilion.training.corruption import CorruptionConfig
-from vermilion.training.data import DataConfig
 from vermilion.training.objectives import ObjectiveConfig
 
 

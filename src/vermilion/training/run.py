@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from vermilion.data.packing import Dataset, DataState
 from vermilion.models.families import Traits
 from vermilion.models.transformer import Transformer
-from vermilion.training.data import Dataset, DataState
 from vermilion.training.recipe import Method, Recipe
 
 

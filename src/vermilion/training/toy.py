@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from vermilion.data.corpus import Corpus
+from vermilion.data.examples import read_answers
+from vermilion.data.packing import DataConfig, Dataset, DataState, Source, next_batch
 from vermilion.models import catalog
 from vermilion.models.families import Architecture
 from vermilion.models.transformer import Transformer
 from vermilion.text import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from vermilion.training import objectives
-from vermilion.training.corpus import Corpus
-from vermilion.training.data import DataConfig, Dataset, DataState, Source, next_batch
-from vermilion.training.examples import read_answers
 from vermilion.training.export import hugging_face_tensors
 from vermilion.training.forward import Forward
 from vermilion.training.masks import Layout

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
+from vermilion.data.packing import held_out
 from vermilion.training import corruption
-from vermilion.training.data import held_out
 from vermilion.training.denoise import Opinions, add_noise, ask
 from vermilion.training.forward import Forward, precision
 from vermilion.training.objectives import index_in_block

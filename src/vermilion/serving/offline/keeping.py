@@ -36,7 +36,7 @@ def keep(store: Store, owner: str, purpose: str, name: str, source: IO[bytes]) -
 
 def check_examples(name: str, data: bytes) -> None:
     """Raises BadRequest that names every line which is no example, and why."""
-    from vermilion.training.examples import parse, report  # brings numpy, which the edge starts without
+    from vermilion.data.examples import parse, report  # brings numpy, which the edge starts without
 
     examples, refusals = parse(data)
     if refusals:

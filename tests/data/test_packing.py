@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from vermilion.errors import ConfigError
-from vermilion.models import catalog
-from vermilion.training import toy
-from vermilion.training.corpus import Corpus, Document, write_corpus
-from vermilion.training.data import (
+from vermilion.data.corpus import Corpus, Document, write_corpus
+from vermilion.data.examples import read_answers
+from vermilion.data.packing import (
     DataConfig,
     Dataset,
     DataState,
@@ -22,7 +20,9 @@ from vermilion.training.data import (
     held_out,
     next_batch,
 )
-from vermilion.training.examples import read_answers
+from vermilion.errors import ConfigError
+from vermilion.models import catalog
+from vermilion.training import toy
 
 EOS = 1
 
@@ -45,7 +45,7 @@ def dataset(*corpora: list[Document], length: int = 32, held: int = 2, fill: int
 def test_a_corpus_reads_back_as_written(
     tmp_path: Path, vocab_size: int, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vermilion.training.corpus._SHARD_TOKENS", 50)
+    monkeypatch.setattr("vermilion.data.corpus._SHARD_TOKENS", 50)
     given = [*documents(9, num_prompt=2), Document([vocab_size - 1])]
     write_corpus(tmp_path, given, vocab_size)
     manifest = json.loads((tmp_path / "manifest.json").read_text())

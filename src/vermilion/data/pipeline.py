@@ -18,16 +18,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vermilion.data.archives import Sdist, fetch_sdist, sha256_of
+from vermilion.data.cleaning import Decontamination, Doubles
+from vermilion.data.corpus import MANIFEST, Document, write_corpus
+from vermilion.data.examples import read_answers
+from vermilion.data.fim import gap
+from vermilion.data.licences import PERMISSIVE
+from vermilion.data.projects import READ, Piece, Project, read_sdist, read_standard_library, save, saved
 from vermilion.errors import ConfigError
 from vermilion.models import catalog
 from vermilion.text import ChatTemplate, Tokenizer
-from vermilion.training.archives import Sdist, fetch_sdist, sha256_of
-from vermilion.training.cleaning import Decontamination, Doubles
-from vermilion.training.corpus import MANIFEST, Document, write_corpus
-from vermilion.training.examples import read_answers
-from vermilion.training.fim import gap
-from vermilion.training.licences import PERMISSIVE
-from vermilion.training.projects import READ, Piece, Project, read_sdist, read_standard_library, save, saved
 
 _ROUNDS = 200
 

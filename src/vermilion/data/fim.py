@@ -11,8 +11,8 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from vermilion.data.corpus import Document
 from vermilion.text import Tokenizer
-from vermilion.training.corpus import Document
 
 Marks = Sequence[int]
 """Four tokens: PRE, SUF, MID, END."""

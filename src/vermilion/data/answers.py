@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vermilion.config import EngineConfig
+from vermilion.data.prompt_templates import Prompt, harvest, prompts
 from vermilion.decoding.presets import resolve
 from vermilion.engine.llm import LLM
 from vermilion.errors import ConfigError
-from vermilion.training.prompts import Prompt, harvest, prompts
 from vermilion.types import Finish, Request, Sampling, Text
 
 _GRAM = 4

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vermilion.data.corpus import Document
 from vermilion.errors import BadRequest, ConfigError
 from vermilion.text import ChatTemplate, Tokenizer
-from vermilion.training.corpus import Document
 
 MOST_REPORTED = 100
 """Bad lines that an error lists; of the others it gives the number."""

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from vermilion.data.corpus import Corpus, Document
+from vermilion.data.fim import rearranged
+from vermilion.data.packing import DataConfig, Dataset, DataState, Source, next_batch
 from vermilion.errors import ConfigError
-from vermilion.training.corpus import Corpus, Document
-from vermilion.training.data import DataConfig, Dataset, DataState, Source, next_batch
-from vermilion.training.fim import rearranged
 
 MARKS = (11, 12, 13, 14)
 BREAK = 20

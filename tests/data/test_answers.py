@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from vermilion.data import answers
+from vermilion.data.answers import AnswersConfig, Asked, generate, refusal_of, repeated
+from vermilion.data.prompt_templates import Prompt, Texts, harvest, prompts
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import Loaded
 from vermilion.errors import ConfigError
-from vermilion.training import answers
-from vermilion.training.answers import AnswersConfig, Asked, generate, refusal_of, repeated
-from vermilion.training.prompts import Prompt, Texts, harvest, prompts
 
 TEXTS = Texts(["A paragraph."], ["Return the sum of all numbers."], ["def f(x):\n    return"])
 SHARES = {"chat": 0.5, "code": 0.3, "continue": 0.2}

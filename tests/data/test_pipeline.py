@@ -15,26 +15,26 @@ import pytest
 
 from vermilion.cli import build_data
 from vermilion.config import load
-from vermilion.errors import ConfigError
-from vermilion.training import build as building
-from vermilion.training import toy
-from vermilion.training.archives import fetch_sdist, read_texts
-from vermilion.training.build import DataRecipe, Package, Tasks, build, capped
-from vermilion.training.cleaning import (
+from vermilion.data import pipeline as building
+from vermilion.data.archives import fetch_sdist, read_texts
+from vermilion.data.cleaning import (
     Decontamination,
     Doubles,
     is_wanted_path,
     refusal_of_text,
     without_header,
 )
-from vermilion.training.corpus import Corpus
-from vermilion.training.licences import (
+from vermilion.data.corpus import Corpus
+from vermilion.data.licences import (
     PERMISSIVE,
     is_allowed,
     licence_of_file,
     licence_of_metadata,
     licence_of_text,
 )
+from vermilion.data.pipeline import DataRecipe, Package, Tasks, build, capped
+from vermilion.errors import ConfigError
+from vermilion.training import toy
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 MIT = "Permission is hereby granted, free of charge, to any person obtaining a copy"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from vermilion.data import examples
+from vermilion.data.examples import parse, read_answers
 from vermilion.errors import ConfigError
 from vermilion.models import catalog
-from vermilion.training import examples, toy
-from vermilion.training.examples import parse, read_answers
+from vermilion.training import toy
 
 GOOD = b'{"prompt": "a", "response": "b"}'
 BAD = {

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vermilion.data.corpus import Corpus, Document
+from vermilion.data.fim import rearranged
 from vermilion.errors import ConfigError
-from vermilion.training.corpus import Corpus, Document
-from vermilion.training.fim import rearranged
 
 MOST_FITTING = 1024
 """Tokens of a row whose length is left to the data."""

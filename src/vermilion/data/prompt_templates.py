@@ -90,7 +90,7 @@ def prompts(texts: Texts, shares: Mapping[Kind, float], seed: int) -> Iterator[P
 
     Ends when a thousand draws in a row bring nothing new.
     """
-    with resources.files("vermilion.training").joinpath("assets/prompts.toml").open("rb") as file:
+    with resources.files("vermilion.data").joinpath("assets/prompts.toml").open("rb") as file:
         book = tomllib.load(file)
     generator = random.Random(f"prompts {seed}")
     seen: set[Prompt] = set()

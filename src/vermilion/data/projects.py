@@ -12,16 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from vermilion.errors import ConfigError
-from vermilion.training.archives import Sdist, read_texts
-from vermilion.training.cleaning import (
+from vermilion.data.archives import Sdist, read_texts
+from vermilion.data.cleaning import (
     Decontamination,
     docstrings,
     is_wanted_path,
     refusal_of_text,
     without_header,
 )
-from vermilion.training.licences import (
+from vermilion.data.licences import (
     UNKNOWN,
     is_allowed,
     is_licence_file,
@@ -29,7 +28,8 @@ from vermilion.training.licences import (
     licence_of_metadata,
     licence_of_text,
 )
-from vermilion.training.prompts import SKIPPED, standard_library
+from vermilion.data.prompt_templates import SKIPPED, standard_library
+from vermilion.errors import ConfigError
 
 Kind = Literal["code", "docs"]
 READ = 2

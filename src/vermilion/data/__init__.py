@@ -1,0 +1,1 @@
+"""Training data: documents are collected, cleaned, split into shards and packed into rows."""
