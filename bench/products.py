@@ -1,4 +1,4 @@
-"""Why `models/layers.product` chooses as it does: fp32 products on this CPU, three ways, in one run.
+"""Why `models/product.py` chooses as it does: fp32 products on this CPU, three ways, in one run.
 
 Usage: python bench/products.py [--output bench/results/products.jsonl]
 """

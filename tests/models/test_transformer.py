@@ -309,7 +309,7 @@ def test_weights_of_another_shape_are_refused() -> None:
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 6, 8, 33, 130])
 @pytest.mark.parametrize("bias", [False, True])
 def test_products_are_the_same_for_any_number_of_rows(num_rows: int, bias: bool) -> None:
-    from vermilion.models.layers import product
+    from vermilion.models.product import product
 
     generator = torch.Generator().manual_seed(num_rows)
     x, weight = (torch.randn(size, 48, generator=generator) for size in (num_rows, 40))
@@ -325,7 +325,7 @@ def test_products_are_the_same_for_any_number_of_rows(num_rows: int, bias: bool)
 
 
 def test_a_product_in_autocast_is_a_bfloat16_one() -> None:
-    from vermilion.models.layers import product
+    from vermilion.models.product import product
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert product(torch.ones(9, 8), torch.ones(4, 8)).dtype == torch.bfloat16

@@ -32,7 +32,7 @@ from vermilion.decoding.sampling import read
 from vermilion.decoding.speculative import FIRST_REPEATS
 from vermilion.models.attention import Group
 from vermilion.models.families import Traits
-from vermilion.models.layers import AdapterRows
+from vermilion.models.linear import AdapterRows
 from vermilion.models.transformer import Rows, Transformer
 from vermilion.types import Decoding, Sampling
 

@@ -16,7 +16,7 @@ from vermilion.decoding.sampling import read
 from vermilion.models import adapters
 from vermilion.models.adapters import Adapter
 from vermilion.models.attention import Visibility, plan_groups
-from vermilion.models.layers import AdapterRows
+from vermilion.models.linear import AdapterRows
 from vermilion.models.transformer import Rows, Transformer
 
 

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from vermilion.models.attention import Group, attend
 from vermilion.models.draft_head import DraftHead
 from vermilion.models.families import Architecture
-from vermilion.models.layers import AdapterRows, GatedLinear, Norm, Rotary, product
+from vermilion.models.layers import GatedLinear, Norm, Rotary
+from vermilion.models.linear import AdapterRows
+from vermilion.models.product import product
 
 
 @dataclass(frozen=True, slots=True)

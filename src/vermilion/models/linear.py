@@ -1,0 +1,153 @@
+"""Linear layers: the one owner of how a product is computed, whatever its weight is stored as.
+
+Shapes: N rows, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vermilion.models.lora import Lora
+from vermilion.models.product import product
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRows:
+    """The rows [start, end) of a forward go through the adapter of this name."""
+
+    name: str
+    start: int
+    end: int
+
+
+class Linear(nn.Module):
+    """One or more projections of the same input, fused into one product; the weight is dense.
+
+    An entry of `adapters` changes the rows that name it: a `Lora` adds to them, another `Linear` computes
+    them in this one's place (with this one's bias). A row may go through several.
+    """
+
+    def __init__(self, in_size: int, part_sizes: Sequence[int], *, bias: bool = False) -> None:
+        """Under `torch.device("meta")` it takes no memory until its parts are loaded."""
+        super().__init__()
+        self.in_size = in_size
+        self.part_sizes = tuple(part_sizes)
+        self.out_size = sum(part_sizes)
+        self._spans = [
+            slice(*span) for span in itertools.pairwise(itertools.accumulate(part_sizes, initial=0))
+        ]
+        self.bias = nn.Parameter(torch.zeros(self.out_size)) if bias else None
+        self.adapters = nn.ModuleDict()
+        self._allocate()
+
+    def _allocate(self) -> None:
+        self.weight = nn.Parameter(torch.empty(self.out_size, self.in_size))
+
+    def load_part(self, part: int, weight: Tensor) -> None:
+        """Store the weight [O of the part, I] of one projection, in its dtype and on its device.
+
+        A layer of one part keeps the tensor itself. Raises ValueError for another shape.
+        """
+        self._check(part, weight, (self.part_sizes[part], self.in_size))
+        if len(self.part_sizes) == 1:
+            self.weight = nn.Parameter(weight, requires_grad=False)
+            return
+        self.weight = _stored(self.weight, self._spans[part], weight)
+
+    def load_bias(self, part: int, bias: Tensor) -> None:
+        """Store the bias [O of the part] of one projection. Raises ValueError for another shape."""
+        assert self.bias is not None
+        self._check(part, bias, (self.part_sizes[part],))
+        self.bias = _stored(self.bias, self._spans[part], bias)
+
+    def part_weight(self, part: int) -> Tensor:
+        """The weight [O of the part, I] of one projection, dense."""
+        return self.weight[self._spans[part]]
+
+    def part_bias(self, part: int) -> Tensor | None:
+        return None if self.bias is None else self.bias[self._spans[part]]
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows of the weight, [*ids, I]: what an embedding looks up."""
+        return F.embedding(ids, self.weight)
+
+    def multiply(self, x_NI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """x W^T + b, in memory of its own."""
+        return product(x_NI, self.weight, bias_O)
+
+    def forward(self, x_NI: Tensor, adapters: Sequence[AdapterRows] = ()) -> Tensor:
+        """[N, O]. Rows may name adapters that this layer lacks; those leave it as it is."""
+        named = [(rows, self.adapters[rows.name]) for rows in adapters if rows.name in self.adapters]
+        y_NO = self._replaced(x_NI, [(rows, other) for rows, other in named if isinstance(other, Linear)])
+        for rows, other in named:
+            if isinstance(other, Lora):
+                y_NO = other(y_NO, x_NI, slice(rows.start, rows.end))
+        return y_NO
+
+    def _replaced(self, x_NI: Tensor, others: Sequence[tuple[AdapterRows, Linear]]) -> Tensor:
+        """The product, of the rows that name another layer by that one; no row is computed twice."""
+        if not others:
+            return self.multiply(x_NI, self.bias)
+        pieces, at = [], 0
+        for rows, other in sorted(others, key=lambda each: each[0].start):
+            if at < rows.start:
+                pieces.append(self.multiply(x_NI[at : rows.start], self.bias))
+            pieces.append(other.multiply(x_NI[rows.start : rows.end], self.bias))
+            at = rows.end
+        if at < x_NI.shape[0]:
+            pieces.append(self.multiply(x_NI[at:], self.bias))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _check(self, part: int, given: Tensor, wanted: tuple[int, ...]) -> None:
+        if given.shape != wanted:
+            raise ValueError(
+                f"Part {part} of a linear layer is {list(wanted)}, in the checkpoint {list(given.shape)}."
+            )
+
+
+class Int8Linear(Linear):
+    """The weight as int8 with one scale for each output: a quarter of the memory of fp32."""
+
+    def _allocate(self) -> None:
+        quantised = torch.empty(self.out_size, self.in_size, dtype=torch.int8)
+        self.quantised = nn.Parameter(quantised, requires_grad=False)
+        self.scale = nn.Parameter(torch.empty(self.out_size), requires_grad=False)
+
+    def load_part(self, part: int, weight: Tensor) -> None:
+        self._check(part, weight, (self.part_sizes[part], self.in_size))
+        span = self._spans[part]
+        scale_O = weight.abs().amax(1).clamp_min(torch.finfo(weight.dtype).tiny) / 127
+        self.quantised = _stored(self.quantised, span, (weight / scale_O[:, None]).round().to(torch.int8))
+        self.scale = _stored(self.scale, span, scale_O)
+
+    def part_weight(self, part: int) -> Tensor:
+        span = self._spans[part]
+        return self.quantised[span].to(self.scale.dtype) * self.scale[span, None]
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.quantised).to(self.scale.dtype) * self.scale[ids][..., None]
+
+    def multiply(self, x_NI: Tensor, bias_O: Tensor | None) -> Tensor:
+        y_NO = product(x_NI, self.quantised.to(x_NI.dtype)) * self.scale
+        return y_NO if bias_O is None else y_NO + bias_O
+
+
+LINEAR_KINDS: dict[str, type[Linear]] = {"dense": Linear, "q8": Int8Linear}
+"""What weights may be stored as. A further kind overrides what `Int8Linear` does, and has a row here."""
+
+
+def _stored(home: nn.Parameter, span: slice, values: Tensor) -> nn.Parameter:
+    """`home` with `values` in its span; a fresh one of that dtype and place, the rest uninitialised, where
+    it had another."""
+    if home.dtype != values.dtype or home.device != values.device:
+        empty = torch.empty(home.shape, dtype=values.dtype, device=values.device)
+        home = nn.Parameter(empty, requires_grad=False)
+    home.requires_grad_(False)
+    home[span] = values
+    return home
