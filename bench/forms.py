@@ -25,7 +25,7 @@ import torch
 
 from vermilion.config import EngineConfig
 from vermilion.engine.llm import LLM
-from vermilion.serving.tools import Tool, Toolbox
+from vermilion.serving.generation.tools import Tool, Toolbox
 from vermilion.types import Decoding, Finish, Grammar, Sampling, Text
 
 TEXT, NUMBER = {"type": "string"}, {"type": "integer"}

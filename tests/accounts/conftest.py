@@ -15,9 +15,9 @@ import sqlalchemy as sa
 
 from accounts import postgres
 from vermilion.accounts import clock as clocks
+from vermilion.accounts import database as stores
 from vermilion.accounts import schema
-from vermilion.accounts import store as stores
-from vermilion.accounts.store import Store
+from vermilion.accounts.database import Store
 
 _numbers = itertools.count()
 _PATIENCE_S = 60.0

@@ -34,10 +34,10 @@ import sqlalchemy as sa
 
 from accounts import postgres
 from accounts.service import LEASE_S, NUM_WORDS, Nursery, Process, nursery
-from vermilion.accounts import parties
-from vermilion.accounts import store as stores
-from vermilion.accounts.parties import NewOrganisation, Secret
-from vermilion.accounts.store import Store
+from vermilion.accounts import database as stores
+from vermilion.accounts import organisations
+from vermilion.accounts.database import Store
+from vermilion.accounts.organisations import NewOrganisation, Secret
 
 CHAT = "/v1/chat/completions"
 STEP_S = 0.002
@@ -182,7 +182,7 @@ def judge(world: World, store: Store) -> dict[str, int]:
     named = [row for row in rows if row.idempotency_key]
     assert len(named) == len(world.named)
     used = sum(row.prompt_tokens + row.completion_tokens for row in rows)
-    state = parties.organisation(store, world.secret.key.organisation_id)
+    state = organisations.organisation(store, world.secret.key.organisation_id)
     assert state.used_tokens == used and state.month_spent == sum(row.amount for row in rows)
     return {
         "tries": world.tries,
@@ -211,7 +211,7 @@ def run(where: str, num_kills: int, seed: int = 1) -> dict[str, int]:
     """The whole check. Raises AssertionError."""
     store = stores.open_store(where)
     new = NewOrganisation("Kill", "kill@example.org", plan="paid", free_tokens=1000)
-    world = World(parties.create_organisation(store, new)[2])
+    world = World(organisations.create_organisation(store, new)[2])
     with nursery(where, STEP_S) as started:
         asyncio.run(besiege(world, started, num_kills, seed))
         # The last service writes what was left of those who went, and drops what its forerunners held.

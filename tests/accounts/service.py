@@ -16,12 +16,12 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from serving.fake import MODEL, FakeBackend, served
+from vermilion.accounts import database as stores
 from vermilion.accounts import gate
-from vermilion.accounts import store as stores
-from vermilion.accounts.config import AccountsConfig
-from vermilion.serving import server
+from vermilion.accounts.accounts_config import AccountsConfig
 from vermilion.serving.backend import Served
-from vermilion.serving.config import ServeConfig
+from vermilion.serving.http import server
+from vermilion.serving.serve_config import ServeConfig
 
 LEASE_S = 1.0
 """Shorter than a real service's: what a killed one had running must not count for long."""

@@ -15,12 +15,12 @@ import pytest
 
 from accounts.conftest import Clock
 from serving.fake import MODEL, FakeBackend, fake_service
-from vermilion.accounts import parties
+from vermilion.accounts import organisations
+from vermilion.accounts.accounts_config import AccountsConfig
 from vermilion.accounts.clock import parsed_us
-from vermilion.accounts.config import AccountsConfig
+from vermilion.accounts.database import Store
 from vermilion.accounts.gate import Accounts
-from vermilion.accounts.store import Store
-from vermilion.serving.app import create_app
+from vermilion.serving.http.app import create_app
 
 pytestmark = pytest.mark.anyio
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "ACCOUNTS.md").read_text(encoding="utf-8")
@@ -74,14 +74,14 @@ async def test_the_examples_give_what_the_page_says(store: Store, clock: Clock) 
                 account = reply.json()
                 names["KEY"] = account["key"]["secret"]
                 key = {"authorization": f"Bearer {names['KEY']}"}
-                parties.change_organisation(store, account["organisation"]["id"], plan="paid")
+                organisations.change_organisation(store, account["organisation"]["id"], plan="paid")
                 assert (
                     await client.post("/v1/chat/completions", json=QUESTION, headers=key)
                 ).status_code == 200
             elif "secret" in reply.text:
                 names["ID"] = reply.json()["id"]
-        spent = parties.NewOrganisation("Spent", "spent@example.org", free_tokens=0)
-        other = {"authorization": f"Bearer {parties.create_organisation(store, spent)[2].text}"}
+        spent = organisations.NewOrganisation("Spent", "spent@example.org", free_tokens=0)
+        other = {"authorization": f"Bearer {organisations.create_organisation(store, spent)[2].text}"}
         refused = await client.post("/v1/chat/completions", json=QUESTION, headers=other)
     await asyncio.to_thread(accounts.writer.close)
     assert (refused.status_code, refused.json()) == (402, REFUSAL)

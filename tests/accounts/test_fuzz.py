@@ -15,18 +15,18 @@ from schemathesis import GenerationMode
 
 from serving.fake import FakeBackend, fake_service
 from serving.fuzzing import FEW, bounded
-from vermilion.accounts import parties
-from vermilion.accounts.config import AccountsConfig
+from vermilion.accounts import organisations
+from vermilion.accounts.accounts_config import AccountsConfig
+from vermilion.accounts.database import Store
 from vermilion.accounts.gate import Accounts
-from vermilion.accounts.parties import NewOrganisation
-from vermilion.accounts.store import Store
-from vermilion.serving.app import create_app
+from vermilion.accounts.organisations import NewOrganisation
+from vermilion.serving.http.app import create_app
 
 
 @pytest.fixture
 def document(store: Store) -> Iterator[Any]:
     accounts = Accounts(store, AccountsConfig(sign_ups_per_hour=10**6))
-    secret = parties.create_organisation(store, NewOrganisation("Acme", "a@example.org"))[2]
+    secret = organisations.create_organisation(store, NewOrganisation("Acme", "a@example.org"))[2]
     app = create_app(fake_service(FakeBackend(), accounts, allowed_hosts=("*",)))
     opened = schemathesis.openapi.from_asgi("/openapi.json", app)
     opened.config.update(headers={"authorization": f"Bearer {secret.text}"})

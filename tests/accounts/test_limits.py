@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from vermilion.accounts.admission import Load, Party, admit
 from vermilion.accounts.clock import MINUTE_US, SECOND_US, parsed_us
-from vermilion.accounts.errors import AccountInactive, BudgetReached, InvalidKey, RateLimited
 from vermilion.accounts.keys import Key, Limits
 from vermilion.accounts.meters import Meter
+from vermilion.accounts.refusals import AccountInactive, BudgetReached, InvalidKey, RateLimited
 from vermilion.types import Usage
 
 NOW = parsed_us("2026-01-31T23:59:30")

@@ -9,8 +9,8 @@ import pytest
 
 from vermilion import cli
 from vermilion.accounts import keys as key_text
-from vermilion.accounts import parties
-from vermilion.accounts.store import open_store
+from vermilion.accounts import organisations
+from vermilion.accounts.database import open_store
 
 Run = Callable[..., tuple[int, str]]
 
@@ -44,7 +44,7 @@ def test_an_operator_goes_from_nothing_to_a_key_that_works(
     key_id, given = key_text.parsed(secret.strip())
     store = open_store(empty)
     try:
-        assert key_text.matches(parties.find_key(store, key_id), given)
+        assert key_text.matches(organisations.find_key(store, key_id), given)
     finally:
         store.close()
     (one,) = json.loads(run("list", "--json")[1])

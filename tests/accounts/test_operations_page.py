@@ -21,14 +21,14 @@ from sqlalchemy.exc import DBAPIError
 from accounts import postgres
 from serving.fake import FakeBackend, fake_service
 from vermilion import cli
-from vermilion.accounts import parties, schema
-from vermilion.accounts import store as stores
+from vermilion.accounts import database as stores
+from vermilion.accounts import organisations, schema
+from vermilion.accounts.database import Store
 from vermilion.accounts.gate import Accounts
-from vermilion.accounts.store import Store
 from vermilion.accounts.transactions import Request, Settlement
 from vermilion.accounts.writer import Writer
 from vermilion.cli import launch
-from vermilion.serving.app import create_app
+from vermilion.serving.http.app import create_app
 from vermilion.types import Usage
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -136,7 +136,7 @@ def terminal(
 
 async def answered(store: Store, organisation_id: str, num: int) -> None:
     """Some requests of the organisation's first key."""
-    key = parties.list_keys(store, organisation_id)[0]
+    key = organisations.list_keys(store, organisation_id)[0]
     writer = Writer(store, "one")
     for _ in range(num):
         with store.reading() as connection:
@@ -174,7 +174,7 @@ async def test_every_command_of_the_page_does_what_it_says(terminal: Terminal, d
     with_keys, without = terminal.served
     assert (with_keys.serve.accounts.url, with_keys.serve.open) == (terminal.where, False)
     assert (without.serve.accounts.url, without.serve.open) == ("", True)
-    state = parties.organisation(store, terminal.names["ORG"])
+    state = organisations.organisation(store, terminal.names["ORG"])
     assert (state.plan, state.disabled, state.limits.concurrency, state.limits.budget) == (
         "paid",
         False,

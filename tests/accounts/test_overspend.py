@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from vermilion.accounts import parties
-from vermilion.accounts.errors import AccountInactive, BudgetReached, RateLimited
+from vermilion.accounts import organisations
+from vermilion.accounts.database import Store
 from vermilion.accounts.keys import Limits
-from vermilion.accounts.parties import NewOrganisation, Secret
-from vermilion.accounts.store import Store
+from vermilion.accounts.organisations import NewOrganisation, Secret
+from vermilion.accounts.refusals import AccountInactive, BudgetReached, RateLimited
 from vermilion.accounts.transactions import Request, Settlement
 from vermilion.accounts.writer import Writer
 from vermilion.types import Usage
@@ -63,7 +63,7 @@ async def test_free_tokens_are_overspent_by_what_was_running_and_no_more(
     """The worst case: one token is left when all that may run at once begin their longest answers."""
     granted = 100
     new = NewOrganisation("A", "a@x.org", free_tokens=granted, limits=Limits(concurrency=MOST_RUNNING))
-    id, _, secret = parties.create_organisation(store, new)
+    id, _, secret = organisations.create_organisation(store, new)
     asking = Asking(secret, servers)
     await asking.settle(await asking.admit(), granted - 1)
     running = [await asking.admit() for _ in range(MOST_RUNNING)]
@@ -74,8 +74,8 @@ async def test_free_tokens_are_overspent_by_what_was_running_and_no_more(
         await asking.settle(request, LONGEST)
         with pytest.raises(AccountInactive):
             await asking.admit()
-        assert parties.organisation(store, id).used_tokens == granted - 1 + (number + 1) * LONGEST
-    assert parties.organisation(store, id).used_tokens - granted == MOST_RUNNING * LONGEST - 1
+        assert organisations.organisation(store, id).used_tokens == granted - 1 + (number + 1) * LONGEST
+    assert organisations.organisation(store, id).used_tokens - granted == MOST_RUNNING * LONGEST - 1
 
 
 async def test_a_budget_is_overspent_by_what_was_running_and_no_more(
@@ -83,7 +83,7 @@ async def test_a_budget_is_overspent_by_what_was_running_and_no_more(
 ) -> None:
     limits = Limits(concurrency=MOST_RUNNING, budget=10 * PRICE + 1)
     new = NewOrganisation("A", "a@x.org", plan="paid", free_tokens=0, limits=limits)
-    id, _, secret = parties.create_organisation(store, new)
+    id, _, secret = organisations.create_organisation(store, new)
     asking = Asking(secret, servers)
     await asking.settle(await asking.admit(), 10)
     running = [await asking.admit() for _ in range(MOST_RUNNING)]
@@ -91,7 +91,7 @@ async def test_a_budget_is_overspent_by_what_was_running_and_no_more(
         await asking.settle(request, LONGEST)
         with pytest.raises(BudgetReached):
             await asking.admit()
-    assert parties.organisation(store, id).month_spent - 10 * PRICE == MOST_RUNNING * LONGEST * PRICE
+    assert organisations.organisation(store, id).month_spent - 10 * PRICE == MOST_RUNNING * LONGEST * PRICE
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -100,7 +100,7 @@ async def test_no_order_of_beginnings_and_ends_overspends_by_more(
 ) -> None:
     chance, granted = random.Random(seed), 400
     new = NewOrganisation("A", "a@x.org", free_tokens=granted, limits=Limits(concurrency=MOST_RUNNING))
-    id, _, secret = parties.create_organisation(store, new)
+    id, _, secret = organisations.create_organisation(store, new)
     asking = Asking(secret, servers)
     running: list[Request] = []
     used = 0
@@ -123,5 +123,5 @@ async def test_no_order_of_beginnings_and_ends_overspends_by_more(
         await asyncio.gather(*(begin() for _ in range(chance.randint(1, 4))))
         for _ in range(chance.randrange(min(3, len(running)) + 1)):
             await end()
-    assert parties.organisation(store, id).used_tokens == used
+    assert organisations.organisation(store, id).used_tokens == used
     assert granted <= used <= granted - 1 + MOST_RUNNING * LONGEST

@@ -15,10 +15,10 @@ import sqlalchemy as sa
 from accounts import killing
 from accounts.conftest import until
 from accounts.service import HELD, NUM_WORDS, Process, nursery
-from vermilion.accounts import parties
+from vermilion.accounts import organisations
+from vermilion.accounts.database import Store
 from vermilion.accounts.keys import Limits
-from vermilion.accounts.parties import NewOrganisation
-from vermilion.accounts.store import Store
+from vermilion.accounts.organisations import NewOrganisation
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 NUM_CLIENTS = 8
@@ -55,7 +55,7 @@ async def test_two_processes_overspend_a_grant_by_no_more_than_what_was_running(
     """The bound: when the ledger reaches the grant, nobody is admitted any more; those who run may end."""
     granted = 30 * SIZE + 1
     new = NewOrganisation("Acme", "a@example.org", free_tokens=granted)
-    organisation_id, _, secret = parties.create_organisation(store, new)
+    organisation_id, _, secret = organisations.create_organisation(store, new)
     statuses: Counter[int] = Counter()
 
     async def asking(client: httpx.AsyncClient, process: Process) -> None:
@@ -66,7 +66,7 @@ async def test_two_processes_overspend_a_grant_by_no_more_than_what_was_running(
         await until_ready(client, two)
         await asyncio.gather(*(asking(client, two[number % 2]) for number in range(NUM_CLIENTS)))
         assert [await ask(client, process, secret.text) for process in two] == [402, 402]
-    used = parties.organisation(store, organisation_id).used_tokens
+    used = organisations.organisation(store, organisation_id).used_tokens
     assert set(statuses) == {200, 402}
     assert statuses[200] * SIZE == used
     assert granted <= used <= granted + NUM_CLIENTS * SIZE
@@ -77,7 +77,7 @@ async def test_two_processes_share_the_limit_of_requests_at_once(
     store: Store, two: tuple[Process, Process]
 ) -> None:
     new = NewOrganisation("Acme", "a@example.org", limits=Limits(concurrency=3))
-    secret = parties.create_organisation(store, new)[2]
+    secret = organisations.create_organisation(store, new)[2]
     async with httpx.AsyncClient() as client:
         await until_ready(client, two)
         asked = [
@@ -94,7 +94,7 @@ async def test_two_processes_share_the_limit_of_requests_at_once(
 @pytest.mark.parametrize("step_s", [0.0])
 async def test_two_processes_share_the_limits_of_a_minute(store: Store, two: tuple[Process, Process]) -> None:
     new = NewOrganisation("Acme", "a@example.org", limits=Limits(requests_per_minute=5))
-    secret = parties.create_organisation(store, new)[2]
+    secret = organisations.create_organisation(store, new)[2]
     async with httpx.AsyncClient() as client:
         await until_ready(client, two)
         begun_s = time.monotonic()
@@ -111,7 +111,7 @@ def test_a_killed_service_leaves_a_ledger_of_what_its_clients_read(where: str) -
 
 
 async def test_a_client_that_hangs_up_is_recorded_by_a_real_server(store: Store, where: str) -> None:
-    secret = parties.create_organisation(store, NewOrganisation("Acme", "a@example.org"))[2]
+    secret = organisations.create_organisation(store, NewOrganisation("Acme", "a@example.org"))[2]
 
     def rows() -> list[Any]:
         with store.reading() as connection:

@@ -21,14 +21,14 @@ import sqlalchemy as sa
 from accounts.conftest import until
 from serving.fake import FakeBackend, fake_service
 from vermilion import cli
-from vermilion.accounts.config import AccountsConfig
+from vermilion.accounts.accounts_config import AccountsConfig
+from vermilion.accounts.database import Store
 from vermilion.accounts.gate import Accounts
-from vermilion.accounts.store import Store
 from vermilion.cli.launch import Settings, _model
 from vermilion.config import EngineConfig
-from vermilion.serving.app import create_app
-from vermilion.serving.config import ServeConfig
-from vermilion.serving.server import serve
+from vermilion.serving.http.app import create_app
+from vermilion.serving.http.server import serve
+from vermilion.serving.serve_config import ServeConfig
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model, pytest.mark.slow]
 CHAT = "/v1/chat/completions"

@@ -13,12 +13,12 @@ import pytest
 import sqlalchemy as sa
 
 from accounts.conftest import Clock
-from vermilion.accounts import parties, reports
+from vermilion.accounts import organisations, reports
 from vermilion.accounts.clock import parsed_us
-from vermilion.accounts.errors import AccountNotFound
+from vermilion.accounts.database import Store
 from vermilion.accounts.money import per_token
-from vermilion.accounts.parties import NewKey, NewOrganisation
-from vermilion.accounts.store import Store
+from vermilion.accounts.organisations import NewKey, NewOrganisation
+from vermilion.accounts.refusals import AccountNotFound
 from vermilion.accounts.transactions import Request, Settlement
 from vermilion.accounts.writer import Writer
 from vermilion.errors import BadParameter
@@ -31,9 +31,11 @@ pytestmark = pytest.mark.anyio
 async def busy(store: Store, clock: Clock) -> str:
     """An organisation with 60 requests of two keys and models over five days, two months and two prices."""
     new = NewOrganisation("Acme", "a@example.org", plan="paid", free_tokens=500)
-    id, _, first = parties.create_organisation(store, new)
-    second = parties.create_key(store, id, NewKey("ci"))
-    other = parties.create_organisation(store, NewOrganisation("Other", "o@example.org", plan="paid"))[2]
+    id, _, first = organisations.create_organisation(store, new)
+    second = organisations.create_key(store, id, NewKey("ci"))
+    other = organisations.create_organisation(store, NewOrganisation("Other", "o@example.org", plan="paid"))[
+        2
+    ]
     clock.now_us = parsed_us("2026-01-29T00:00:00")
     chance = random.Random(1)
     accounts = Writer(store, "one", lease_s=1e6)

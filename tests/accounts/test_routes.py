@@ -11,11 +11,11 @@ import pytest
 
 from accounts.conftest import Clock
 from serving.fake import FakeBackend, fake_service
+from vermilion.accounts.accounts_config import AccountsConfig
 from vermilion.accounts.clock import day_of
-from vermilion.accounts.config import AccountsConfig
+from vermilion.accounts.database import Store
 from vermilion.accounts.gate import Accounts
-from vermilion.accounts.store import Store
-from vermilion.serving.app import create_app
+from vermilion.serving.http.app import create_app
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"

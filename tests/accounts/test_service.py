@@ -15,15 +15,15 @@ import sqlalchemy as sa
 
 from accounts.conftest import Clock, until
 from serving.fake import FakeBackend, fake_service, sse
-from vermilion.accounts import parties
+from vermilion.accounts import organisations
 from vermilion.accounts.clock import now_us
+from vermilion.accounts.database import Store
 from vermilion.accounts.gate import Accounts
 from vermilion.accounts.keys import Limits
-from vermilion.accounts.parties import NewKey, NewOrganisation, Secret
-from vermilion.accounts.store import Store
+from vermilion.accounts.organisations import NewKey, NewOrganisation, Secret
 from vermilion.errors import EngineFailure
-from vermilion.serving.access import needed_scope
-from vermilion.serving.app import create_app
+from vermilion.serving.http.app import create_app
+from vermilion.serving.http.auth import needed_scope
 from vermilion.types import Finish, Usage
 
 pytestmark = pytest.mark.anyio
@@ -40,7 +40,7 @@ def backend() -> FakeBackend:
 
 @pytest.fixture
 def secret(store: Store) -> Secret:
-    return parties.create_organisation(store, NewOrganisation("Acme", "a@example.org"))[2]
+    return organisations.create_organisation(store, NewOrganisation("Acme", "a@example.org"))[2]
 
 
 Open = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
@@ -155,7 +155,7 @@ def test_each_address_has_its_scope_and_new_ones_are_not_open(
 
 async def test_a_key_without_the_scope_is_a_403(opened: Open, store: Store, secret: Secret) -> None:
     only = NewKey(scopes=frozenset(("manage",)))
-    key = parties.create_key(store, secret.key.organisation_id, only)
+    key = organisations.create_key(store, secret.key.organisation_id, only)
     async with opened(key.text) as client:
         reply = await client.post(CHAT, json=QUESTION)
         metrics = await client.get("/metrics")
@@ -168,7 +168,7 @@ async def test_when_the_free_tokens_are_gone_the_answer_is_mercurys_402(
     opened: Open, store: Store, backend: FakeBackend, route: str, face: str
 ) -> None:
     none = NewOrganisation("Acme", "b@example.org", free_tokens=0)
-    key = parties.create_organisation(store, none)[2]
+    key = organisations.create_organisation(store, none)[2]
     body = {**QUESTION, "prompt": "hi", "max_tokens": 3, "model": "tiny-diffusion"}
     async with opened(key.text) as client:
         reply = await client.post(route, json=body)
@@ -182,7 +182,7 @@ async def test_when_the_free_tokens_are_gone_the_answer_is_mercurys_402(
 async def test_a_limit_is_a_429_that_says_when_and_headers_tell_what_is_left(
     opened: Open, store: Store, secret: Secret, clock: Clock
 ) -> None:
-    parties.change_key(store, secret.key.id, requests_per_minute=2, tokens_per_minute=1000)
+    organisations.change_key(store, secret.key.id, requests_per_minute=2, tokens_per_minute=1000)
     async with opened(secret.text) as client:
         first = await client.post(CHAT, json={**QUESTION, "stream": True})
         await client.post(CHAT, json=QUESTION)
@@ -357,7 +357,7 @@ async def test_a_revoked_key_is_refused_at_once_for_answers(
 ) -> None:
     async with opened(secret.text) as client:
         assert (await client.post(CHAT, json=QUESTION)).status_code == 200
-        parties.revoke_key(store, secret.key.id)
+        organisations.revoke_key(store, secret.key.id)
         reply = await client.post(CHAT, json=QUESTION)
     assert reply.status_code == 401
 
@@ -369,7 +369,7 @@ async def test_while_the_database_is_away_every_face_is_told_to_try_again(
     def away(*_: Any) -> None:
         raise sa.exc.OperationalError("SELECT", {"id": "secret"}, Exception("no route to host"))
 
-    monkeypatch.setattr(parties, "find_key", away)
+    monkeypatch.setattr(organisations, "find_key", away)
     async with opened(secret.text) as client:
         reply = await client.post(route, json=QUESTION)
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "5")
@@ -378,7 +378,7 @@ async def test_while_the_database_is_away_every_face_is_told_to_try_again(
 
 async def test_an_expired_key_is_refused(opened: Open, store: Store, secret: Secret) -> None:
     past = replace(NewKey(), expires_at_us=now_us() - 1)
-    key = parties.create_key(store, secret.key.organisation_id, past)
+    key = organisations.create_key(store, secret.key.organisation_id, past)
     async with opened(key.text) as client:
         assert (await client.get("/v1/models")).status_code == 401
 
@@ -386,8 +386,8 @@ async def test_an_expired_key_is_refused(opened: Open, store: Store, secret: Sec
 async def test_limits_hold_for_the_organisation_over_its_keys(
     opened: Open, store: Store, secret: Secret, backend: FakeBackend
 ) -> None:
-    parties.change_organisation(store, secret.key.organisation_id, concurrency=2)
-    second = parties.create_key(store, secret.key.organisation_id, NewKey(limits=Limits(concurrency=9)))
+    organisations.change_organisation(store, secret.key.organisation_id, concurrency=2)
+    second = organisations.create_key(store, secret.key.organisation_id, NewKey(limits=Limits(concurrency=9)))
     backend.endless, backend.step_s = True, 0.001
     async with opened() as client:
 

@@ -12,9 +12,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.exc import DBAPIError
 
-from vermilion.accounts import store as stores
+from vermilion.accounts import database as stores
+from vermilion.accounts.database import Store
 from vermilion.accounts.schema import APPEND_ONLY, metadata
-from vermilion.accounts.store import Store
 from vermilion.errors import ConfigError
 
 

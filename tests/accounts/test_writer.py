@@ -12,13 +12,13 @@ import pytest
 import sqlalchemy as sa
 
 from accounts.conftest import Clock, until
-from vermilion.accounts import parties, transactions, writer
+from vermilion.accounts import organisations, transactions, writer
 from vermilion.accounts.clock import SECOND_US
-from vermilion.accounts.errors import AccountsUnavailable, IdempotencyConflict, RateLimited
+from vermilion.accounts.database import Store
 from vermilion.accounts.keys import Limits
-from vermilion.accounts.parties import NewOrganisation, Secret
+from vermilion.accounts.organisations import NewOrganisation, Secret
+from vermilion.accounts.refusals import AccountsUnavailable, IdempotencyConflict, RateLimited
 from vermilion.accounts.sql import Cursor
-from vermilion.accounts.store import Store
 from vermilion.accounts.transactions import Admission, Release, Request, Settlement
 from vermilion.accounts.writer import Writer
 from vermilion.types import Usage
@@ -28,7 +28,7 @@ USAGE = Usage(prompt_tokens=10, cached_tokens=4, completion_tokens=20, passes=5)
 
 
 def organisation(store: Store, **given: Any) -> Secret:
-    return parties.create_organisation(store, NewOrganisation("Acme", "a@example.org", **given))[2]
+    return organisations.create_organisation(store, NewOrganisation("Acme", "a@example.org", **given))[2]
 
 
 def request(secret: Secret, number: int, **given: Any) -> Request:
@@ -58,7 +58,7 @@ async def test_a_request_is_in_the_ledger_once_with_its_price_before_settle_retu
     assert (row.prompt_tokens, row.cached_tokens, row.completion_tokens, row.passes) == (10, 4, 20, 5)
     # The grant covers the cached tokens, the other six of the prompt and two of the answer.
     assert (row.charged_input, row.charged_cached, row.charged_output, row.amount) == (0, 0, 18, 18_000_000)
-    state = parties.organisation(store, secret.key.organisation_id)
+    state = organisations.organisation(store, secret.key.organisation_id)
     assert (state.used_tokens, state.month_spent) == (30, 18_000_000)
 
 
@@ -78,7 +78,7 @@ async def test_many_at_once_are_each_written_once_and_the_meters_say_what_the_le
         await asyncio.gather(*(one(number) for number in range(120)))
         rows = ledger(store)
     assert sorted(row.request_id for row in rows) == sorted(f"req-{number}" for number in range(120))
-    state = parties.organisation(store, secret.key.organisation_id)
+    state = organisations.organisation(store, secret.key.organisation_id)
     assert state.used_tokens == sum(row.prompt_tokens + row.completion_tokens for row in rows)
     assert state.month_spent == sum(row.amount for row in rows) > 0
     assert sum(row.charged_input + row.charged_cached + row.charged_output for row in rows) == (
@@ -224,7 +224,7 @@ async def test_writing_the_same_settlement_again_after_a_lost_connection_counts_
         monkeypatch.setattr(accounts, "_transaction", losing)
         await accounts.settle(Settlement(request(secret, 1), "m", "finished", USAGE))
     assert lost and len(ledger(store)) == 1
-    assert parties.organisation(store, secret.key.organisation_id).used_tokens == 30
+    assert organisations.organisation(store, secret.key.organisation_id).used_tokens == 30
 
 
 def losing(accounts: Writer, num_times: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:

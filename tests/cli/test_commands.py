@@ -21,7 +21,7 @@ from vermilion import cli
 from vermilion.cli.ask import DEFAULT_COMPLETION_TOKENS
 from vermilion.config import EngineConfig
 from vermilion.errors import ContextLengthExceeded
-from vermilion.serving.config import ServeConfig
+from vermilion.serving.serve_config import ServeConfig
 from vermilion.types import Canvas, Event, Finish, Sampling, Text, Usage
 
 USAGE = Usage(prompt_tokens=5, completion_tokens=6, passes=3)
@@ -325,7 +325,7 @@ def test_serve_takes_the_file_then_set_then_options(tmp_path: Path, monkeypatch:
     def run(config: ServeConfig, load: partial[object], opened: Callable[[str], None]) -> None:
         started.update(serve=config, engine=load.args[0].engine, model=load.args[0].model)
 
-    monkeypatch.setattr("vermilion.serving.server.run", run)
+    monkeypatch.setattr("vermilion.serving.http.server.run", run)
     options = "--set serve.port=2 --set engine.max_rows=9 --port 3 --preset fast --dtype bfloat16"
     assert vermilion("serve", "--config", str(file), *options.split()) == 0
     assert started == {

@@ -18,15 +18,15 @@ from llguidance import LLMatcher, LLTokenizer
 from typer.testing import CliRunner, Result
 
 from serving.fake import FakeBackend, served
-from vermilion.accounts import store as stores
-from vermilion.accounts.config import AccountsConfig
+from vermilion.accounts import database as stores
+from vermilion.accounts.accounts_config import AccountsConfig
 from vermilion.cli import app
 from vermilion.errors import BadParameter, EngineFailure, VermilionError
 from vermilion.integrations.connection import discover
 from vermilion.integrations.editors import EDITORS
 from vermilion.serving.backend import Served
-from vermilion.serving.config import ServeConfig
-from vermilion.serving.server import serve
+from vermilion.serving.http.server import serve
+from vermilion.serving.serve_config import ServeConfig
 
 
 @contextmanager

@@ -5,9 +5,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import httpx
 import pytest
-from fake import FakeBackend, fake_service
 
-from vermilion.serving.app import create_app
+from serving.fake import FakeBackend, fake_service
+from vermilion.serving.http.app import create_app
 
 Open = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 

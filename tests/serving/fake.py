@@ -13,8 +13,8 @@ from typing import Any, get_args
 from vermilion.accounts.gate import Accounts
 from vermilion.errors import ModelFileError, ModelNotFound, Overloaded
 from vermilion.serving.backend import Served
-from vermilion.serving.config import ServeConfig
-from vermilion.serving.service import Service
+from vermilion.serving.serve_config import ServeConfig
+from vermilion.serving.service_state import Service
 from vermilion.types import (
     Canvas,
     DecoderName,

@@ -13,8 +13,8 @@ import openai
 
 from vermilion.cli.launch import Settings, _model
 from vermilion.config import EngineConfig
-from vermilion.serving.config import ServeConfig
-from vermilion.serving.server import Load, serve
+from vermilion.serving.http.server import Load, serve
+from vermilion.serving.serve_config import ServeConfig
 from vermilion.training import toy
 from vermilion.training.convert import convert
 from vermilion.training.recipe import Recipe, Stage

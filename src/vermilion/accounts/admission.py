@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vermilion.accounts.errors import AccountInactive, BudgetReached, InvalidKey, RateLimited
 from vermilion.accounts.keys import Key, Limits
 from vermilion.accounts.meters import Meter, Standing, standing, wait_s
 from vermilion.accounts.money import written
+from vermilion.accounts.refusals import AccountInactive, BudgetReached, InvalidKey, RateLimited
 
 FREE, PAID = "free", "paid"
 PLANS = (FREE, PAID)

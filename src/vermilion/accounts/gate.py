@@ -12,14 +12,14 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from vermilion.accounts import keys as key_text
-from vermilion.accounts import parties, transactions
+from vermilion.accounts import organisations, transactions
+from vermilion.accounts.accounts_config import AccountsConfig
 from vermilion.accounts.clock import now_us
-from vermilion.accounts.config import AccountsConfig
-from vermilion.accounts.errors import AccountsUnavailable, InvalidKey, NotPermitted, RateLimited
+from vermilion.accounts.database import Store, open_store
 from vermilion.accounts.keys import Key
 from vermilion.accounts.meters import Standing
 from vermilion.accounts.money import Price
-from vermilion.accounts.store import Store, open_store
+from vermilion.accounts.refusals import AccountsUnavailable, InvalidKey, NotPermitted, RateLimited
 from vermilion.accounts.transactions import Release, Request, Settlement
 from vermilion.accounts.writer import LEASE_S, Writer
 from vermilion.types import Usage
@@ -93,7 +93,7 @@ class Accounts:
         read_s, key = self._remembered.get(key_id, (0.0, None))
         if moment_s - read_s < _REMEMBERED_S and key is not None:
             return key
-        key = await self.call(parties.find_key, key_id)
+        key = await self.call(organisations.find_key, key_id)
         if key is not None:
             if len(self._remembered) >= _MOST_REMEMBERED:
                 self._remembered.clear()

@@ -17,10 +17,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from vermilion.accounts.clock import day_of, now_us, parsed_us
-from vermilion.accounts.errors import AccountNotFound
+from vermilion.accounts.database import Store
 from vermilion.accounts.money import cents, written
+from vermilion.accounts.refusals import AccountNotFound
 from vermilion.accounts.schema import ledger, organisations, prices
-from vermilion.accounts.store import Store
 from vermilion.errors import BadParameter
 
 GROUPS = ("day", "key", "model")

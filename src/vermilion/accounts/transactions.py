@@ -16,10 +16,10 @@ from sqlalchemy.engine import Connection
 
 from vermilion.accounts.admission import FREE, Load, Party, admit
 from vermilion.accounts.clock import DAY_US, SECOND_US, day_of
-from vermilion.accounts.errors import IdempotencyConflict, InvalidKey
 from vermilion.accounts.keys import Key, Limits
 from vermilion.accounts.meters import Meter, Standing
 from vermilion.accounts.money import Price, charge
+from vermilion.accounts.refusals import IdempotencyConflict, InvalidKey
 from vermilion.accounts.sql import LIMITS, METERS, PARTIES, Cursor
 from vermilion.errors import VermilionError
 from vermilion.types import Usage

@@ -23,9 +23,9 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from vermilion.accounts import transactions
 from vermilion.accounts.clock import now_us
-from vermilion.accounts.errors import AccountsUnavailable
+from vermilion.accounts.database import Store
+from vermilion.accounts.refusals import AccountsUnavailable
 from vermilion.accounts.sql import Cursor
-from vermilion.accounts.store import Store
 from vermilion.accounts.transactions import Admission, Job, Release, Request, Result, Settlement
 
 LEASE_S = 15.0

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 from vermilion.cli.options import DEFAULT_MODEL, ServeOptions
 from vermilion.config import EngineConfig, load
 from vermilion.errors import BadParameter, ModelFileError
-from vermilion.serving import naming, server
 from vermilion.serving.backend import Served
-from vermilion.serving.config import ServeConfig
+from vermilion.serving.generation import model_names
+from vermilion.serving.http import server
+from vermilion.serving.serve_config import ServeConfig
 from vermilion.types import Sampling
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def settings_of(options: ServeOptions) -> Settings:
             raise BadParameter("--adapter", given, "NAME=FOLDER, such as legal=runs/legal/adapter")
         adapters[name] = Path(folder).expanduser()
     for name in adapters:
-        naming.check_adapter_name(name, settings.model, settings.serve)
+        model_names.check_adapter_name(name, settings.model, settings.serve)
     return replace(settings, adapters=adapters)
 
 

@@ -13,8 +13,8 @@ import typer
 from vermilion.errors import BadParameter, ConfigError
 
 if TYPE_CHECKING:
-    from vermilion.accounts.parties import Secret
-    from vermilion.accounts.store import Store
+    from vermilion.accounts.database import Store
+    from vermilion.accounts.organisations import Secret
 
 app = typer.Typer(help="Organisations, keys, limits, prices and invoices.", no_args_is_help=True)
 keys_app = typer.Typer(help="The API keys of an organisation.", no_args_is_help=True)
@@ -36,7 +36,7 @@ _NONE = "none"
 @contextmanager
 def _store(where: str) -> Iterator[Store]:
     try:
-        from vermilion.accounts.store import open_store
+        from vermilion.accounts.database import open_store
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is missing; run: pip install 'vermilion[serve]'") from None
     if not where:
@@ -52,7 +52,7 @@ def _store(where: str) -> Iterator[Store]:
 def init(accounts: Where = "") -> None:
     """Make the tables, or bring those of an earlier release up to date."""
     try:
-        from vermilion.accounts.store import connect, migrate
+        from vermilion.accounts.database import connect, migrate
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is missing; run: pip install 'vermilion[serve]'") from None
     if not accounts:
@@ -77,7 +77,7 @@ def create(
 ) -> None:
     """Make an organisation with its first key, which is shown this once."""
     with _store(accounts) as store:
-        from vermilion.accounts.parties import NewOrganisation, create_organisation
+        from vermilion.accounts.organisations import NewOrganisation, create_organisation
 
         new = NewOrganisation(name, email, plan, free_tokens)
         organisation_id, _, secret = create_organisation(store, new)
@@ -89,7 +89,7 @@ def create(
 def list_(accounts: Where = "", as_json: Json = False) -> None:
     """List the organisations and what they have left."""
     with _store(accounts) as store:
-        from vermilion.accounts import parties
+        from vermilion.accounts import organisations
         from vermilion.accounts.money import written
 
         rows = [
@@ -100,9 +100,9 @@ def list_(accounts: Where = "", as_json: Json = False) -> None:
                 "free_tokens": max(0, one.granted_tokens - one.used_tokens),
                 "used_tokens": one.used_tokens,
                 "spent_this_month": written(one.month_spent),
-                **({"limits": parties.limits_body(one.limits)} if as_json else {}),
+                **({"limits": organisations.limits_body(one.limits)} if as_json else {}),
             }
-            for one in parties.list_organisations(store)
+            for one in organisations.list_organisations(store)
         ]
         _print(rows, as_json)
 
@@ -120,9 +120,9 @@ def change(
     if not given:
         raise BadParameter("accounts change", "", "--plan, --disable or --enable")
     with _store(accounts) as store:
-        from vermilion.accounts import parties
+        from vermilion.accounts import organisations
 
-        parties.change_organisation(store, organisation, **given)
+        organisations.change_organisation(store, organisation, **given)
 
 
 @app.command()
@@ -134,10 +134,10 @@ def grant(
 ) -> None:
     """Give an organisation free tokens."""
     with _store(accounts) as store:
-        from vermilion.accounts import parties
+        from vermilion.accounts import organisations
 
-        parties.grant(store, organisation, tokens, reason)
-        state = parties.organisation(store, organisation)
+        organisations.grant(store, organisation, tokens, reason)
+        state = organisations.organisation(store, organisation)
         print(f"{max(0, state.granted_tokens - state.used_tokens)} tokens are free.", file=sys.stderr)
 
 
@@ -152,9 +152,9 @@ def limits(
 ) -> None:
     """Show or set the limits of an organisation or a key; what is not given stays."""
     with _store(accounts) as store:
-        from vermilion.accounts import parties
-        from vermilion.accounts.errors import AccountNotFound
+        from vermilion.accounts import organisations
         from vermilion.accounts.money import picodollars
+        from vermilion.accounts.refusals import AccountNotFound
 
         counts = {
             "requests_per_minute": requests_per_minute,
@@ -166,11 +166,15 @@ def limits(
             values["budget"] = None if budget == _NONE else picodollars("budget", budget)
         of_organisation = id.startswith("org_")
         if values:
-            (parties.change_organisation if of_organisation else parties.change_key)(store, id, **values)
-        owner: Any = parties.organisation(store, id) if of_organisation else parties.find_key(store, id)
+            (organisations.change_organisation if of_organisation else organisations.change_key)(
+                store, id, **values
+            )
+        owner: Any = (
+            organisations.organisation(store, id) if of_organisation else organisations.find_key(store, id)
+        )
         if owner is None:
             raise AccountNotFound("key", id)
-        print(json.dumps(parties.limits_body(owner.limits)))
+        print(json.dumps(organisations.limits_body(owner.limits)))
 
 
 @app.command()
@@ -213,9 +217,9 @@ def invoice(
 def list_keys(organisation: OrganisationId, accounts: Where = "", as_json: Json = False) -> None:
     """List an organisation's keys, without their secrets."""
     with _store(accounts) as store:
-        from vermilion.accounts import parties
+        from vermilion.accounts import organisations
 
-        rows = [parties.key_body(key) for key in parties.list_keys(store, organisation)]
+        rows = [organisations.key_body(key) for key in organisations.list_keys(store, organisation)]
         if not as_json:
             rows = [{**row, "scopes": ",".join(row["scopes"]), "limits": None} for row in rows]
         _print(rows, as_json)
@@ -231,7 +235,7 @@ def create_key(
 ) -> None:
     """Make a key, which is shown this once."""
     with _store(accounts) as store:
-        from vermilion.accounts import parties
+        from vermilion.accounts import organisations
         from vermilion.accounts.clock import parsed_us
         from vermilion.accounts.keys import checked_scopes
 
@@ -239,17 +243,17 @@ def create_key(
             until = None if expires is None else parsed_us(expires)
         except ValueError:
             raise BadParameter("expires", expires, "a day or a time, as 2026-12-31") from None
-        new = parties.NewKey(name, checked_scopes(scopes.split(",")), until)
-        _show_secret(parties.create_key(store, organisation, new))
+        new = organisations.NewKey(name, checked_scopes(scopes.split(",")), until)
+        _show_secret(organisations.create_key(store, organisation, new))
 
 
 @keys_app.command("revoke")
 def revoke_key(key: Annotated[str, typer.Argument(help="Its id, or vm-id.")], accounts: Where = "") -> None:
     """End a key, at once and for good."""
     with _store(accounts) as store:
-        from vermilion.accounts import parties
+        from vermilion.accounts import organisations
 
-        revoked = parties.revoke_key(store, key.removeprefix("vm-"))
+        revoked = organisations.revoke_key(store, key.removeprefix("vm-"))
         print(f"{revoked.prefix} is revoked.", file=sys.stderr)
 
 

@@ -1,0 +1,1 @@
+"""Routes for operators and account owners: accounts, adapters, metrics, feedback."""

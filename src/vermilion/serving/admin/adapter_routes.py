@@ -1,0 +1,102 @@
+"""Adapters come and go while the service runs: by vLLM's two routes, and as OpenAI deletes a tuned model."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+
+from vermilion.errors import BadParameter, BadRequest, ModelFileError
+from vermilion.serving.generation import model_names
+from vermilion.serving.http.openapi import operation
+from vermilion.serving.http.request_context import Call, json_response
+from vermilion.serving.jobs.background import Desk
+from vermilion.serving.service_state import Service
+from vermilion.serving.wire.openai_bodies import WIRE
+
+
+class LoadBody(BaseModel):
+    """Body of POST /v1/load_lora_adapter."""
+
+    model_config = WIRE
+
+    lora_name: str = Field(min_length=1, description="The name under which it is served.")
+    lora_path: str = Field(min_length=1, description="Its folder inside `serve.adapter_folder`.")
+
+
+class UnloadBody(BaseModel):
+    """Body of POST /v1/unload_lora_adapter."""
+
+    model_config = WIRE
+
+    lora_name: str = Field(min_length=1)
+
+
+class AdapterRefused(BadRequest):
+    """An adapter's files are not what this model needs."""
+
+
+def add_routes(router: APIRouter, service: Service) -> None:
+    @router.post("/v1/load_lora_adapter", **LOAD)
+    async def load(http: HttpRequest) -> Response:
+        call = Call.admit(http, service)
+        body = await call.body(LoadBody)
+        name, root = body.lora_name, service.config.adapter_folder
+        model_names.check_adapter_name(name, call.model.id, service.config)
+        if root is None:
+            raise BadRequest("This service was started without serve.adapter_folder: it loads no adapters.")
+        folder = (root / body.lora_path).resolve()
+        if not folder.is_relative_to(root.resolve()):
+            raise BadParameter("lora_path", body.lora_path, "a folder inside serve.adapter_folder")
+        try:
+            await call.served.backend.load_adapter(name, folder)
+        except ModelFileError as error:
+            raise AdapterRefused(str(error), "lora_path", "invalid_adapter") from None
+        return json_response({"id": name, "object": "model", "parent": call.model.id, "loaded": True})
+
+    @router.post("/v1/unload_lora_adapter", **UNLOAD)
+    async def unload(http: HttpRequest) -> Response:
+        call = Call.admit(http, service)
+        name = (await call.body(UnloadBody)).lora_name
+        await call.served.backend.unload_adapter(name)
+        return json_response({"id": name, "object": "model", "loaded": False})
+
+    @router.delete("/v1/models/{id:path}", **DELETE)
+    async def delete(id: str) -> Response:
+        served = service.admit()
+        model_names.check_model(id, served.backend.model, service.config)
+        name = model_names.adapter_of(id, served.backend.model, service.config)
+        if not name:
+            raise BadParameter(
+                "model", id, ", ".join(served.backend.model.adapters) or "no model: there is one"
+            )
+        await served.backend.unload_adapter(name)
+        if isinstance(service.desk, Desk):
+            service.desk.forget(name)
+        return json_response({"id": name, "object": "model", "deleted": True})
+
+
+_LOADED = {"id": "legal", "object": "model", "parent": "smollm2-135m-diffusion", "loaded": True}
+LOAD = operation(
+    "adapters",
+    "Serve one more adapter",
+    "A LoRA in PEFT's layout on any of the seven projections. Answers that are running go on. One that does "
+    "not fit the model is refused, and the message names the tensor.",
+    ("LoadBody", {"A folder": {"lora_name": "legal", "lora_path": "legal-2"}}),
+    _LOADED,
+)
+UNLOAD = operation(
+    "adapters",
+    "Serve an adapter no longer",
+    "Answers that run on it go on to their end.",
+    ("UnloadBody", {"One": {"lora_name": "legal"}}),
+    {"id": "legal", "object": "model", "loaded": False},
+)
+DELETE = operation(
+    "adapters",
+    "Delete a fine-tuned model",
+    "It is unloaded; what it was made from, and other adapters, stay.",
+    None,
+    {"id": "ft:smollm2-135m-diffusion:legal:9f2c", "object": "model", "deleted": True},
+)

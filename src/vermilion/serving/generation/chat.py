@@ -1,0 +1,290 @@
+"""From a checked body to engine requests; the only file of the service that knows prompting."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from vermilion.errors import BadParameter, BadRequest
+from vermilion.serving.backend import Served
+from vermilion.serving.generation import model_names, parameters
+from vermilion.serving.generation.edits import FENCE, Edit, EditBody, apply_chat, edit_chat, parse_apply
+from vermilion.serving.generation.tools import Tool, Toolbox, offered, written
+from vermilion.serving.serve_config import ServeConfig
+from vermilion.serving.wire.mercury_bodies import untemplated
+from vermilion.serving.wire.openai_bodies import (
+    ChatBody,
+    CompletionBody,
+    Message,
+    NamedTool,
+    ResponseFormat,
+    TokenizeBody,
+)
+from vermilion.types import Grammar, Request
+
+DEFAULT_COMPLETION_TOKENS = 512
+_NO_SUFFIX = "<|endoftext|>"
+"""What Continue sends as the suffix where nothing follows the cursor."""
+SPECULATIVE = ("lossless", "relaxed")
+_COPIED = 64
+"""Most tokens of a text to be edited that one pass takes over."""
+_INLINE_CHARACTERS = 16_384
+"""Longer prompts are tokenised on a thread: some 10 ms of this core would hold up every other stream."""
+
+
+async def chat_requests(
+    body: ChatBody, served: Served, config: ServeConfig, id: str, begun: str = ""
+) -> list[Request]:
+    """One request per choice; `begun` is the beginning of the answer, which the model goes on from.
+
+    Raises `BadRequest` and `ModelNotFound`.
+    """
+    model_names.check_model(body.model, served.backend.model, config)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise BadParameter("top_logprobs", body.top_logprobs, "nothing, unless logprobs is true")
+    box = toolbox(body, config)
+    grammar = box.grammar if box else None
+    if grammar is None:
+        grammar = _grammar(body.response_format)
+    prompt = await chat_tokens(body, served, box)
+    prompt += await _token_ids(begun, served)
+    sampling = parameters.sampling(
+        body,
+        served.backend.model,
+        max_tokens=body.max_completion_tokens or body.max_tokens or config.default_max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+    preset = body.preset
+    if preset is None and body.decoding is None and body.reasoning_effort is not None:
+        preset = parameters.EFFORTS[body.reasoning_effort]
+    decoding = parameters.decoding(body, served, config, preset)
+    base = Request(
+        id,
+        tuple(prompt),
+        sampling,
+        parameters.spoken(decoding) if body.realtime else decoding,
+        canvas=bool(body.diffusing),
+        grammar=grammar,
+        adapter=model_names.adapter_of(body.model, served.backend.model, config),
+        realtime=bool(body.realtime),
+    )
+    return parameters.choices(base, body, served.backend.model, "messages")
+
+
+def toolbox(body: ChatBody, config: ServeConfig) -> Toolbox | None:
+    """The tools an answer may or must call; None where it cannot call any. Raises `BadParameter`."""
+    tools = [
+        Tool(tool.name, tool.description or "", tool.parameters or {}, bool(tool.strict))
+        for tool in (offer.function for offer in body.tools or ())
+    ]
+    wanted = body.tool_choice
+    name = wanted.function.name if isinstance(wanted, NamedTool) else wanted
+    known = [tool.name for tool in tools]
+    if isinstance(wanted, NamedTool) and name not in known:
+        raise BadParameter("tool_choice", name, ", ".join(known) or "no name: there are no tools")
+    if name == "required" and not tools:
+        raise BadParameter("tool_choice", name, "auto or none, where no tools are offered")
+    if name in (None, "auto") and body.messages[-1].role == "user":
+        name = next((demanded for demanded in config.demanded_tools if demanded in known), name)
+    return offered(tools, name, body.parallel_tool_calls is not False)
+
+
+def _grammar(wanted: ResponseFormat | None) -> Grammar | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return Grammar("json_object")
+    if wanted.type == "json_schema":
+        if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+            raise BadRequest(
+                "response_format.json_schema.schema: this field is required.",
+                "response_format",
+                "missing_required_parameter",
+            )
+        return Grammar("json_schema", json.dumps(wanted.json_schema.schema_))
+    if wanted.value is None:
+        raise BadRequest(
+            f"response_format.value: this field is required for {wanted.type}.",
+            "response_format",
+            "missing_required_parameter",
+        )
+    return Grammar("regex" if wanted.type == "regex" else "lark", wanted.value)
+
+
+async def edit_request(edit: Edit, body: EditBody, served: Served, config: ServeConfig, id: str) -> Request:
+    """Asks for the region of `edit`, which drafts for it."""
+    (request,) = await chat_requests(edit_chat(edit, body), served, config, id, f"{FENCE}\n")
+    return await _drafting(request, edit.region, served)
+
+
+async def apply_request(body: EditBody, served: Served, config: ServeConfig, id: str) -> Request:
+    """Asks for the whole new file, for which the old one drafts."""
+    tagged = parse_apply(body.text)
+    begun = f"{FENCE}\n" if tagged else ""
+    (request,) = await chat_requests(apply_chat(body), served, config, id, begun)
+    return await _drafting(request, tagged[0], served) if tagged else request
+
+
+async def _drafting(request: Request, existing: str, served: Served) -> Request:
+    """`request` with `existing` to draft from, a run of tokens at a time."""
+    tokens = await _token_ids(f"{existing}\n{FENCE}", served)
+    decoding = request.decoding
+    if decoding.decoder in SPECULATIVE:
+        decoding = replace(decoding, draft_nodes=max(decoding.draft_nodes, _COPIED))
+    return replace(request, existing=tuple(tokens), decoding=decoding)
+
+
+async def completion_requests(
+    body: CompletionBody, served: Served, config: ServeConfig, id: str
+) -> list[Request]:
+    """One request per choice. Raises `BadRequest` and `ModelNotFound`."""
+    model = served.backend.model
+    model_names.check_model(body.model, model, config)
+    before, after = body.prompt, "" if body.suffix in (None, _NO_SUFFIX) else body.suffix
+    if isinstance(before, str) and not after:
+        before, after = untemplated(before) or (before, after)
+    prompt = await _token_ids(before, served)
+    suffix = await _token_ids(after, served)
+    if not prompt:
+        if not suffix:
+            raise BadParameter("prompt", body.prompt, "at least one token, or a suffix to write towards")
+        # At the top of a file there is nothing to the left; a line break says as little as a token can.
+        prompt = await _token_ids("\n", served)
+    sampling = parameters.sampling(
+        body, model, max_tokens=body.max_tokens or DEFAULT_COMPLETION_TOKENS, logprobs=body.logprobs
+    )
+    base = Request(
+        id,
+        tuple(prompt),
+        sampling,
+        parameters.decoding(body, served, config),
+        tuple(suffix),
+        grammar=_grammar(body.response_format),
+        adapter=model_names.adapter_of(body.model, model, config),
+    )
+    return parameters.choices(base, body, model, "prompt")
+
+
+async def infill_requests(
+    body: CompletionBody, context: Sequence[tuple[str, str]], served: Served, config: ServeConfig, id: str
+) -> list[Request]:
+    """As `completion_requests`, with pieces of other files (name, text) before it, the most telling last.
+
+    They get at most half of the context, and leave the answer a quarter; the first ones go for lack of room.
+    """
+    requests = await completion_requests(body, served, config, id)
+    request = requests[0]
+    length = served.backend.model.context_length
+    num_free = length - len(request.prompt) - len(request.suffix)
+    room = min(length // 2, num_free - min(request.sampling.max_tokens, length // 4))
+    before: list[int] = []
+    for name, text in reversed(context):
+        tokens = await _token_ids(f"--- {name} ---\n{text}\n\n", served)
+        if len(before) + len(tokens) > room:
+            break
+        before = [*tokens, *before]
+    max_tokens = min(request.sampling.max_tokens, num_free - len(before))
+    min_tokens = min(request.sampling.min_tokens, max_tokens)
+    return [
+        replace(
+            request,
+            prompt=(*before, *request.prompt),
+            sampling=replace(request.sampling, max_tokens=max_tokens, min_tokens=min_tokens),
+        )
+        for request in requests
+    ]
+
+
+async def token_ids(body: TokenizeBody, served: Served, config: ServeConfig) -> list[int]:
+    """The tokens a text, or a conversation through the chat template, comes to. Raises as the others do."""
+    model_names.check_model(body.model, served.backend.model, config)
+    if body.messages is None:
+        return await _token_ids(body.text, served)
+    chat = ChatBody.model_construct(messages=body.messages)
+    return await chat_tokens(chat, served)
+
+
+async def text_tokens(text: str, served: Served) -> list[int]:
+    return await _token_ids(text, served)
+
+
+async def text_of(tokens: list[int], served: Served) -> str:
+    """Raises `BadParameter` for ids outside the vocabulary."""
+    return served.tokenizer.decode(await _token_ids(tokens, served, "tokens"))
+
+
+async def _encode(encode: Callable[[], list[int]], num_characters: int) -> list[int]:
+    return encode() if num_characters < _INLINE_CHARACTERS else await asyncio.to_thread(encode)
+
+
+async def chat_tokens(body: ChatBody, served: Served, box: Toolbox | None = None) -> list[int]:
+    template, tokenizer = served.template, served.tokenizer
+    if template is None:
+        raise BadRequest(
+            f"{served.backend.model.id} has no chat template: it continues texts. Use /v1/completions.",
+            code="chat_not_supported",
+        )
+    native = box is not None and template.takes_tools
+    messages = [_told(message, native) for message in body.messages]
+    hints = [] if box is None or native else [box.prompt()]
+    if body.response_format is not None and body.response_format.json_schema is not None:
+        schema = json.dumps(body.response_format.json_schema.schema_, ensure_ascii=False)
+        hints.append(f"Answer with one JSON value that fits this schema:\n{schema}")
+    if hints:
+        messages = _instructed(messages, "\n\n".join(hints))
+    offers: dict[str, Any] = {}
+    if native:
+        offers["tools"] = [offer.model_dump(exclude_none=True) for offer in body.tools or ()]
+    num_characters = sum(len(message["content"]) for message in messages)
+    return await _encode(lambda: template.encode(messages, tokenizer, **offers), num_characters)
+
+
+def _told(message: Message, native: bool) -> dict[str, Any]:
+    """A message as templates know it: without roles that came later, calls and results written out unless
+    the template does that itself."""
+    calls = message.tool_calls or []
+    if native:
+        told: dict[str, Any] = {"role": message.role, "content": message.content}
+        if calls:
+            told["tool_calls"] = [
+                {
+                    "type": "function",
+                    "function": {"name": call.function.name, "arguments": _loaded(call.function.arguments)},
+                }
+                for call in calls
+            ]
+        return told
+    if message.role in ("tool", "function"):
+        return {"role": "user", "content": f"<tool_response>\n{message.content}\n</tool_response>"}
+    content = message.content
+    if calls:
+        texts = [content] if content else []
+        texts.append(written((call.function.name, call.function.arguments) for call in calls))
+        content = "\n".join(texts)
+    return {"role": "system" if message.role == "developer" else message.role, "content": content}
+
+
+def _loaded(arguments: str) -> object:
+    """Templates write arguments out as JSON themselves; what is none stays text."""
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
+
+
+def _instructed(messages: list[dict[str, Any]], hint: str) -> list[dict[str, Any]]:
+    """`messages` with `hint` at the end of the system's words."""
+    if messages[0]["role"] == "system":
+        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{hint}".strip()}, *messages[1:]]
+    return [{"role": "system", "content": hint}, *messages]
+
+
+async def _token_ids(prompt: str | list[int], served: Served, param: str = "prompt") -> list[int]:
+    if isinstance(prompt, str):
+        return await _encode(lambda: served.tokenizer.encode(prompt, special=False), len(prompt))
+    for token in prompt:
+        parameters.check_token(param, token, served.backend.model)
+    return prompt

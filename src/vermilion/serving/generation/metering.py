@@ -1,0 +1,118 @@
+"""What a call of the model has used, on its way into the ledger exactly once.
+
+The ledger's row is on the disk before the last event of an answer is passed on, and so before any client
+reads its usage. A call that is given up or fails is recorded with the tokens that had settled by the last
+text that came out of the engine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from vermilion.accounts.transactions import Request as LedgerRequest
+from vermilion.errors import Draining, VermilionError
+from vermilion.serving.http.auth import VISIT
+from vermilion.types import Event, Finish, Request, Text, TokenInfo, Usage
+
+_SERVER_ERROR = 500
+
+
+class Metering:
+    """Of one call; does nothing on a service without accounts."""
+
+    def __init__(self, model: str, requests: Sequence[Request]) -> None:
+        self._visit = VISIT.get()
+        self._model = requests[0].adapter or model
+        self._num_prompt_tokens = len(requests[0].prompt) + len(requests[0].suffix)
+        self._usages = [Usage()] * len(requests)
+        self._request: LedgerRequest | None = None
+        self._kept: list[tuple[int, Event]] | None = None
+
+    async def begin(self) -> list[tuple[int, Event]]:
+        """Admits the call; the whole answer where its idempotency key already has one.
+
+        Raises what `Visit.begin` raises.
+        """
+        if self._visit is None:
+            return []
+        request, replay = await self._visit.begin(self._num_prompt_tokens)
+        if replay is not None:
+            return _read(replay)
+        self._request = request
+        if request.idempotency_key is not None:
+            self._kept = []
+        return []
+
+    def add(self, index: int, event: Event) -> None:
+        """Counts an event of the engine, before it is passed on."""
+        usage = None if not isinstance(event, Text | Finish) else event.usage
+        if usage is not None:
+            self._usages[index] = usage
+        if self._request is None:
+            return
+        if self._kept is not None and isinstance(event, Text | Finish):
+            self._kept.append((index, event))
+
+    def spent(self, index: int) -> Usage:
+        """By one of the answers so far."""
+        return self._usages[index]
+
+    async def settle(self) -> None:
+        """Every answer is whole: returns once their usage is durable. Raises `AccountsUnavailable`."""
+        if self._visit is None or self._request is None:
+            return
+        request, self._request = self._request, None
+        reply = None if self._kept is None else _written(self._kept)
+        await self._visit.settle(request, self._model, together(self._usages), reply)
+
+    def end(self, error: BaseException | None) -> None:
+        """For a call that ends otherwise; does nothing after `settle`."""
+        if self._visit is None or self._request is None:
+            return
+        request, self._request = self._request, None
+        usage = together(self._usages)
+        if usage == Usage() and _not_taken(error):
+            self._visit.give_back(request)
+            return
+        outcome = "failed" if isinstance(error, Exception) else "aborted"
+        self._visit.end(request, self._model, usage, outcome)
+
+
+def _not_taken(error: BaseException | None) -> bool:
+    """Whether the engine refused the request, rather than failed at it."""
+    return isinstance(error, VermilionError) and (error.status < _SERVER_ERROR or isinstance(error, Draining))
+
+
+def together(usages: Sequence[Usage]) -> Usage:
+    """Of the choices of one call, which share one prompt: it counts once."""
+    first = next((usage for usage in usages if usage.prompt_tokens), usages[0])
+    return Usage(
+        prompt_tokens=first.prompt_tokens,
+        cached_tokens=first.cached_tokens,
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        passes=sum(usage.passes for usage in usages),
+        edits=sum(usage.edits for usage in usages),
+    )
+
+
+def _written(events: Sequence[tuple[int, Event]]) -> str:
+    rows = [(index, type(event).__name__, asdict(event)) for index, event in events]
+    return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+
+
+def _read(reply: str) -> list[tuple[int, Event]]:
+    return [(index, _event(kind, fields)) for index, kind, fields in json.loads(reply)]
+
+
+def _event(kind: str, fields: dict[str, object]) -> Event:
+    usage = fields.pop("usage")
+    spent = Usage(**usage) if isinstance(usage, dict) else None
+    if kind == "Finish":
+        assert spent is not None
+        return Finish(usage=spent, **fields)  # type: ignore[arg-type]
+    tokens = fields.pop("tokens")
+    assert isinstance(tokens, list)
+    infos = tuple(TokenInfo(**{**token, "top": tuple(map(tuple, token["top"]))}) for token in tokens)
+    return Text(tokens=infos, usage=spent, **fields)  # type: ignore[arg-type]

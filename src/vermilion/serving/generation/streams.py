@@ -1,0 +1,228 @@
+"""The events of a call as chunks. Built from prepared strings: a chunk must cost some ten microseconds."""
+
+from __future__ import annotations
+
+import json
+
+from vermilion.errors import VermilionError
+from vermilion.serving.generation.replies import (
+    Choice,
+    Head,
+    call_body,
+    chat_logprobs,
+    completion_logprobs,
+    stopped_by,
+    usage_body,
+)
+from vermilion.serving.generation.tool_calls import Arguments, CallBegun, CallReader, ToolCall
+from vermilion.serving.generation.tools import Toolbox, read_calls
+from vermilion.serving.http.error_rendering import openai_error
+from vermilion.serving.http.sse import EVENT_STREAM
+from vermilion.types import Canvas, Event, Finish, Text, Usage
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+
+_FRAGMENT = 256
+"""Characters of a call's arguments in one chunk."""
+_quote = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+class _Stream:
+    """What the streams share: the head of every chunk, the usage at the end and `[DONE]`."""
+
+    media_type = EVENT_STREAM
+    keep_alive = KEEP_ALIVE
+
+    def __init__(self, head: Head, kind: str, include_usage: bool) -> None:
+        self._head = (
+            f'data: {{"id":{_quote(head.id)},"object":"{kind}","created":{head.created},'
+            f'"model":{_quote(head.model)},"choices":['
+        )
+        self._usages: dict[int, Usage] = {}
+        self._include_usage = include_usage
+
+    def chunk(self, choice: str, more: str = "") -> str:
+        """One frame; `choice` and `more` are JSON, the latter begins with a comma."""
+        return f"{self._head}{choice}]{more}}}\n\n"
+
+    def close(self) -> bytes:
+        if not self._include_usage:
+            return DONE
+        usage = usage_body([self._usages[index] for index in sorted(self._usages)])
+        return self.chunk("", f',"usage":{_quote(usage)}').encode() + DONE
+
+    def fail(self, error: VermilionError) -> bytes:
+        return b"data: " + json.dumps(openai_error(error)).encode() + b"\n\n" + DONE
+
+
+class ChatStream(_Stream):
+    """Appending chunks: the role, text and the arguments of calls as they settle, the reason it ended."""
+
+    def __init__(self, head: Head, include_usage: bool, box: Toolbox | None = None) -> None:
+        super().__init__(head, "chat.completion.chunk", include_usage)
+        self._begun: set[int] = set()
+        self._box = box
+        self._readers: dict[int, CallReader] = {}
+
+    def render(self, index: int, event: Event) -> bytes:
+        chunks = ""
+        if index not in self._begun:
+            self._begun.add(index)
+            chunks = self._delta(index, '{"role":"assistant","content":""}')
+            if self._box is not None:
+                self._readers[index] = self._box.reader()
+        if self._box is not None:
+            chunks += self._with_calls(index, event, self._readers[index])
+        elif isinstance(event, Text) and (event.text or event.tokens):
+            logprobs = _quote(chat_logprobs(event.tokens)) if event.tokens else "null"
+            chunks += self._delta(index, f'{{"content":{_quote(event.text)}}}', logprobs)
+        elif isinstance(event, Finish):
+            self._usages[index] = event.usage
+            chunks += self._ended(index, event, event.reason)
+        return chunks.encode("utf-8", "replace")
+
+    def _with_calls(self, index: int, event: Event, reader: CallReader) -> str:
+        finished = isinstance(event, Finish)
+        text = event.text if isinstance(event, Text) else ""
+        number, chunks = reader.num_calls, ""
+        logprobs = _quote(chat_logprobs(event.tokens)) if isinstance(event, Text) and event.tokens else "null"
+        for piece in [*reader.push(text), *(reader.finish() if finished else ())]:
+            if isinstance(piece, str):
+                chunks += self._delta(index, f'{{"content":{_quote(piece)}}}', logprobs)
+            elif isinstance(piece, CallBegun):
+                chunks += self._delta(index, _begun(number, piece.id, piece.name))
+            elif isinstance(piece, Arguments):
+                chunks += "".join(self._delta(index, delta) for delta in _fragments(number, piece.text))
+            else:
+                number += 1
+        if isinstance(event, Finish):
+            self._usages[index] = event.usage
+            called = reader.num_calls and event.reason == "stop"
+            chunks += self._ended(index, event, "tool_calls" if called else event.reason)
+        return chunks
+
+    def _ended(self, index: int, event: Finish, reason: str) -> str:
+        return self._delta(index, "{}", reason=f'"{reason}"{_stopped_by(event)}')
+
+    def _delta(self, index: int, delta: str, logprobs: str = "null", reason: str = "null") -> str:
+        return self.chunk(
+            f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{reason}}}'
+        )
+
+
+def _stopped_by(event: Finish) -> str:
+    """Further JSON fields behind the reason."""
+    more = stopped_by(event.stop_string)
+    return f",{_quote(more)[1:-1]}" if more else ""
+
+
+def call_deltas(number: int, call: ToolCall) -> list[str]:
+    """A call as deltas: its name first, then its arguments in fragments."""
+    return [_begun(number, call.id, call.name), *_fragments(number, call.arguments)]
+
+
+def _begun(number: int, id: str, name: str) -> str:
+    return _quote({"tool_calls": [{"index": number, **call_body(id, name, "")}]})
+
+
+def _fragments(number: int, arguments: str) -> list[str]:
+    pieces = [arguments[i : i + _FRAGMENT] for i in range(0, len(arguments), _FRAGMENT)]
+    return [_quote({"tool_calls": [{"index": number, "function": {"arguments": one}}]}) for one in pieces]
+
+
+class DiffusionStream(_Stream):
+    """Replacing chunks: `delta.content` is the whole text after each pass, noise included.
+
+    Settled text is kept for the last frame, which carries the answer, progress 1.0 and the reason; an
+    empty closing chunk follows it, as clients of Mercury expect. Calls are deltas before the last frame.
+    With `diff` a chunk says what to change in the text before instead of repeating it.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        include_usage: bool,
+        num_choices: int,
+        box: Toolbox | None = None,
+        diff: bool = False,
+    ) -> None:
+        super().__init__(head, "chat.completion.chunk", include_usage)
+        self._choices = [Choice() for _ in range(num_choices)]
+        self._box = box
+        self._shown = [""] * num_choices if diff else None
+
+    def render(self, index: int, event: Event) -> bytes:
+        choice = self._choices[index]
+        if isinstance(event, Canvas):
+            return self._frame(index, event)
+        choice.add(event)
+        if not isinstance(event, Finish):
+            return b""
+        self._usages[index] = event.usage
+        text, calls = read_calls(choice.text, self._box)
+        deltas = [delta for number, call in enumerate(calls) for delta in call_deltas(number, call)]
+        begun = "".join(
+            self.chunk(f'{{"index":{index},"delta":{delta},"finish_reason":null}}') for delta in deltas
+        )
+        whole = Canvas(text, ((0, len(text)),) if text else (), progress=1.0, pass_number=event.usage.passes)
+        logprobs = f',"logprobs":{_quote(chat_logprobs(choice.tokens))}' if choice.tokens else ""
+        reason = '"tool_calls"' if calls and event.reason == "stop" else f'"{event.reason}"'
+        reason += _stopped_by(event)
+        closing = self.chunk(f'{{"index":{index},"delta":{{}},"finish_reason":{reason}}}')
+        return begun.encode() + self._frame(index, whole, logprobs, reason) + closing.encode()
+
+    def _frame(self, index: int, canvas: Canvas, logprobs: str = "", reason: str = "null") -> bytes:
+        meta: dict[str, object] = {
+            "diffusion_content": True,
+            "diffusion_progress": canvas.progress,
+            "settled": canvas.settled,
+            "masked": canvas.masked,
+            "edited": canvas.edited,
+            "pass": canvas.pass_number,
+        }
+        delta = f'{{"role":"assistant","content":{_quote(canvas.text)},"tool_calls":[]}}'
+        if self._shown is not None:
+            meta["diff"] = changed(self._shown[index], canvas.text)
+            self._shown[index] = canvas.text
+            delta = '{"role":"assistant"}'
+        return self.chunk(
+            f'{{"index":{index},"delta":{delta}{logprobs},"finish_reason":{reason}}}',
+            f',"diffusion_meta":{_quote(meta)}',
+        ).encode("utf-8", "replace")
+
+
+def changed(before: str, after: str) -> tuple[int, int, str]:
+    """(start, end, text): `before[:start] + text + before[end:]` is `after`. In characters (code points)."""
+    most = min(len(before), len(after))
+    start = next((i for i in range(most) if before[i] != after[i]), most)
+    most -= start
+    tail = next((i for i in range(most) if before[-1 - i] != after[-1 - i]), most)
+    return start, len(before) - tail, after[start : len(after) - tail]
+
+
+class CompletionStream(_Stream):
+    """Appending chunks of plain completion; with `delta` each says its text in chat's form as well."""
+
+    def __init__(self, head: Head, include_usage: bool, num_choices: int, delta: bool = False) -> None:
+        super().__init__(head, "text_completion", include_usage)
+        self._offsets = [0] * num_choices
+        self._delta = delta
+
+    def render(self, index: int, event: Event) -> bytes:
+        text, logprobs, reason = "", "null", "null"
+        if isinstance(event, Text) and (event.text or event.tokens):
+            text = event.text
+            if event.tokens:
+                logprobs = _quote(completion_logprobs(event.tokens, self._offsets[index]))
+            self._offsets[index] += len(text)
+        elif isinstance(event, Finish):
+            self._usages[index] = event.usage
+            reason = f'"{event.reason}"{_stopped_by(event)}'
+        else:
+            return b""
+        quoted = _quote(text)
+        delta = f'"delta":{{"content":{quoted}}},' if self._delta else ""
+        return self.chunk(
+            f'{{"index":{index},"text":{quoted},{delta}"logprobs":{logprobs},"finish_reason":{reason}}}'
+        ).encode("utf-8", "replace")

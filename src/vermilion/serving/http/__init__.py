@@ -1,0 +1,1 @@
+"""The HTTP edge: application, middleware, authentication, body parsing, error rendering, event streams."""

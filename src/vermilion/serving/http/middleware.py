@@ -1,0 +1,137 @@
+"""The outermost layer of the service: hosts, addresses, request ids, metrics, and whatever nobody caught."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from time import perf_counter
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vermilion.accounts.gate import Visit
+from vermilion.errors import VermilionError
+from vermilion.serving.http import auth
+from vermilion.serving.http.connection import ClientGone
+from vermilion.serving.http.error_rendering import error_response, internal_error
+from vermilion.serving.http.hosts import HostNotAllowed, check_host
+from vermilion.serving.jobs.internal_requests import FROM_WITHIN
+from vermilion.serving.service_state import Service
+
+_VERSIONED = (
+    "/decisions",
+    "/feedback",
+    "/chat",
+    "/completions",
+    "/fim",
+    "/edit",
+    "/apply",
+    "/messages",
+    "/responses",
+    "/models",
+    "/tokenize",
+    "/detokenize",
+    "/embeddings",
+    "/load_lora_adapter",
+    "/unload_lora_adapter",
+    "/files",
+    "/fine_tuning",
+    "/batches",
+    "/accounts",
+    "/keys",
+    "/usage",
+    "/invoices",
+)
+_AZURE = re.compile(r"/openai(?:/deployments/([^/]+))?(?=/)")
+_CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a request whose client left before a reply began; only metrics and the log see it."""
+
+_log = logging.getLogger(__name__)
+
+
+def canonical_path(path: str) -> str:
+    """The one spelling of a route: /v1 before OpenAI's and its kin, never before others; no last slash, and
+    nothing of what Azure's clients put before it.
+    """
+    bare = _AZURE.sub("", path.rstrip("/"), count=1) if path.startswith("/openai/") else path.rstrip("/")
+    if bare == "/v1/infill":
+        # Ours; llama.cpp's of the same name has no version.
+        return bare
+    if bare == "/v1" or bare.startswith("/v1/"):
+        bare = bare.removeprefix("/v1")
+    return f"/v1{bare}" if bare.startswith(_VERSIONED) else bare or "/"
+
+
+def deployment(path: str) -> str | None:
+    """The model that a client of Azure names in the path rather than in the body."""
+    found = _AZURE.match(path)
+    return found[1] if found else None
+
+
+class Edge:
+    """ASGI middleware. Every reply gets an x-request-id, under which the log tells of an internal error."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+        self._metrics = service.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s = perf_counter()
+        request_id = f"req-{secrets.token_hex(12)}"
+        path = canonical_path(scope["path"])
+        scope = {**scope, "path": path, "deployment": deployment(scope["path"])}
+        status = 0
+        visit: Visit | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = [(b"x-request-id", request_id.encode()), *auth.reply_headers(visit)]
+                headers = [*message["headers"], *own]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        try:
+            visit, answering = await self._enter(scope, request_id)
+            with auth.visiting(visit):
+                await answering(scope, receive, send_with_id)
+        except ClientGone:
+            status = status or _CLIENT_CLOSED_REQUEST
+        except asyncio.CancelledError:
+            # The server's last resort at the end of a drain, for a client that never read its stream.
+            if not self._service.draining or FROM_WITHIN in scope:
+                raise
+            status = status or _CLIENT_CLOSED_REQUEST
+        except Exception:
+            _log.exception("%s failed", request_id)
+            self._metrics.errors.labels("internal_error").inc()
+            if not status:
+                await internal_error(request_id, path)(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            duration_s = perf_counter() - started_s
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.request_s.labels(route).observe(duration_s)
+            _log.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, duration_s * 1000)
+
+    async def _enter(self, scope: Scope, request_id: str) -> tuple[Visit | None, ASGIApp]:
+        """Who asks, and what answers them: the application, or a refusal in their own shape."""
+        headers, path = Headers(scope=scope), scope["path"]
+        try:
+            if FROM_WITHIN in scope:
+                return scope[FROM_WITHIN], self._app
+            check_host(headers.get("host"), self._service.config)
+            if self._service.accounts is None:
+                return None, self._app
+            asked = scope["method"], path
+            return await auth.enter(self._service.accounts, request_id, asked, headers), self._app
+        except VermilionError as error:
+            self._metrics.errors.labels(error.code or error.kind).inc()
+            return None, error_response(error, "/" if isinstance(error, HostNotAllowed) else path)

@@ -1,0 +1,74 @@
+"""One call of a client: its body, its answers whole or as a stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
+
+from vermilion.serving.backend import Ready, Served
+from vermilion.serving.generation import model_names
+from vermilion.serving.generation.events import answer
+from vermilion.serving.generation.replies import Choice, fold
+from vermilion.serving.http.connection import while_connected
+from vermilion.serving.http.parsing import Body, read
+from vermilion.serving.http.sse import FrameStream, StreamRenderer, frames
+from vermilion.serving.jobs.internal_requests import BACKGROUND
+from vermilion.serving.service_state import Service
+from vermilion.types import ModelInfo, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request that the service has taken up."""
+
+    http: HttpRequest
+    service: Service
+    served: Served
+
+    @classmethod
+    def admit(cls, http: HttpRequest, service: Service) -> Call:
+        """Raises `Draining` or `ModelLoading`."""
+        return cls(http, service, service.admit())
+
+    @property
+    def model(self) -> ModelInfo:
+        return self.served.backend.model
+
+    def answering(self, name: str | None) -> str:
+        """What answers to `name`, as replies call it."""
+        return model_names.shown(name, self.model, self.service.config)
+
+    async def body(self, kind: type[Body]) -> Body:
+        """Raises what `read` raises. A model named in the path wins over the body's."""
+        body = await read(self.http, kind, self.service.config.max_body_bytes)
+        deployment = self.http.scope.get("deployment")
+        return body.model_copy(update={"model": deployment}) if deployment else body
+
+    async def ready(self, request: Request, text: str) -> Choice:
+        """`text` as the answer, without the engine; counted like any other. Raises as `whole` does."""
+        answers = answer(self.service, Ready(self.model, text), [request])
+        (choice,) = await while_connected(self.http.receive, fold(answers, 1))
+        return choice
+
+    async def whole(self, requests: Sequence[Request]) -> list[Choice]:
+        """The finished answers, in order. Raises what the engine raises, `ClientGone` if nobody waits."""
+        if BACKGROUND.get():
+            requests = [replace(request, background=True) for request in requests]
+        answers = answer(self.service, self.served.backend, requests)
+        return await while_connected(self.http.receive, fold(answers, len(requests)))
+
+    def stream(self, requests: Sequence[Request], renderer: StreamRenderer) -> Response:
+        """The answers as they come."""
+        answers = answer(self.service, self.served.backend, requests, self.service.config.keep_alive_s)
+        return FrameStream(frames(answers, renderer, self.service.metrics), renderer.media_type)
+
+
+def json_response(content: Mapping[str, Any]) -> Response:
+    """Text that is no Unicode, such as half of a surrogate pair, shows as a question mark."""
+    encoded = json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(encoded, media_type="application/json")

@@ -1,0 +1,131 @@
+"""One process: opens the port, loads the model, serves, and on a signal ends in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from vermilion.accounts.gate import Accounts
+from vermilion.errors import ConfigError
+from vermilion.serving.backend import Served
+from vermilion.serving.http.app import create_app
+from vermilion.serving.jobs import background
+from vermilion.serving.serve_config import ServeConfig
+from vermilion.serving.service_state import Service
+
+Load = Callable[[], AbstractAsyncContextManager[Served]]
+"""Loads and warms a model; its exit stops the engine. Slow work in it belongs on a thread."""
+
+_BACKLOG = 2048
+_LAST_FRAMES_S = 2
+"""What a connection gets to write its last frames after the answers have ended."""
+
+_KEEP_ALIVE_S = 75
+"""Longer than the usual 60 s of a proxy in front, which must be the one to close an idle connection."""
+
+_log = logging.getLogger(__name__)
+
+
+def run(config: ServeConfig, load: Load, opened: Callable[[str], None] = _log.info) -> None:
+    """Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
+
+    `opened` gets the address when the port is open, before the model is loaded. Raises `ConfigError` for
+    an address that cannot be had, and whatever `load` raises.
+    """
+
+    async def until_signal() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def on_signal(number: int) -> None:
+            if stop.is_set():
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number)
+        await serve(config, load, stop, opened)
+
+    asyncio.run(until_signal())
+
+
+async def serve(
+    config: ServeConfig, load: Load, stop: asyncio.Event, opened: Callable[[str], None] = _log.info
+) -> None:
+    """Serves in the running loop until `stop` is set, then drains. Raises as `run` does."""
+    listener = _bind(config)
+    accounts = Accounts.open(config.accounts) if config.accounts.url else None
+    service = Service(config, accounts=accounts)
+    app = create_app(service)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            log_level=logging.WARNING,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_LAST_FRAMES_S,
+        )
+    )
+    host, port = listener.getsockname()[:2]
+    opened(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    serving = asyncio.create_task(server.serve([listener]))
+    holding = asyncio.create_task(_hold(service, app, load, stop))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((serving, holding, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if service.served is not None:
+            await asyncio.wait((serving, holding), return_when=asyncio.FIRST_COMPLETED)
+        if holding.done():
+            holding.result()
+    finally:
+        service.draining = True
+        server.should_exit = True
+        holding.cancel()
+        stopping.cancel()
+        await asyncio.gather(holding, stopping, return_exceptions=True)
+        await serving
+        if accounts is not None:
+            await asyncio.to_thread(accounts.close)
+
+
+async def _hold(service: Service, app: ASGIApp, load: Load, stop: asyncio.Event) -> None:
+    """Keeps the model from its loading to the end of the drain."""
+    async with (
+        load() as served,
+        background.opened(service.config, served, app, service.accounts) as service.desk,
+    ):
+        service.served = served
+        _log.info("ready")
+        await stop.wait()
+        _log.info("draining")
+        await service.drain(service.config.drain_timeout_s)
+
+
+def _bind(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot listen on {config.host} port {config.port}: {error.strerror or error}. Is another "
+            "server running there? Choose another port with --port."
+        ) from None
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals alone: uvicorn would stop accepting at once and die of the signal in the end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

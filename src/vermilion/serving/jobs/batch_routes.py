@@ -1,0 +1,91 @@
+"""OpenAI's routes of batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
+
+from vermilion.errors import BadRequest
+from vermilion.serving.http import auth
+from vermilion.serving.http.openapi import operation
+from vermilion.serving.http.parsing import read
+from vermilion.serving.http.request_context import json_response
+from vermilion.serving.jobs import batches
+from vermilion.serving.jobs.pagination import page
+from vermilion.serving.service_state import Service
+
+_MOST_LISTED, _USUAL = 100, 20
+
+
+def add_routes(router: APIRouter, service: Service) -> None:
+    @router.post("/v1/batches", **CREATE)
+    async def create(http: HttpRequest) -> Response:
+        desk, visit = service.offline(), auth.VISIT.get()
+        body = await read(http, batches.BatchBody, service.config.max_body_bytes)
+        record = batches.create(desk.store, service.owner(), visit.key.id if visit else "", body)
+        desk.batcher.wake()
+        return json_response(record.body)
+
+    @router.get("/v1/batches", **LIST)
+    async def listed(http: HttpRequest) -> Response:
+        rows = [record.body for record in service.offline().store.all("batch", service.owner())]
+        return json_response(page(http, rows, _MOST_LISTED, _USUAL))
+
+    @router.get("/v1/batches/{id}", **RETRIEVE)
+    async def batch(id: str) -> Response:
+        return json_response(service.offline().store.find("batch", id, service.owner()).body)
+
+    @router.post("/v1/batches/{id}/cancel", **CANCEL)
+    async def cancel(id: str) -> Response:
+        desk = service.offline()
+        record = desk.store.find("batch", id, service.owner())
+        if record.body["status"] in batches.FINAL:
+            raise BadRequest(f"The batch is {record.body['status']} and cannot be cancelled.", "id")
+        if record.body["status"] != "cancelling":
+            desk.batcher.cancel(record)
+        return json_response(record.body)
+
+
+BATCH: dict[str, Any] = {
+    "id": "batch_4f2a",
+    "object": "batch",
+    "created_at": 1767225600,
+    "endpoint": "/v1/chat/completions",
+    "errors": None,
+    "input_file_id": "file-4f2b",
+    "completion_window": "24h",
+    "status": "validating",
+    "output_file_id": None,
+    "error_file_id": None,
+    "in_progress_at": None,
+    "finalizing_at": None,
+    "completed_at": None,
+    "failed_at": None,
+    "expired_at": None,
+    "cancelling_at": None,
+    "cancelled_at": None,
+    "expires_at": 1767312000,
+    "request_counts": {"total": 0, "completed": 0, "failed": 0},
+    "metadata": None,
+}
+CREATE = operation(
+    "batches",
+    "Have a file of requests answered",
+    "Its lines are answered while nobody else asks. Wrong lines are listed in `errors` with their numbers.",
+    ("BatchBody", {"A batch": {"input_file_id": "file-4f2b", "endpoint": "/v1/chat/completions"}}),
+    BATCH,
+)
+LIST = operation(
+    "batches", "List the batches", "", None, {"object": "list", "data": [BATCH], "has_more": False}
+)
+RETRIEVE = operation("batches", "One batch", "", None, BATCH)
+CANCEL = operation(
+    "batches",
+    "Cancel a batch",
+    "What has been answered by then is in its output file.",
+    None,
+    {**BATCH, "status": "cancelling"},
+)

@@ -1,0 +1,167 @@
+"""OpenAI's files: uploads for fine-tuning and batches, and what these make."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import FileResponse, Response
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
+
+from vermilion.errors import BadParameter, BadRequest
+from vermilion.serving.http.connection import ClientGone
+from vermilion.serving.http.openapi import operation
+from vermilion.serving.http.parsing import BodyTooLarge
+from vermilion.serving.http.request_context import json_response
+from vermilion.serving.jobs.file_contents import check_examples, content_of, keep, swept
+from vermilion.serving.jobs.job_store import Record, Store
+from vermilion.serving.jobs.pagination import page
+from vermilion.serving.service_state import Service
+
+PURPOSES = ("fine-tune", "batch")
+_MOST_LISTED = 10_000
+_ENVELOPE_BYTES = 64 * 1024
+"""What a form may hold besides its file."""
+_ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+_LIFETIMES_S = (3600, 2_592_000)
+
+
+class StorageFull(BadRequest):
+    status = 413
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"All files together may hold {limit_bytes} bytes; delete some.", "file", "storage_full"
+        )
+
+
+async def _form(http: HttpRequest, limit_bytes: int) -> FormData:
+    """The fields of a multipart body of at most `limit_bytes`; large files lie on the disk."""
+    num_bytes = 0
+
+    async def receive() -> Message:
+        nonlocal num_bytes
+        message = await http.receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > limit_bytes + _ENVELOPE_BYTES:
+            raise BodyTooLarge(limit_bytes)
+        return message
+
+    try:
+        form = await HttpRequest(http.scope, receive).form(max_files=1, max_fields=10)
+    except ClientDisconnect:
+        raise ClientGone from None
+    except HTTPException as error:
+        raise BadRequest(f"The form cannot be read: {error.detail}", "file") from None
+    return form
+
+
+def _expiry(form: FormData) -> int | None:
+    seconds = form.get(_SECONDS)
+    if seconds is None:
+        return None
+    if form.get(_ANCHOR) != "created_at":
+        raise BadParameter("expires_after.anchor", form.get(_ANCHOR), "created_at")
+    text, (least, most) = str(seconds), _LIFETIMES_S
+    if not (text.isascii() and text.isdecimal() and least <= int(text[:9]) <= most):
+        raise BadParameter("expires_after.seconds", seconds, f"{least} to {most}")
+    return int(time.time()) + int(text)
+
+
+async def _upload(http: HttpRequest, service: Service) -> Record:
+    offline, config = service.offline(), service.config
+    form = await _form(http, config.max_file_bytes)
+    try:
+        file, purpose = form.get("file"), form.get("purpose")
+        if not isinstance(file, UploadFile):
+            raise BadRequest("file: send a file in a multipart form.", "file", "missing_required_parameter")
+        if purpose not in PURPOSES:
+            raise BadParameter("purpose", purpose, " or ".join(PURPOSES))
+        expires_at, name = _expiry(form), (file.filename or "upload.jsonl")[:255]
+        stored = sum(record.body["bytes"] for record in offline.store.all("file"))
+        if stored + (file.size or 0) > config.max_stored_bytes:
+            raise StorageFull(config.max_stored_bytes)
+        if not file.size:
+            raise BadRequest("file: it is empty.", "file", "invalid_file_format")
+        if purpose == "fine-tune":
+            await asyncio.to_thread(check_examples, name, await file.read())
+            await file.seek(0)
+        record = await asyncio.to_thread(keep, offline.store, service.owner(), str(purpose), name, file.file)
+    finally:
+        await form.close()
+    record.body["expires_at"] = expires_at
+    offline.store.save(record)
+    return record
+
+
+def add_routes(router: APIRouter, service: Service) -> None:
+    def found(id: str) -> tuple[Store, Record]:
+        store = swept(service.offline().store)
+        return store, store.find("file", id, service.owner())
+
+    @router.post("/v1/files", **UPLOAD)
+    async def upload(http: HttpRequest) -> Response:
+        return json_response((await _upload(http, service)).body)
+
+    @router.get("/v1/files", **LIST)
+    async def files(http: HttpRequest) -> Response:
+        purpose = http.query_params.get("purpose")
+        records = swept(service.offline().store).all("file", service.owner())
+        rows = [record.body for record in records if purpose in (None, "", record.body["purpose"])]
+        return json_response(page(http, rows, _MOST_LISTED, _MOST_LISTED))
+
+    @router.get("/v1/files/{id}", **RETRIEVE)
+    async def file(id: str) -> Response:
+        return json_response(found(id)[1].body)
+
+    @router.get("/v1/files/{id}/content", **CONTENT)
+    async def content(id: str) -> Response:
+        store, record = found(id)
+        return FileResponse(
+            content_of(store, record),
+            media_type="application/octet-stream",
+            filename=record.body["filename"],
+        )
+
+    @router.delete("/v1/files/{id}", **DELETE)
+    async def delete(id: str) -> Response:
+        store, record = found(id)
+        store.remove(record)
+        return json_response({"id": id, "object": "file", "deleted": True})
+
+
+FILE: dict[str, Any] = {
+    "id": "file-4f2a",
+    "object": "file",
+    "bytes": 18_204,
+    "created_at": 1767225600,
+    "filename": "answers.jsonl",
+    "purpose": "fine-tune",
+    "status": "processed",
+    "expires_at": None,
+    "status_details": None,
+}
+UPLOAD = operation(
+    "files",
+    "Upload a file",
+    "A multipart form with `file` and `purpose`: `fine-tune` or `batch`. Examples are checked at once, and "
+    "every line that is none is refused with its number.",
+    None,
+    FILE,
+)
+LIST = operation("files", "List the files", "", None, {"object": "list", "data": [FILE], "has_more": False})
+RETRIEVE = operation("files", "One file", "", None, FILE)
+CONTENT = operation("files", "The content of a file", "", None, {})
+DELETE = operation(
+    "files",
+    "Delete a file",
+    "Jobs and batches that were made from it keep what they need.",
+    None,
+    {"id": "file-4f2a", "object": "file", "deleted": True},
+)

@@ -1,0 +1,178 @@
+"""Runs fine-tuning jobs, one at a time, in the order in which they came."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import logging
+import time
+from typing import Any
+
+from vermilion.errors import ModelFileError
+from vermilion.serving.backend import Served
+from vermilion.serving.jobs import file_contents, fine_tuning_jobs
+from vermilion.serving.jobs.job_store import Record, Store
+from vermilion.serving.jobs.training_process import Trainer, gone
+
+_LOOK_S = 0.5
+"""How often a running job's log is read."""
+_EVERY = 10
+"""Steps between two events with figures; validations are always told."""
+
+_log = logging.getLogger(__name__)
+
+
+class Tuner:
+    """The queue. `run` serves it until it is cancelled; the others are called between its steps."""
+
+    def __init__(self, store: Store, served: Served) -> None:
+        self._store = store
+        self._served = served
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """There is a new job, or a wish about an old one."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        await self._restore()
+        while True:
+            record = next((r for r in self._store.all("job") if r.body["status"] == "queued"), None)
+            if record is None:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            try:
+                await self._train(record)
+            except Exception:
+                # The edge of one job: the queue goes on.
+                _log.exception("fine-tuning job %s failed", record.id)
+                self._fail(record, "internal_error", "An internal error occurred; the log says more.")
+
+    def wish(self, record: Record, wish: str) -> None:
+        """`cancel` or `pause` a job that is not over."""
+        if record.body["status"] == "running":
+            record.own["wish"] = wish
+            self._store.save(record)
+        else:
+            self._halt(record, wish)
+        self.wake()
+
+    async def _restore(self) -> None:
+        """Serve what earlier jobs made, take up those that a stop of the service cut short."""
+        for record in self._store.all("job"):
+            status = record.body["status"]
+            if status == "running":
+                await gone(record.own.get("pid"))
+                record.body["status"] = "queued"
+                self._store.save(record)
+                fine_tuning_jobs.tell(
+                    self._store, record, "The service was restarted; training goes on from its last save."
+                )
+            elif status == "succeeded" and not record.own.get("deleted"):
+                try:
+                    await self._serve(record)
+                except ModelFileError as error:
+                    _log.warning("%s is not served: %s", record.own["name"], error)
+
+    async def _serve(self, record: Record) -> None:
+        folder = fine_tuning_jobs.adapter_folder(self._store, record)
+        await self._served.backend.load_adapter(record.own["name"], folder)
+
+    async def _train(self, record: Record) -> None:
+        arguments = fine_tuning_jobs.train_arguments(self._store, record, self._served.source)
+        trainer = await Trainer.start(arguments, self._store.path(record))
+        record.body["status"] = "running"
+        record.own |= {"pid": trainer.pid, "wish": None}
+        self._store.save(record)
+        fine_tuning_jobs.tell(self._store, record, "Training has begun.")
+        told = len(fine_tuning_jobs.figures(self._store, record))
+        try:
+            while trainer.code is None and record.own["wish"] is None:
+                await trainer.wait(_LOOK_S)
+                told = self._follow(record, told)
+        finally:
+            # Also when the service stops: the job then stays `running`, and is taken up at the next start.
+            await trainer.stop()
+        if record.own["wish"] is not None:
+            self._halt(record, record.own["wish"])
+        elif trainer.code:
+            self._fail(record, "training_failed", trainer.said())
+        elif not self._is_whole(record):
+            record.body["status"] = "queued"
+            self._store.save(record)
+            fine_tuning_jobs.tell(
+                self._store, record, "Training was interrupted; it goes on from its last save.", "warn"
+            )
+        else:
+            await self._succeed(record)
+
+    def _is_whole(self, record: Record) -> bool:
+        """Whether the run that has ended well went to its end: a signal makes it save and end early."""
+        rows = fine_tuning_jobs.figures(self._store, record)
+        return bool(rows) and rows[-1].get("done", 1.0) >= 1.0
+
+    def _follow(self, record: Record, told: int) -> int:
+        """Tell of the steps behind the first `told`; how many there are now."""
+        rows = fine_tuning_jobs.figures(self._store, record)
+        for row in rows[told:]:
+            step = int(row["step"])
+            if step % _EVERY and "held_out_next" not in row and step > 1:
+                continue
+            seen = fine_tuning_jobs.shown(row)
+            words = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in seen.items())
+            fine_tuning_jobs.tell(
+                self._store, record, f"Step {step}: {words}", figures={"step": step, **seen}
+            )
+        if len(rows) > told and rows[-1].get("done"):
+            last = rows[-1]
+            left_s = last["seconds"] * (1 - last["done"]) / last["done"]
+            record.body["estimated_finish"] = int(time.time() + left_s)
+        return len(rows)
+
+    async def _succeed(self, record: Record) -> None:
+        try:
+            await self._serve(record)
+        except ModelFileError as error:
+            self._fail(record, "training_failed", str(error))
+            return
+        rows = fine_tuning_jobs.figures(self._store, record)
+        results = file_contents.keep(
+            self._store, record.owner, "fine-tune-results", "step_metrics.csv", _table(rows)
+        )
+        record.body["fine_tuned_model"] = record.own["name"]
+        record.body["trained_tokens"] = int(rows[-1]["tokens"]) if rows else 0
+        record.body["result_files"] = [results.id]
+        self._end(record, "succeeded")
+        fine_tuning_jobs.tell(self._store, record, f"The fine-tuned model is served as {record.own['name']}.")
+
+    def _fail(self, record: Record, code: str, message: str) -> None:
+        record.body["error"] = {"code": code, "message": message or "Training failed.", "param": None}
+        self._end(record, "failed")
+        fine_tuning_jobs.tell(self._store, record, record.body["error"]["message"], "error")
+
+    def _halt(self, record: Record, wish: str) -> None:
+        record.own["wish"] = None
+        if wish == "cancel":
+            self._end(record, "cancelled")
+            fine_tuning_jobs.tell(self._store, record, "The job is cancelled.")
+        else:
+            record.body["status"] = "paused"
+            record.body["estimated_finish"] = None
+            self._store.save(record)
+            fine_tuning_jobs.tell(self._store, record, "The job is paused.")
+
+    def _end(self, record: Record, status: str) -> None:
+        record.body |= {"status": status, "finished_at": int(time.time()), "estimated_finish": None}
+        self._store.save(record)
+
+
+def _table(rows: list[dict[str, Any]]) -> io.BytesIO:
+    """The steps' figures as OpenAI's result files have them."""
+    names = ("train_loss", "valid_loss", "train_mean_token_accuracy")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ("step", *names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"step": int(row["step"]), **fine_tuning_jobs.shown(row)} for row in rows)
+    return io.BytesIO(text.getvalue().encode())

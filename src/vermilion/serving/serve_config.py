@@ -1,0 +1,95 @@
+"""What an operator decides about the service."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vermilion.accounts.accounts_config import AccountsConfig
+from vermilion.decoding.presets import PRESETS
+from vermilion.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """Settings of the HTTP service. Raises `ConfigError` for values that cannot work."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 lets the system choose one; the log names it."""
+    open: bool = False
+    """Whether a service without accounts may listen on more than this computer: whoever reaches it may then
+    use it."""
+    accounts: AccountsConfig = field(default_factory=AccountsConfig)
+    """Where `accounts.url` is set, every request needs a key and is written into a ledger."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names a client may ask for, each with the id of the model that then answers."""
+    mercury_names: bool = True
+    """Whether the served model also answers to the names of Inception's, so that a client of theirs needs
+    nothing but another address. Lists of models do not show them."""
+    demanded_tools: tuple[str, ...] = ()
+    """Tools that an answer to a user's message must call where a client offers one of them and leaves the
+    choice to the model; the first that is offered. For models too small to call tools by themselves."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names besides this computer's own that a Host header may carry when `host` is a loopback address, such
+    as that of a proxy in front; `*` for any. Web pages of other names must not reach the service."""
+    max_body_bytes: int = 8 * 1024 * 1024
+    drain_timeout_s: float = 30.0
+    """How long running answers may go on after SIGTERM before they are cut short."""
+    keep_alive_s: float = 10.0
+    """A stream that has been silent for so long gets a comment, so that no proxy gives it up."""
+    cors_origins: tuple[str, ...] = ()
+    """Web origins whose pages may call the service; `*` for all. Pages of this computer always may."""
+    default_preset: str = "lossless"
+    """The decoding of a request that names none."""
+    default_max_tokens: int = 4096
+    """The length limit of a chat answer whose request names none."""
+
+    adapter_folder: Path | None = None
+    """Folder whose sub-folders clients may have loaded as adapters; unset, none. Those that the service is
+    started with, and those that fine-tuning makes, need none."""
+
+    data_folder: Path | None = None
+    """Where files, fine-tuning jobs and batches are kept; the user's own data folder unless set. One service
+    at a time may use a folder."""
+    max_file_bytes: int = 100 * 1024 * 1024
+    """Largest upload to /v1/files."""
+    max_stored_bytes: int = 10 * 1024 * 1024 * 1024
+    """All files together."""
+
+    def __post_init__(self) -> None:
+        if self.open and self.accounts.url:
+            raise ConfigError("open: a service with accounts is not open; give --accounts or --open.")
+        if not self.open and not self.accounts.url and not is_loopback(self.host):
+            raise ConfigError(
+                f"host: {self.host!r} can be reached from other computers. Give --accounts with a file or a "
+                "PostgreSQL address, so that every request needs a key (vermilion accounts init makes them), "
+                "or --open if whoever reaches it may use it, or keep the default 127.0.0.1."
+            )
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port: {self.port} is not allowed; allowed: 0 to 65535, 0 for any free one.")
+        for name in (
+            "max_body_bytes",
+            "keep_alive_s",
+            "default_max_tokens",
+            "max_file_bytes",
+            "max_stored_bytes",
+        ):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be above 0.")
+        if self.default_preset not in PRESETS:
+            raise ConfigError(f"default_preset: {self.default_preset!r} is not one of {', '.join(PRESETS)}.")
+        if self.drain_timeout_s < 0:
+            raise ConfigError(f"drain_timeout_s: {self.drain_timeout_s} is not allowed; allowed: 0 or more.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this computer can reach a service bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

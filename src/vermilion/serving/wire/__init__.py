@@ -1,0 +1,1 @@
+"""One file a protocol: request bodies in, replies and stream events out."""

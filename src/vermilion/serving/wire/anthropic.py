@@ -1,0 +1,369 @@
+"""Anthropic's Messages API: text and tools."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
+from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat
+
+from vermilion.errors import BadRequest, VermilionError
+from vermilion.serving.generation import chat
+from vermilion.serving.generation.replies import Choice
+from vermilion.serving.generation.tool_calls import Arguments, CallBegun, Piece
+from vermilion.serving.generation.tools import Toolbox, read_calls
+from vermilion.serving.http.error_rendering import anthropic_error
+from vermilion.serving.http.openapi import operation
+from vermilion.serving.http.parsing import convert
+from vermilion.serving.http.request_context import Call, json_response
+from vermilion.serving.http.sse import EVENT_STREAM
+from vermilion.serving.service_state import Service
+from vermilion.serving.wire.openai_bodies import (
+    MOST_STOPS,
+    WIRE,
+    CalledFunction,
+    CalledTool,
+    ChatBody,
+    Message,
+    NamedFunction,
+    NamedTool,
+    OfferedTool,
+    TextPart,
+    ToolFunction,
+    flatten_content,
+)
+from vermilion.types import Event, Finish, Text, Usage
+
+_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
+_Content = Annotated[str, BeforeValidator(flatten_content, json_schema_input_type=str | list[TextPart])]
+
+
+class ToolUse(BaseModel):
+    model_config = WIRE
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any] = Field(default_factory=dict)
+
+
+class ToolResult(BaseModel):
+    model_config = WIRE
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: _Content = ""
+
+
+def readable(content: object) -> object:
+    """Refuses blocks of pictures and documents by what they are."""
+    blocks = content if isinstance(content, list) else []
+    flatten_content(
+        [
+            one
+            for one in blocks
+            if not (isinstance(one, dict) and one.get("type") in ("tool_use", "tool_result"))
+        ]
+    )
+    return content
+
+
+_Block = Annotated[TextPart | ToolUse | ToolResult, Field(discriminator="type")]
+
+
+class Turn(BaseModel):
+    model_config = WIRE
+
+    role: Literal["user", "assistant"]
+    content: Annotated[str | list[_Block], BeforeValidator(readable)] = Field(
+        description="A string, or blocks: text, tool_use, tool_result."
+    )
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(block.text for block in self.content if isinstance(block, TextPart))
+
+    @property
+    def messages(self) -> list[Message]:
+        """The same in OpenAI's terms: results are messages of their own, before what the user says."""
+        blocks = [] if isinstance(self.content, str) else self.content
+        results = [
+            Message(role="tool", content=block.content, tool_call_id=block.tool_use_id)
+            for block in blocks
+            if isinstance(block, ToolResult)
+        ]
+        calls = [
+            CalledTool(
+                id=block.id, function=CalledFunction(name=block.name, arguments=json.dumps(block.input))
+            )
+            for block in blocks
+            if isinstance(block, ToolUse)
+        ]
+        if results and not self.text:
+            return results
+        return [*results, Message(role=self.role, content=self.text, tool_calls=calls or None)]
+
+
+class AnthropicTool(BaseModel):
+    model_config = WIRE
+
+    name: str = Field(max_length=128)
+    description: str | None = None
+    input_schema: dict[str, Any] = Field(default_factory=dict)
+
+
+class ToolChoice(BaseModel):
+    model_config = WIRE
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class MessagesBody(BaseModel):
+    """Body of POST /v1/messages."""
+
+    model_config = WIRE
+
+    model: str | None = Field(None, description="Id or alias of a served model; the only one if left out.")
+    max_tokens: int = Field(ge=1, description="Longest answer; cut to what fits.")
+    messages: list[Turn] = Field(
+        min_length=1, description="The conversation; the model goes on from a last message of the assistant."
+    )
+    system: _Content = Field("", description="A string or a list of text blocks.")
+    stop_sequences: list[str] | None = Field(
+        None, max_length=MOST_STOPS, description="The answer ends before any of these strings."
+    )
+    temperature: FiniteFloat | None = Field(None, ge=0, le=2, description="0, the default, is exact.")
+    top_p: FiniteFloat | None = Field(None, ge=0, le=1, description="Sample from this share of probability.")
+    top_k: int | None = Field(None, ge=-1, description="Sample from so many tokens; 0 or -1: no limit.")
+    stream: bool | None = Field(None, description="Send the answer as server-sent events.")
+    tools: list[AnthropicTool] | None = Field(None, max_length=256, description="Functions it may call.")
+    tool_choice: ToolChoice | None = Field(
+        None, description="`any` and `tool` are held to by a grammar; `auto` unless set."
+    )
+    preset: str | None = Field(None, description="As in /v1/chat/completions.")
+    decoding: dict[Annotated[str, Field(max_length=40)], Any] | None = Field(
+        None, description="As in /v1/chat/completions."
+    )
+
+    @property
+    def begun(self) -> str:
+        """How the answer begins; empty unless the caller has put words in the model's mouth."""
+        last = self.messages[-1]
+        # The API forbids, and the model cannot use, white space at the end of it.
+        return last.text.rstrip() if last.role == "assistant" and isinstance(last.content, str) else ""
+
+    @property
+    def _openai_choice(self) -> Literal["auto", "none", "required"] | NamedTool | None:
+        if self.tool_choice is None:
+            return None
+        if self.tool_choice.type == "tool":
+            return NamedTool(function=NamedFunction(name=self.tool_choice.name or ""))
+        return "required" if self.tool_choice.type == "any" else self.tool_choice.type
+
+    @property
+    def chat(self) -> ChatBody:
+        """The same in OpenAI's terms. Raises `BadRequest`."""
+        turns = self.messages[:-1] if self.begun else self.messages
+        if not turns:
+            raise BadRequest(
+                "messages: give a message of the user before the beginning of the answer.",
+                "messages",
+                "invalid_value",
+            )
+        messages = [Message(role="system", content=self.system)] if self.system else []
+        messages += [message for turn in turns for message in turn.messages]
+        return ChatBody.model_construct(
+            messages=messages,
+            tools=[
+                OfferedTool(
+                    function=convert(
+                        {"name": tool.name, "description": tool.description, "parameters": tool.input_schema},
+                        ToolFunction,
+                        {},
+                    )
+                )
+                for tool in self.tools or ()
+            ],
+            tool_choice=self._openai_choice,
+            parallel_tool_calls=not (self.tool_choice and self.tool_choice.disable_parallel_tool_use),
+            stop=[stop for stop in self.stop_sequences or () if stop],
+            **{
+                name: getattr(self, name)
+                for name in ("model", "max_tokens", "temperature", "top_p", "top_k", "preset", "decoding")
+            },
+        )
+
+
+class CountBody(MessagesBody):
+    """Body of POST /v1/messages/count_tokens."""
+
+    max_tokens: int = Field(1, ge=1, description="Of no meaning here.")
+
+
+def message_body(
+    id: str, model: str, choice: Choice | None, usage: dict[str, Any], box: Toolbox | None = None
+) -> dict[str, Any]:
+    """The whole message, or without a choice how a stream begins it. `box` holds the tools it may call."""
+    blocks: list[dict[str, Any]] = []
+    reason = None
+    if choice:
+        text, calls = read_calls(choice.text, box)
+        blocks = [{"type": "text", "text": text}] if text or not calls else []
+        blocks += [{**_tool_use(call.id, call.name), "input": json.loads(call.arguments)} for call in calls]
+        reason = _reason(choice.reason, len(calls), choice.stop_string)
+    return {
+        "id": id,
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": blocks,
+        "stop_reason": reason,
+        "stop_sequence": (choice.stop_string if choice else None) or None,
+        "usage": usage,
+    }
+
+
+def _tool_use(id: str, name: str) -> dict[str, Any]:
+    return {"type": "tool_use", "id": id, "name": name, "input": {}}
+
+
+def _reason(reason: str, num_calls: int, stop_string: str) -> str:
+    if stop_string:
+        return "stop_sequence"
+    return "tool_use" if num_calls and reason == "stop" else _STOP_REASONS[reason]
+
+
+def _usage_body(usage: Usage) -> dict[str, Any]:
+    """Anthropic counts what the cache spared apart from the input."""
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+class MessageStream:
+    """Named events: the message, its blocks of text and of calls, how it ended."""
+
+    media_type = EVENT_STREAM
+    keep_alive = b'event: ping\ndata: {"type": "ping"}\n\n'
+
+    def __init__(self, id: str, model: str, num_prompt_tokens: int, box: Toolbox | None = None) -> None:
+        start = message_body(id, model, None, _usage_body(Usage(prompt_tokens=num_prompt_tokens)))
+        self._opening = _event("message_start", message=start)
+        self._reader = box.reader() if box else None
+        self._index = 0
+        self._text_open = False
+        if box is None:
+            self._opening += self._open_text()
+
+    def render(self, index: int, event: Event) -> bytes:
+        content, self._opening = self._opening, b""
+        text = event.text if isinstance(event, Text) else ""
+        pieces: list[Piece] = [text] if text else []
+        if self._reader is not None:
+            pieces = self._reader.push(text)
+            if isinstance(event, Finish):
+                pieces += self._reader.finish()
+        for piece in pieces:
+            content += self._told(piece)
+        if isinstance(event, Finish):
+            num_calls = self._reader.num_calls if self._reader is not None else 0
+            if not self._text_open and not self._index:
+                content += self._open_text()
+            reason = _reason(event.reason, num_calls, event.stop_string)
+            delta = {"stop_reason": reason, "stop_sequence": event.stop_string or None}
+            content += self._close_text()
+            content += _event("message_delta", delta=delta, usage=_usage_body(event.usage))
+        return content
+
+    def _told(self, piece: Piece) -> bytes:
+        if isinstance(piece, str):
+            content = b"" if self._text_open else self._open_text()
+            delta = {"type": "text_delta", "text": piece}
+            return content + _event("content_block_delta", index=self._index, delta=delta)
+        if isinstance(piece, CallBegun):
+            block = _tool_use(piece.id, piece.name)
+            content = self._close_text()
+            return content + _event("content_block_start", index=self._index, content_block=block)
+        if isinstance(piece, Arguments):
+            delta = {"type": "input_json_delta", "partial_json": piece.text}
+            return _event("content_block_delta", index=self._index, delta=delta)
+        self._index += 1
+        return _event("content_block_stop", index=self._index - 1)
+
+    def _open_text(self) -> bytes:
+        self._text_open = True
+        return _event("content_block_start", index=self._index, content_block={"type": "text", "text": ""})
+
+    def _close_text(self) -> bytes:
+        if not self._text_open:
+            return b""
+        self._text_open = False
+        self._index += 1
+        return _event("content_block_stop", index=self._index - 1)
+
+    def close(self) -> bytes:
+        return _event("message_stop")
+
+    def fail(self, error: VermilionError) -> bytes:
+        body = anthropic_error(error)
+        return _event("error", error=body["error"])
+
+
+def _event(name: str, **fields: object) -> bytes:
+    content = json.dumps({"type": name, **fields}, ensure_ascii=False)
+    return f"event: {name}\ndata: {content}\n\n".encode("utf-8", "replace")
+
+
+def add_routes(router: APIRouter, service: Service) -> None:
+    @router.post("/v1/messages", **MESSAGES)
+    async def messages(http: HttpRequest) -> Response:
+        call = Call.admit(http, service)
+        body = await call.body(MessagesBody)
+        id = f"msg_{secrets.token_hex(12)}"
+        asked = body.chat
+        requests = await chat.chat_requests(asked, call.served, service.config, id, body.begun)
+        box = chat.toolbox(asked, service.config)
+        name = call.answering(asked.model)
+        if body.stream:
+            num_prompt_tokens = len(requests[0].prompt)
+            return call.stream(requests, MessageStream(id, name, num_prompt_tokens, box))
+        (choice,) = await call.whole(requests)
+        return json_response(message_body(id, name, choice, _usage_body(choice.usage), box))
+
+    @router.post("/v1/messages/count_tokens", **COUNT)
+    async def count_tokens(http: HttpRequest) -> Response:
+        call = Call.admit(http, service)
+        body = await call.body(CountBody)
+        (request,) = await chat.chat_requests(body.chat, call.served, service.config, "count", body.begun)
+        return json_response({"input_tokens": len(request.prompt)})
+
+
+_QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+_EXAMPLE = Choice(texts=["The capital of France is Paris."], usage=Usage(24, 16, 9))
+MESSAGES = operation(
+    "anthropic",
+    "Answer a conversation",
+    'Text and tools. Errors have the shape `{"type": "error", "error": {"type", "message"}}`.',
+    ("MessagesBody", {"A question": {"max_tokens": 64, "messages": _QUESTION}}),
+    message_body("msg_4f2a", "smollm2-135m-diffusion", _EXAMPLE, _usage_body(_EXAMPLE.usage)),
+    'event: content_block_delta\ndata: {"type": "content_block_delta", "index": 0, '
+    '"delta": {"type": "text_delta", "text": "The capital of"}}\n\n',
+)
+COUNT = operation(
+    "anthropic",
+    "Count the tokens of a conversation",
+    "With its tools and the chat template, as a message would use them. 400 where they exceed the context.",
+    ("CountBody", {"A question": {"messages": _QUESTION}}),
+    {"input_tokens": 37},
+)

@@ -1,0 +1,183 @@
+"""llama.cpp's route for editors that complete code."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+
+from vermilion.errors import VermilionError
+from vermilion.serving.generation import chat
+from vermilion.serving.generation.replies import Choice, scored
+from vermilion.serving.generation.streams import KEEP_ALIVE
+from vermilion.serving.http.error_rendering import openai_error
+from vermilion.serving.http.openapi import operation
+from vermilion.serving.http.request_context import Call, json_response
+from vermilion.serving.http.sse import EVENT_STREAM
+from vermilion.serving.service_state import Service
+from vermilion.serving.wire.openai_bodies import WIRE, CompletionBody, Generation
+from vermilion.types import Event, Finish, Text, TokenInfo
+
+_LEAST_S = 1e-9
+_STOP_TYPES = {"stop": "eos", "length": "limit"}
+
+
+class ExtraFile(BaseModel):
+    model_config = WIRE
+
+    filename: str = Field("", description="Its name.")
+    text: str = Field(description="What of it matters here.")
+
+
+class InfillBody(Generation):
+    """Body of POST /infill."""
+
+    input_prefix: str = Field("", description="Text left of the gap.")
+    input_suffix: str = Field("", description="Text right of the gap.")
+    input_extra: list[ExtraFile] | None = Field(
+        None, description="Pieces of other files, the most telling last; the first are left out for room."
+    )
+    prompt: str | None = Field(None, description="How the text in the gap begins.")
+    n_predict: int | None = Field(
+        None, ge=-2, description="Wins over `max_tokens`; 0 only readies the prompt, below 0 is no limit."
+    )
+    n_probs: int | None = Field(
+        None, ge=0, le=20, description="Send each token's log probability and so many likeliest beside it."
+    )
+    repeat_penalty: float | None = Field(
+        None, gt=0, le=10, allow_inf_nan=False, description="Another name of `repetition_penalty`."
+    )
+
+    @property
+    def readies(self) -> bool:
+        return self.n_predict == 0
+
+    def completion(self, context_length: int) -> CompletionBody:
+        """The same in OpenAI's terms, as one answer."""
+        given = {name: getattr(self, name) for name in Generation.model_fields}
+        given["n"] = 1
+        if self.n_predict is not None:
+            # The prompt is prefilled for the sake of a token, and is then found in the cache.
+            given["max_tokens"] = context_length if self.n_predict < 0 else max(1, self.n_predict)
+        if self.readies:
+            given["min_tokens"] = None
+        if self.repeat_penalty is not None:
+            given["repetition_penalty"] = self.repeat_penalty
+        if self.seed == -1:
+            given["seed"] = None
+        prompt = self.input_prefix + (self.prompt or "")
+        return CompletionBody.model_construct(
+            # An editor asks in an empty file too.
+            prompt=prompt or ("" if self.input_suffix else "\n"),
+            suffix=self.input_suffix,
+            logprobs=self.n_probs or None,
+            **given,
+        )
+
+    @property
+    def context(self) -> list[tuple[str, str]]:
+        return [(extra.filename, extra.text) for extra in self.input_extra or ()]
+
+
+class InfillStream:
+    """Chunks with `content`, then one with `stop: true` and all figures; no `[DONE]`, as in llama.cpp."""
+
+    media_type = EVENT_STREAM
+    keep_alive = KEEP_ALIVE
+
+    def __init__(self, model: str, silent: bool) -> None:
+        self._model = model
+        self._silent = silent
+        self._choice = Choice()
+
+    def render(self, index: int, event: Event) -> bytes:
+        self._choice.add(event)
+        if isinstance(event, Text) and (event.text or event.tokens) and not self._silent:
+            piece = {"index": index, "content": event.text, "tokens": [], "stop": False}
+            return _frame(piece | _probabilities(event.tokens))
+        if isinstance(event, Finish):
+            self._choice.tokens.clear()
+            return _frame({**infill_reply(self._model, self._choice), "content": ""})
+        return b""
+
+    def close(self) -> bytes:
+        return b""
+
+    def fail(self, error: VermilionError) -> bytes:
+        return _frame(openai_error(error))
+
+
+def infill_reply(model: str, choice: Choice) -> dict[str, Any]:
+    """llama.cpp's fields; the durations are split at the first settled text."""
+    usage = choice.usage
+    num_read = usage.prompt_tokens - usage.cached_tokens
+    return {
+        "index": 0,
+        "content": choice.text,
+        "tokens": [],
+        "stop": True,
+        "model": model,
+        "tokens_predicted": usage.completion_tokens,
+        "tokens_evaluated": usage.prompt_tokens,
+        "tokens_cached": usage.cached_tokens,
+        "truncated": False,
+        "has_new_line": "\n" in choice.text,
+        "stop_type": "word" if choice.stop_string else _STOP_TYPES.get(choice.reason, "none"),
+        "stopping_word": choice.stop_string,
+        "timings": {
+            "cache_n": usage.cached_tokens,
+            **_timing("prompt", num_read, choice.prompt_s),
+            **_timing("predicted", usage.completion_tokens, choice.text_s),
+        },
+        **_probabilities(choice.tokens),
+    }
+
+
+def _probabilities(tokens: Sequence[TokenInfo]) -> dict[str, Any]:
+    return {"completion_probabilities": scored(tokens, ids=True)} if tokens else {}
+
+
+def _timing(name: str, num_tokens: int, duration_s: float) -> dict[str, float]:
+    return {
+        f"{name}_n": num_tokens,
+        f"{name}_ms": duration_s * 1000,
+        f"{name}_per_token_ms": duration_s * 1000 / max(1, num_tokens),
+        f"{name}_per_second": num_tokens / max(duration_s, _LEAST_S),
+    }
+
+
+def _frame(content: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"
+
+
+def add_routes(router: APIRouter, service: Service) -> None:
+    @router.post("/infill", **INFILL)
+    async def infill(http: HttpRequest) -> Response:
+        call = Call.admit(http, service)
+        body = await call.body(InfillBody)
+        completion = body.completion(call.model.context_length)
+        id = f"infill-{secrets.token_hex(12)}"
+        requests = await chat.infill_requests(completion, body.context, call.served, service.config, id)
+        if body.stream:
+            return call.stream(requests, InfillStream(call.model.id, body.readies))
+        (choice,) = await call.whole(requests)
+        if body.readies:
+            choice.texts.clear()
+            choice.tokens.clear()
+        return json_response(infill_reply(call.model.id, choice))
+
+
+INFILL = operation(
+    "llama.cpp",
+    "Fill a gap in code",
+    "As /v1/completions with a suffix, in llama.cpp's terms.",
+    ("InfillBody", {"A gap": {"input_prefix": "def add(a, b):\n    return ", "input_suffix": "\n"}}),
+    {"content": "a + b", "stop": True, "tokens_predicted": 3, "tokens_evaluated": 18, "timings": {}},
+    'data: {"index":0,"content":"a + b","tokens":[],"stop":false}\n\n',
+)

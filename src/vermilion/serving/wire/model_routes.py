@@ -1,0 +1,149 @@
+"""The lists of models, and their tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
+
+from vermilion.accounts.money import written
+from vermilion.decoding.presets import PRESETS
+from vermilion.errors import BadRequest
+from vermilion.serving.backend import Served
+from vermilion.serving.generation import chat, model_names
+from vermilion.serving.http.openapi import operation
+from vermilion.serving.http.request_context import Call, json_response
+from vermilion.serving.service_state import Service
+from vermilion.serving.wire.openai_bodies import ChatBody, DetokenizeBody, TokenizeBody
+
+_NO_SAMPLING = {"model", "messages", "stream", "stream_options", "diffusing"}
+_FEATURES = ("tools", "json_mode", "structured_outputs")
+_PARAMETERS = sorted(set(ChatBody.model_fields) - _NO_SAMPLING)
+
+
+def model_body(served: Served, name: str) -> dict[str, Any]:
+    """One row of the model list: OpenAI's fields, Mercury's and ours."""
+    model = served.backend.model
+    endpoints = ["completions", "fim.completions"]
+    chats = ["chat.completions", *endpoints, "edit.completions", "apply.completions"]
+    return {
+        "id": name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "vermilion",
+        "name": name if name in model.adapters else model.id,
+        "description": model.description,
+        "input_modalities": ["text"],
+        "output_modalities": ["text"],
+        "context_length": model.context_length,
+        "max_output_length": model.context_length - 1,
+        "pricing": dict.fromkeys(("prompt", "completion", "input_cache_reads", "input_cache_writes"), "0"),
+        "supported_sampling_parameters": _PARAMETERS,
+        "supported_features": [] if served.template is None else list(_FEATURES),
+        "supported_endpoints": endpoints if served.template is None else chats,
+        "openrouter": None,
+        "datacenters": [],
+        "decoders": list(model.decoders),
+        "presets": {
+            preset: decoding.decoder
+            for preset, decoding in PRESETS.items()
+            if not model.decoders or decoding.decoder in model.decoders
+        },
+        **({"parent": model.id} if name in model.adapters else {}),
+    }
+
+
+async def _priced(service: Service, row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the price in force, in dollars per token; free on a service without accounts."""
+    if service.accounts is None:
+        return row
+    price = await service.accounts.price(row["id"] if "parent" in row else row["name"])
+    fresh, cached, output = map(written, (price.input, price.cached_input, price.output))
+    named = {"prompt": fresh, "completion": output, "input_cache_reads": cached, "input_cache_writes": fresh}
+    return {**row, "pricing": named}
+
+
+def add_routes(router: APIRouter, service: Service) -> None:
+    async def listed(endpoint: str = "") -> Response:
+        served = service.admit()
+        names = model_names.names(served.backend.model, service.config)
+        rows = [model_body(served, name) for name in names]
+        shown = [row for row in rows if not endpoint or endpoint in row["supported_endpoints"]]
+        return json_response({"object": "list", "data": [await _priced(service, row) for row in shown]})
+
+    @router.get("/v1/models", **MODELS)
+    async def models() -> Response:
+        return await listed()
+
+    @router.get("/v1/chat/completions/models", **MODELS)
+    async def chat_models() -> Response:
+        return await listed("chat.completions")
+
+    @router.get("/v1/fim/completions/models", **MODELS)
+    async def fim_models() -> Response:
+        return await listed("fim.completions")
+
+    @router.get("/v1/edit/completions/models", **MODELS)
+    async def edit_models() -> Response:
+        return await listed("edit.completions")
+
+    @router.get("/v1/models/{id:path}", **MODEL)
+    async def model(id: str) -> Response:
+        served = service.admit()
+        model_names.check_model(id, served.backend.model, service.config)
+        return json_response(await _priced(service, model_body(served, id)))
+
+
+def add_token_routes(router: APIRouter, service: Service) -> None:
+    @router.post("/v1/tokenize", **TOKENIZE)
+    async def tokenize(http: HttpRequest) -> Response:
+        call = Call.admit(http, service)
+        body = await call.body(TokenizeBody)
+        if sum(given is not None for given in (body.prompt, body.content, body.messages)) != 1:
+            raise BadRequest(
+                "prompt: give one of prompt, content and messages.", "prompt", "missing_required_parameter"
+            )
+        tokens = await chat.token_ids(body, call.served, service.config)
+        reply: dict[str, Any] = {
+            "count": len(tokens),
+            "max_model_len": call.model.context_length,
+            "tokens": tokens,
+        }
+        if body.return_token_strs:
+            reply["token_strs"] = [call.served.tokenizer.token_text(token) for token in tokens]
+        return json_response(reply)
+
+    @router.post("/v1/detokenize", **DETOKENIZE)
+    async def detokenize(http: HttpRequest) -> Response:
+        call = Call.admit(http, service)
+        body = await call.body(DetokenizeBody)
+        model_names.check_model(body.model, call.model, service.config)
+        text = await chat.text_of(body.tokens, call.served)
+        return json_response({"prompt": text, "content": text})
+
+
+_MODEL = {"id": "smollm2-135m-diffusion", "object": "model", "created": 1767225600, "owned_by": "vermilion"}
+MODELS = operation(
+    "models",
+    "List the models and their aliases",
+    "Under an endpoint's path, those that can be asked there.",
+    None,
+    {"object": "list", "data": [_MODEL]},
+)
+MODEL = operation("models", "One model", "404 for names that are not served.", None, _MODEL)
+TOKENIZE = operation(
+    "models",
+    "Count and list the tokens of a text or a conversation",
+    "Strings that look like control tokens are ordinary text.",
+    ("TokenizeBody", {"A text": {"prompt": "Hello world", "return_token_strs": True}}),
+    {"count": 2, "max_model_len": 8192, "tokens": [19556, 905], "token_strs": ["Hello", " world"]},
+)
+DETOKENIZE = operation(
+    "models",
+    "The text of tokens",
+    "Control tokens are left out.",
+    ("DetokenizeBody", {"Two tokens": {"tokens": [72, 105]}}),
+    {"prompt": "Hi", "content": "Hi"},
+)
