@@ -21,7 +21,7 @@ import torch
 
 from vermilion.config import EngineConfig, build
 from vermilion.engine.llm import LLM
-from vermilion.evaluation.circumstances import circumstances, command
+from vermilion.evaluation.environment import command, environment
 from vermilion.models import catalog
 from vermilion.training import finetune
 from vermilion.training.export import write_adapter
@@ -54,7 +54,7 @@ def main() -> None:
     row = {
         "benchmark": "adapters",
         "command": command(),
-        **circumstances(llm),
+        **environment(llm),
         "load_average": round(os.getloadavg()[0], 1),
         "requests": NUM_REQUESTS,
         "rank": RANK,

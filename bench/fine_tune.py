@@ -25,7 +25,7 @@ from pathlib import Path
 import openai
 
 from vermilion.cli.demo import wait_until_ready
-from vermilion.evaluation.circumstances import command, commit, processor
+from vermilion.evaluation.environment import command, commit, processor
 
 NAMES = [first + second for first in ("An", "Bel", "Cor", "Dan", "El", "Fir", "Gar", "Hol", "Iv", "Jo")
          for second in ("na", "la", "ta", "ra", "wyn", "do", "mir", "son", "ley", "ka")]  # fmt: skip

@@ -19,7 +19,7 @@ from vermilion.decoding.presets import PRESETS
 from vermilion.decoding.reference import Reference
 from vermilion.engine.llm import LLM
 from vermilion.errors import ModelFileError
-from vermilion.evaluation.prompts import Prompt, fixed, hundred
+from vermilion.evaluation.fixed_prompts import FixedPrompt, fixed, hundred
 from vermilion.models import catalog, weights
 from vermilion.types import Decoding, Finish, Request, Sampling
 
@@ -39,7 +39,7 @@ def llm() -> Iterator[LLM]:
     yield LLM(config=EngineConfig(dtype="float32", device="cpu", draft_rows=10_000))
 
 
-def ids(llm: LLM, prompt: Prompt) -> tuple[int, ...]:
+def ids(llm: LLM, prompt: FixedPrompt) -> tuple[int, ...]:
     if prompt.kind == "chat":
         return tuple(llm.chat_prompt([{"role": "user", "content": prompt.text}]))
     return tuple(llm.tokenizer.encode(prompt.text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,6 +54,24 @@ TORCH_FREE = (
     "decoding/presets.py",
     "decoding/commit.py",
 )
+# Names that stand for two things, each with the reason why it may.
+MODULE_HOMONYMS = {
+    "engine": "the package is named after the class of its main module",
+    "adapters": "the two become one mechanism",
+    "jobs": "decoding's is being renamed",
+}
+CLASS_HOMONYMS = {
+    "Adapter": "training's becomes the one description of an adapter",
+    "Level": "serving is being sorted",
+    "Limits": "the scheduler's is being renamed",
+    "Lora": "the layers are being joined with the adapters",
+    "Question": "the command line's is being renamed",
+    "Reply": "serving and the command line are being sorted",
+    "Request": "the ledger's is being renamed",
+    "Service": "serving is being sorted",
+    "Store": "serving is being sorted",
+    "Task": "decoding's programs are being joined",
+}
 FORBIDDEN = (
     (re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X|NotImplemented" r"Error)\b"), "unfinished code"),
     (re.compile(r"\bimport pickle\b|\bpickle\.load|\btorch\.load\("), "pickle; use safetensors"),
@@ -207,6 +226,19 @@ def test_classes_are_not_deep() -> None:
         f"{places[name]}: {' < '.join(chain(name))}"
         for name in parents
         if len(chain(name)) > MAX_CLASS_DEPTH and chain(name)[-1] != "VermilionError"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_one_name_stands_for_one_thing() -> None:
+    metrics = runpy.run_path(str(ROOT / "scripts" / "metrics"))
+    trees = {path.relative_to(PACKAGE).as_posix(): parsed(path) for path in SOURCES}
+    modules, classes = metrics["module_homonyms"](trees), metrics["class_homonyms"](trees)
+    wrong = [
+        f"{name}: {', '.join(places)}"
+        for found, allowed in ((modules, MODULE_HOMONYMS), (classes, CLASS_HOMONYMS))
+        for name, places in found.items()
+        if name not in allowed
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -78,7 +78,7 @@ def test_a_masked_newline_does_not_break_the_row() -> None:
 )
 def test_no_control_character_reaches_the_terminal(hostile: str) -> None:
     console = recording(width=60)
-    with AnswerView(console, least_interval_s=0) as view:
+    with AnswerView(console, min_interval_s=0) as view:
         view.show(Canvas(hostile, masked=((0, 1),)))
         view.show(Canvas(hostile))
         view.show(Text(hostile))
@@ -130,7 +130,7 @@ def answer(text: str, block: int) -> list[Canvas | Text | Finish]:
 def test_a_long_answer_scrolls_without_losing_or_repeating_a_row(block: int) -> None:
     text = "\n".join(f"line {number} " + "word " * (number % 5) + "end" for number in range(30))
     console = recording(width=20, height=6)
-    with AnswerView(console, least_interval_s=0) as view:
+    with AnswerView(console, min_interval_s=0) as view:
         for event in answer(text, block):
             view.show(event)
     expected = [text[start:end].rstrip() for start, end in rows(text, 20)]
@@ -140,7 +140,7 @@ def test_a_long_answer_scrolls_without_losing_or_repeating_a_row(block: int) -> 
 def test_one_endless_paragraph_never_outgrows_the_screen() -> None:
     text = "word " * 200
     console = recording(width=20, height=6)
-    with AnswerView(console, least_interval_s=0) as view:
+    with AnswerView(console, min_interval_s=0) as view:
         for event in answer(text, 8):
             view.show(event)
     assert Screen(sent_to(console), 6).text.replace("\n", " ").split() == ["word"] * 200
@@ -148,7 +148,7 @@ def test_one_endless_paragraph_never_outgrows_the_screen() -> None:
 
 def test_a_guess_taller_than_the_screen_shows_its_last_rows() -> None:
     console = recording(width=20, height=6)
-    with AnswerView(console, least_interval_s=0) as view:
+    with AnswerView(console, min_interval_s=0) as view:
         view.show(Canvas("\n".join(f"row {number}" for number in range(12))))
         shown = Screen(sent_to(console), 6).text
     assert shown.split("\n") == [f"row {number}" for number in range(7, 12)]
@@ -157,7 +157,7 @@ def test_a_guess_taller_than_the_screen_shows_its_last_rows() -> None:
 
 def test_stopping_midway_keeps_what_settled_and_erases_the_guess() -> None:
     console = recording()
-    with pytest.raises(KeyboardInterrupt), AnswerView(console, least_interval_s=0) as view:
+    with pytest.raises(KeyboardInterrupt), AnswerView(console, min_interval_s=0) as view:
         view.show(Text("kept"))
         view.show(Canvas("kept guess", settled=((0, 4),)))
         raise KeyboardInterrupt
@@ -166,7 +166,7 @@ def test_stopping_midway_keeps_what_settled_and_erases_the_guess() -> None:
 
 def test_text_skipped_by_the_frame_limit_is_printed_in_the_end() -> None:
     console = recording()
-    with AnswerView(console, least_interval_s=3600) as view:
+    with AnswerView(console, min_interval_s=3600) as view:
         for event in answer("all of it\narrives", 3):
             view.show(event)
     assert Screen(sent_to(console), 6).text == "all of it\narrives"

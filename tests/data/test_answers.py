@@ -12,7 +12,7 @@ import pytest
 
 from tests import tiny
 from vermilion.data import answers
-from vermilion.data.answers import AnswersConfig, Asked, generate, refusal_of, repeated
+from vermilion.data.answers import AnswerCounts, AnswersConfig, generate, refusal_of, repeated
 from vermilion.data.prompt_templates import Prompt, Texts, harvest, prompts
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import Loaded
@@ -33,7 +33,7 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> LLM:
 
 def config(tmp_path: Path, **changes: object) -> AnswersConfig:
     given = AnswersConfig(
-        tmp_path / "answers.jsonl", num_answers=12, batch=4, max_tokens=20, min_tokens=5, most_repeated=0.9,
+        tmp_path / "answers.jsonl", num_answers=12, batch=4, max_tokens=20, min_tokens=5, max_repeated=0.9,
         shares={"continue": 1.0},
     )  # fmt: skip
     return replace(given, **changes)  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def test_the_standard_library_gives_texts_of_every_sort() -> None:
 
 
 def test_every_prompt_is_answered_once(tmp_path: Path, llm: LLM) -> None:
-    seen: list[Asked] = []
+    seen: list[AnswerCounts] = []
     asked = generate(config(tmp_path), llm, seen.append)
     kept, refused = rows(tmp_path / "answers.jsonl"), rows(tmp_path / "answers.refused.jsonl")
     assert (asked.kept, asked.refused) == (len(kept), len(refused)) and len(seen) == 12

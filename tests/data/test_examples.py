@@ -52,7 +52,7 @@ def test_every_bad_line_is_refused_with_its_number_and_reason() -> None:
 def test_the_error_lists_all_lines_up_to_a_limit(
     tmp_path: Path, base: catalog.ModelFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examples, "MOST_REPORTED", 4)
+    monkeypatch.setattr(examples, "MAX_REPORTED", 4)
     file = tmp_path / "answers.jsonl"
     file.write_bytes(b"\n".join([GOOD, *BAD]))
     with pytest.raises(ConfigError) as caught:

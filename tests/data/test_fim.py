@@ -10,7 +10,7 @@ import torch
 
 from vermilion.data.corpus import Corpus, Document
 from vermilion.data.fim import rearranged
-from vermilion.data.packing import DataConfig, Dataset, DataState, Source, next_batch
+from vermilion.data.packing import DataConfig, Dataset, DataSource, DataState, next_batch
 from vermilion.errors import ConfigError
 
 MARKS = (11, 12, 13, 14)
@@ -52,7 +52,7 @@ def test_a_text_of_one_line_still_gets_a_gap() -> None:
 
 
 def dataset(fim: float) -> Dataset:
-    config = DataConfig((Source(Path("0")),), 16, 0, seed=3, fim=fim, fim_token_ids=MARKS if fim else ())
+    config = DataConfig((DataSource(Path("0")),), 16, 0, seed=3, fim=fim, fim_token_ids=MARKS if fim else ())
     texts = [Document([50 + i] * 9) for i in range(6)] + [Document([60, 61, 62], 2), Document([70] * 40)]
     return Dataset(config, (Corpus.of(texts),), line_breaks=frozenset({BREAK}))
 

@@ -14,8 +14,8 @@ from vermilion.data.examples import read_answers
 from vermilion.data.packing import (
     DataConfig,
     Dataset,
+    DataSource,
     DataState,
-    Source,
     fitting_length,
     held_out,
     next_batch,
@@ -36,7 +36,7 @@ def documents(count: int, num_prompt: int = 0, seed: int = 0) -> list[Document]:
 
 
 def dataset(*corpora: list[Document], length: int = 32, held: int = 2, fill: int = 3) -> Dataset:
-    sources = tuple(Source(Path(f"{i}"), share=1.0 + i) for i in range(len(corpora)))
+    sources = tuple(DataSource(Path(f"{i}"), share=1.0 + i) for i in range(len(corpora)))
     config = DataConfig(sources, length, held, seed=4)
     return Dataset(config, tuple(Corpus.of(each) for each in corpora), (), (EOS,), fill)
 
@@ -132,7 +132,7 @@ def test_what_is_held_out_is_packed_and_never_trained_on() -> None:
 
 def test_validation_sources_take_the_place_of_held_out_examples() -> None:
     texts, others = documents(30), documents(3, seed=9)
-    config = DataConfig((Source(Path("0")),), 32, held_out=-1)
+    config = DataConfig((DataSource(Path("0")),), 32, held_out=-1)
     alone = Dataset(config, (Corpus.of(texts),))
     assert alone.num_held_out(alone.corpora[0]) == 3
     given = Dataset(config, (Corpus.of(texts),), (Corpus.of(others),))

@@ -19,7 +19,7 @@ from vermilion.data import pipeline as building
 from vermilion.data.archives import fetch_sdist, read_texts
 from vermilion.data.cleaning import (
     Decontamination,
-    Doubles,
+    Deduplicator,
     is_wanted_path,
     refusal_of_text,
     without_header,
@@ -83,7 +83,7 @@ def recipe(tmp_path: Path) -> DataRecipe:
     answers.write_text(json.dumps({"prompt": "hi", "response": "hello there"}))
     return DataRecipe(
         tmp_path / "out", str(tmp_path), tmp_path / "downloads", tuple(packages), standard_library=False,
-        answers=(answers,), most_of_project=1.0, fim_share=1.0, fim_tokens=(1, 2, 3, 4),
+        answers=(answers,), max_project_share=1.0, fim_share=1.0, fim_tokens=(1, 2, 3, 4),
     )  # fmt: skip
 
 
@@ -287,11 +287,11 @@ def test_grams_split_over_prompt_and_solution_are_found(tmp_path: Path) -> None:
 
 
 def test_near_doubles_are_found_and_different_texts_are_not() -> None:
-    doubles = Doubles(0.8, seed=0)
-    assert doubles.refusal_of(function("a", 200)) == ""
-    assert doubles.refusal_of(function("a", 200).replace(" = ", "=")) == "same"
-    assert doubles.refusal_of(function("a", 200) + "x = 1\n") == "similar"
-    assert doubles.refusal_of(function("b", 200)) == ""
+    duplicates = Deduplicator(0.8, seed=0)
+    assert duplicates.refusal_of(function("a", 200)) == ""
+    assert duplicates.refusal_of(function("a", 200).replace(" = ", "=")) == "same"
+    assert duplicates.refusal_of(function("a", 200) + "x = 1\n") == "similar"
+    assert duplicates.refusal_of(function("b", 200)) == ""
 
 
 def test_no_project_gives_more_than_its_share() -> None:
@@ -307,7 +307,7 @@ def test_the_cap_holds_in_a_build(recipe: DataRecipe, tmp_path: Path) -> None:
     many = {f"f{i}.py": function(f"big{i}") for i in range(20)}
     packages = [sdist(tmp_path, "big", many)]
     packages += [sdist(tmp_path, f"p{i}", {"a.py": function(f"small{i}")}) for i in range(4)]
-    manifest = build(replace(recipe, packages=tuple(packages), most_of_project=0.4))
+    manifest = build(replace(recipe, packages=tuple(packages), max_project_share=0.4))
     tokens = [project["tokens"].get("code", 0) for project in manifest["projects"]]
     assert 0.2 < tokens[0] / sum(tokens) <= 0.4
 
@@ -380,7 +380,7 @@ def test_files_that_nobody_wrote_or_reads_are_dropped() -> None:
 def test_the_shipped_recipes_are_sound() -> None:
     recipe = load(DataRecipe, RECIPES / "data.toml")
     assert any(package.held_out for package in recipe.packages)
-    assert sum(not package.held_out for package in recipe.packages) * recipe.most_of_project >= 1
+    assert sum(not package.held_out for package in recipe.packages) * recipe.max_project_share >= 1
 
 
 def test_the_command_prints_the_folder_alone_on_stdout(
@@ -392,7 +392,7 @@ def test_the_command_prints_the_folder_alone_on_stdout(
     )
     file.write_text(
         f'output = "{recipe.output}"\ntokenizer = "{recipe.tokenizer}"\nstandard_library = false\n'
-        f"fim_tokens = [1, 2, 3, 4]\nmost_of_project = 1.0\npackages = [{packages}]\n"
+        f"fim_tokens = [1, 2, 3, 4]\nmax_project_share = 1.0\npackages = [{packages}]\n"
     )
     build_data.build(file, ["fim_share=0.0"])
     captured = capsys.readouterr()
@@ -404,7 +404,7 @@ def test_bad_settings_are_named(tmp_path: Path) -> None:
     twice = (Package("a", "1"), Package("a", "2"))
     for change, said in (
         ({"packages": twice}, "stand there once"),
-        ({"most_of_project": 0.0}, "most_of_project"),
+        ({"max_project_share": 0.0}, "max_project_share"),
         ({"fim_tokens": (1,)}, "four ids"),
     ):
         with pytest.raises(ConfigError, match=said):

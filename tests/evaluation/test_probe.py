@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests import tiny
-from vermilion.evaluation.denoising import drafting, implied, likelihood
+from vermilion.evaluation.denoiser_metrics import drafting, implied, likelihood
 from vermilion.evaluation.likelihood import score
 from vermilion.evaluation.probe import Block, Cut, blocks, guesses
-from vermilion.evaluation.texts import Known, written
+from vermilion.evaluation.reference_texts import ReferenceText, written
 from vermilion.training.forward import Forward, NoisyRows
 from vermilion.training.masks import Layout
 
@@ -77,7 +77,7 @@ def test_blocks_hide_the_share_asked_for_and_never_an_anchor() -> None:
 
 def test_likelihood_adds_up() -> None:
     engine = tiny.engine("causal-shift", tiny.model("causal-shift"))
-    texts = [Known("a", TOKENS, 3), Known("b", TOKENS[::-1], 0)]
+    texts = [ReferenceText("a", TOKENS, 3), ReferenceText("b", TOKENS[::-1], 0)]
     figures = likelihood(engine, texts, 5, seed=0)
     assert figures["tokens"] == 30 + 32
     readings = score(engine, TOKENS[:3], TOKENS[3:]) + score(engine, TOKENS[:0:-1][:1], TOKENS[::-1][1:])
@@ -103,9 +103,9 @@ def test_a_replay_counts_cycles_as_drafting_and_verifying_would() -> None:
         tokenizer = tiny.Letters()
 
     Llm.engine = engine  # type: ignore[attr-defined]
-    from vermilion.evaluation.prompts import Prompt
+    from vermilion.evaluation.fixed_prompts import FixedPrompt
 
-    [text] = written(Llm(), [Prompt("prose", "once upon")], 24)  # type: ignore[arg-type]
+    [text] = written(Llm(), [FixedPrompt("prose", "once upon")], 24)  # type: ignore[arg-type]
     figures = drafting(engine, [text], (4,))["block_4"]
 
     # The same by hand: a draft of three, then the base's verdict, until the text ends; riding, the base has
@@ -148,9 +148,9 @@ def test_the_base_follows_its_own_greedy_text() -> None:
         tokenizer = tiny.Letters()
 
     Llm.engine = engine  # type: ignore[attr-defined]
-    from vermilion.evaluation.prompts import Prompt
+    from vermilion.evaluation.fixed_prompts import FixedPrompt
 
-    prompts = [Prompt("prose", "once upon"), Prompt("code", "def f(x):")]
+    prompts = [FixedPrompt("prose", "once upon"), FixedPrompt("code", "def f(x):")]
     for text in written(Llm(), prompts, 12):  # type: ignore[arg-type]
         readings = score(engine, text.ids[: text.num_prompt], text.ids[text.num_prompt :])
         assert [reading.token for reading in readings] == list(text.ids[text.num_prompt :])

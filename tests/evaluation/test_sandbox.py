@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from vermilion.evaluation import sandbox
-from vermilion.evaluation.sandbox import ISOLATIONS, Limits, best_isolation, run
+from vermilion.evaluation.sandbox import ISOLATIONS, SandboxLimits, best_isolation, run
 
-SHORT = Limits(wall_s=20)
+SHORT = SandboxLimits(wall_s=20)
 AVAILABLE = ISOLATIONS[ISOLATIONS.index(best_isolation()) :]
 isolated = pytest.mark.parametrize("isolation", AVAILABLE)
 
@@ -108,7 +108,7 @@ def test_there_is_no_way_out(isolation: str, kind: str, tmp_path: Path) -> None:
 )
 def test_a_program_without_end_is_ended(isolation: str, program: str) -> None:
     began = time.monotonic()
-    outcome = run(program, Limits(wall_s=0.7), isolation)
+    outcome = run(program, SandboxLimits(wall_s=0.7), isolation)
     assert outcome.status == "timeout"
     assert time.monotonic() - began < 10
 
@@ -117,7 +117,7 @@ def test_a_program_without_end_is_ended(isolation: str, program: str) -> None:
 def test_a_fork_bomb_leaves_nothing_running(isolation: str) -> None:
     before = len(psutil.Process().children(recursive=True))
     bomb = "import os, time\nwhile True:\n    try: os.fork()\n    except OSError: pass"
-    assert run(bomb, Limits(wall_s=0.7), isolation).status == "timeout"
+    assert run(bomb, SandboxLimits(wall_s=0.7), isolation).status == "timeout"
     assert len(psutil.Process().children(recursive=True)) == before
 
 

@@ -14,11 +14,11 @@ from tests import tiny
 from vermilion.data.corpus import Document, write_corpus
 from vermilion.evaluation import code_tasks, exact_tasks
 from vermilion.evaluation.code_tasks import gaps
+from vermilion.evaluation.reference_texts import problems
 from vermilion.evaluation.sampler import Ask, Reply, Sampler
+from vermilion.evaluation.suite import TASKS
 from vermilion.evaluation.task import Setting
-from vermilion.evaluation.tasks import TASKS
 from vermilion.evaluation.text_quality import distinct, parses, parses_so_far, repetition, similarity
-from vermilion.evaluation.texts import problems
 from vermilion.types import Decoding, Usage
 
 

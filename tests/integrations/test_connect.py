@@ -22,8 +22,8 @@ from vermilion.accounts import database as stores
 from vermilion.accounts.accounts_config import AccountsConfig
 from vermilion.cli import app
 from vermilion.errors import BadParameter, EngineFailure, VermilionError
-from vermilion.integrations.connection import discover
-from vermilion.integrations.editors import EDITORS
+from vermilion.integrations.clients import CLIENTS
+from vermilion.integrations.endpoint import discover
 from vermilion.serving.backend import Served
 from vermilion.serving.http.server import serve
 from vermilion.serving.serve_config import ServeConfig
@@ -97,13 +97,13 @@ def connect(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["connect", *arguments])
 
 
-@pytest.mark.parametrize("client", list(EDITORS))
+@pytest.mark.parametrize("client", list(CLIENTS))
 def test_every_client_gets_its_configuration_and_its_requests_are_answered(client: str, url: str) -> None:
     result = connect(client, "--url", url)
     assert result.exit_code == 0, result.output
     assert url in result.stdout
     assert "FAILED" not in result.stderr
-    assert result.stderr.count("ok ") == len(EDITORS[client].checks)
+    assert result.stderr.count("ok ") == len(CLIENTS[client].checks)
 
 
 def test_editors_that_predict_edits_know_the_model_by_the_name_they_look_for(url: str) -> None:
@@ -114,7 +114,7 @@ def test_editors_that_predict_edits_know_the_model_by_the_name_they_look_for(url
 def test_a_model_with_little_context_gets_an_agent_with_few_tools(client: str, url: str) -> None:
     little = discover(url, "")
     agents = [
-        json.loads(EDITORS[client].render(replace(little, context_length=length))).get("agent", {})
+        json.loads(CLIENTS[client].render(replace(little, context_length=length))).get("agent", {})
         for length in (8192, 131_072)
     ]
     assert [name for name, allowed in agents[0]["vermilion"]["tools"].items() if allowed] == [
@@ -126,7 +126,7 @@ def test_a_model_with_little_context_gets_an_agent_with_few_tools(client: str, u
 
 
 def test_zed_is_told_every_capability_that_its_settings_demand(url: str) -> None:
-    settings = json.loads(EDITORS["zed"].render(discover(url, "")))
+    settings = json.loads(CLIENTS["zed"].render(discover(url, "")))
     (model,) = settings["language_models"]["openai_compatible"]["Vermilion"]["available_models"]
     assert model["capabilities"].keys() == {"tools", "images", "parallel_tool_calls", "prompt_cache_key"}
 
@@ -185,7 +185,7 @@ def test_a_file_that_cannot_be_merged_is_left_alone(
     # The error is one line, so what is to be added stands before it.
     assert isinstance(result.exception, VermilionError)
     assert "\n" not in str(result.exception)
-    assert EDITORS[client].render(discover(url, "unused")) in result.stdout
+    assert CLIENTS[client].render(discover(url, "unused")) in result.stdout
     assert path.read_text() == content
 
 
@@ -218,7 +218,7 @@ def test_aider_gets_a_grammar_of_its_format_for_a_model_with_little_context(url:
     assert not fits("Sure!\n```\na = 1\n```", grammar["value"])
     assert not fits("```\na = 1\n```\n", grammar["value"])
     large = replace(discover(url, ""), context_length=131_072)
-    assert list(EDITORS["aider"].files(large)) == [home / ".aider.conf.yml"]
+    assert list(CLIENTS["aider"].files(large)) == [home / ".aider.conf.yml"]
 
 
 def test_a_service_with_accounts_takes_a_key_and_says_what_it_lacks(

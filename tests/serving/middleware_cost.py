@@ -152,7 +152,7 @@ def opened(where: str) -> Iterator[tuple[Accounts, str]]:
 
 def rows(where: str) -> Iterator[dict[str, object]]:
     """Of the service without accounts and with them, one request at a time and several."""
-    from vermilion.evaluation.circumstances import commit, processor
+    from vermilion.evaluation.environment import commit, processor
 
     database = "postgresql" if "://" in where else "sqlite"
     head = {"benchmark": "edge", "date": time.strftime("%Y-%m-%d"), "commit": commit(), "device": processor()}

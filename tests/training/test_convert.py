@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.training.conftest import WORDS
 from vermilion.config import EngineConfig, build, load
-from vermilion.data.packing import DataConfig, Source
+from vermilion.data.packing import DataConfig, DataSource
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import ConfigError, ModelFileError
@@ -197,7 +197,7 @@ def test_checkpoints_in_hugging_faces_layout_convert(tmp_path: Path, kind: str) 
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     theirs.save_pretrained(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": "bcdefgh"}\n' * 4)
-    data = DataConfig((Source(tmp_path / "a.jsonl"),), length=32, held_out=1)
+    data = DataConfig((DataSource(tmp_path / "a.jsonl"),), length=32, held_out=1)
     one = Recipe(
         str(tmp_path), tmp_path / "run", data=data, steps=2, rows=2, rank=2, mask_token_id=3, plot=False
     )

@@ -94,12 +94,12 @@ def _pieces(text: str, width: int) -> Iterator[tuple[int, str]]:
 class AnswerView:
     """Shows the events of one answer on a terminal; a context manager around the loop over them.
 
-    `least_interval_s` bounds how often the tail is redrawn; no settled text is ever lost to it.
+    `min_interval_s` bounds how often the tail is redrawn; no settled text is ever lost to it.
     """
 
-    def __init__(self, console: Console, least_interval_s: float = 0.03) -> None:
+    def __init__(self, console: Console, min_interval_s: float = 0.03) -> None:
         self._console = console
-        self._least_interval_s = least_interval_s
+        self._least_interval_s = min_interval_s
         self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
         self._settled = ""
         self._printed = 0  # characters of the settled text that are on the screen for good

@@ -51,7 +51,7 @@ def answers(
     with _progress() as bar:
         task = bar.add_task("starting", total=settings.num_answers or None)
 
-        def show(asked: asking.Asked) -> None:
+        def show(asked: asking.AnswerCounts) -> None:
             said = f"{asked.kept:,} answers, {asked.num_tokens:,} tokens, {asked.refused:,} refused"
             bar.update(task, description=said, completed=asked.kept + asked.refused)
 

@@ -1,4 +1,4 @@
-"""`vermilion connect`: an editor's or agent's configuration, printed or written, and tried out."""
+"""`vermilion connect`: the configuration of an editor or agent, printed or written, and tried out."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import typer
 from vermilion.errors import BadParameter, BadRequest, EngineFailure
 
 if TYPE_CHECKING:
-    from vermilion.integrations.connection import Connection
-    from vermilion.integrations.editors import Editor
+    from vermilion.integrations.clients import Client
+    from vermilion.integrations.endpoint import Endpoint
 
 _LOCAL = "http://127.0.0.1:8000"
 _OURS = (
@@ -37,50 +37,50 @@ def connect(
     check: Annotated[bool, typer.Option("--check/--no-check", help="Try the client's requests.")] = True,
 ) -> None:
     """Point an editor or an agent at a running service, and try its requests."""
-    from vermilion.integrations.connection import discover
-    from vermilion.integrations.editors import EDITORS
+    from vermilion.integrations.clients import CLIENTS
+    from vermilion.integrations.endpoint import discover
 
-    editor = EDITORS.get(client)
-    if editor is None:
-        raise BadParameter("CLIENT", client, ", ".join(EDITORS))
-    connection = discover(url, key, model, lambda words: print(words, file=sys.stderr))
-    files = editor.files(connection)
+    settings = CLIENTS.get(client)
+    if settings is None:
+        raise BadParameter("CLIENT", client, ", ".join(CLIENTS))
+    endpoint = discover(url, key, model, lambda words: print(words, file=sys.stderr))
+    files = settings.files(endpoint)
     if write:
-        _write_all(files, editor)
+        _write_all(files, settings)
     for path, text in {} if write else files.items():
-        print(f"{editor.title} reads {path}:\n", file=sys.stderr)
+        print(f"{settings.title} reads {path}:\n", file=sys.stderr)
         print(text, end="", flush=True)
         print(file=sys.stderr)
     if not files:
-        print(editor.render(connection), end="", flush=True)
-    if editor.after:
-        print(f"\n{editor.after}", file=sys.stderr)
+        print(settings.render(endpoint), end="", flush=True)
+    if settings.after:
+        print(f"\n{settings.after}", file=sys.stderr)
     if check:
-        _check(connection, editor)
+        _check(endpoint, settings)
 
 
-def _check(connection: Connection, editor: Editor) -> None:
+def _check(endpoint: Endpoint, settings: Client) -> None:
     """Makes the client's requests and tells how each went; raises EngineFailure if one failed."""
-    from vermilion.integrations.connection import check as ask
+    from vermilion.integrations.endpoint import check as ask
 
     failed = []
-    for route, body in editor.checks:
-        result = ask(connection, route, {"model": connection.model, **body})
+    for route, body in settings.checks:
+        result = ask(endpoint, route, {"model": endpoint.model, **body})
         mark = "ok" if result.ok else "FAILED"
         print(f"{mark:<7}{route}  {result.seconds:.2f} s  {result.detail}", file=sys.stderr)
         failed += [] if result.ok else [route]
     if failed:
-        raise EngineFailure(f"The service did not answer as {editor.title} needs: {', '.join(failed)}.")
+        raise EngineFailure(f"The service did not answer as {settings.title} needs: {', '.join(failed)}.")
 
 
-def _write_all(files: Mapping[Path, str], editor: Editor) -> None:
+def _write_all(files: Mapping[Path, str], settings: Client) -> None:
     """Puts each text into its file; tries all, then raises BadRequest for those that it must leave alone."""
     if not files:
-        raise BadRequest(f"{editor.title} keeps its settings to itself; run this without --write.")
+        raise BadRequest(f"{settings.title} keeps its settings to itself; run this without --write.")
     refused = []
     for path, text in files.items():
         try:
-            print(_write(path, text, editor))
+            print(_write(path, text, settings))
         except BadRequest as error:
             print(f"To be added to {path}:\n", file=sys.stderr)
             print(text, end="", flush=True)
@@ -92,17 +92,17 @@ def _write_all(files: Mapping[Path, str], editor: Editor) -> None:
         raise BadRequest(" ".join(refused))
 
 
-def _write(path: Path, text: str, editor: Editor) -> str:
+def _write(path: Path, text: str, settings: Client) -> str:
     """Puts the configuration into `path`, keeping what is there; says what was done.
 
     Raises BadRequest for a file whose other contents would be lost or misread.
     """
-    ours = text if editor.format == "json" else f"{_OURS}\n{text}"
+    ours = text if settings.format == "json" else f"{_OURS}\n{text}"
     before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    if not before.strip() or (editor.format != "json" and before.startswith(_OURS)):
+    if not before.strip() or (settings.format != "json" and before.startswith(_OURS)):
         _replace(path, ours)
         return f"{path} is written"
-    if editor.format != "json":
+    if settings.format != "json":
         raise BadRequest(f"{path} exists; add the lines above to it by hand, or move it away.")
     try:
         present = json.loads(before)

@@ -20,7 +20,7 @@ _PLACE = re.compile(r"(?P<path>.+?):(?P<line>\d+)(?::(?P<column>\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
-class Cursor:
+class FileCursor:
     """A place between two characters of a file's text, which keeps its own line endings."""
 
     path: Path
@@ -76,7 +76,7 @@ class Cursor:
             raise BadRequest(f"{self.path}: cannot be written: {error.strerror}.") from None
 
 
-def parse(place: str) -> Cursor:
+def parse(place: str) -> FileCursor:
     """The cursor at "FILE:LINE" (the end of that line) or "FILE:LINE:COL", both counted from 1.
 
     COL 1 stands before the first character. Raises BadParameter and BadRequest.
@@ -93,7 +93,7 @@ def parse(place: str) -> Cursor:
     column = int(match["column"]) if match["column"] else width + 1
     if not 1 <= column <= width + 1:
         raise BadParameter("COL", column, f"1 to {width + 1}", f"Line {line} has {width} characters.")
-    return Cursor(path, text, sum(len(above) + 1 for above in lines[: line - 1]) + column - 1)
+    return FileCursor(path, text, sum(len(above) + 1 for above in lines[: line - 1]) + column - 1)
 
 
 def _read(path: Path) -> str:

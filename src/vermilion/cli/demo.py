@@ -20,7 +20,7 @@ POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DemoResult:
     """What the request took, by this side's clock."""
 
     tokens: int
@@ -60,7 +60,7 @@ def wait_until_ready(url: str, timeout_s: float, pid: int | None = None) -> None
         time.sleep(POLL_S)
 
 
-def ask(url: str, prompt: str, show: Callable[[str], None]) -> Outcome:
+def ask(url: str, prompt: str, show: Callable[[str], None]) -> DemoResult:
     """One streamed chat answer; `show` gets its text piece by piece.
 
     Raises EngineFailure when the service refuses, breaks off or sends no text.
@@ -80,7 +80,7 @@ def ask(url: str, prompt: str, show: Callable[[str], None]) -> Outcome:
     if first_text_s is None:
         raise EngineFailure("The service sent no text.")
     seconds = time.monotonic() - started_s
-    return Outcome(usage.get("completion_tokens", 0), _passes(usage), seconds, first_text_s)
+    return DemoResult(usage.get("completion_tokens", 0), _passes(usage), seconds, first_text_s)
 
 
 def client_line(url: str) -> str:

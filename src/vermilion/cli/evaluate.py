@@ -54,12 +54,12 @@ def evaluate(options: EvalOptions) -> None:
     from rich.console import Console
 
     from vermilion.config import EngineConfig, build
-    from vermilion.evaluation.run import Plan
-    from vermilion.evaluation.run import evaluate as measure
+    from vermilion.evaluation.plan import Plan
+    from vermilion.evaluation.plan import evaluate as measure
     from vermilion.evaluation.sampler import parse
+    from vermilion.evaluation.suite import TASKS, chosen
     from vermilion.evaluation.table import tables
     from vermilion.evaluation.task import Setting
-    from vermilion.evaluation.tasks import TASKS, chosen
 
     if options.names:
         for task in TASKS.values():

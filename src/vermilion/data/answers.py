@@ -42,7 +42,7 @@ class AnswersConfig:
     """Tokens of a continued text at most: it seldom ends by itself, and wears thin."""
     min_tokens: int = 16
     """Shorter answers are refused."""
-    most_repeated: float = 0.5
+    max_repeated: float = 0.5
     """Refused above this share of 4-token runs that occurred before in the answer."""
     temperature: float = 0.7
     """0 is greedy."""
@@ -70,7 +70,7 @@ class AnswersConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AnswerCounts:
     """How far it is."""
 
     kept: int = 0
@@ -80,13 +80,13 @@ class Asked:
 
 
 def generate(
-    config: AnswersConfig, llm: LLM | None = None, on_answer: Callable[[Asked], None] | None = None
-) -> Asked:
+    config: AnswersConfig, llm: LLM | None = None, on_answer: Callable[[AnswerCounts], None] | None = None
+) -> AnswerCounts:
     """Ask until the answers or the minutes are there, going on from what `output` holds; the final count."""
     refused_file = config.output.with_suffix(".refused.jsonl")
     config.output.parent.mkdir(parents=True, exist_ok=True)
     done = [row for file in (config.output, refused_file) for row in _rows(file)]
-    asked = Asked()
+    asked = AnswerCounts()
     for row in done:
         asked = _counted(asked, row)
     answered = {row.get("prompt", row.get("prefix")) for row in done}
@@ -108,10 +108,10 @@ def generate(
     return asked
 
 
-def _counted(asked: Asked, row: dict[str, Any]) -> Asked:
+def _counted(asked: AnswerCounts, row: dict[str, Any]) -> AnswerCounts:
     if "refused" in row:
-        return Asked(asked.kept, asked.refused + 1, asked.num_tokens)
-    return Asked(asked.kept + 1, asked.refused, asked.num_tokens + row["num_tokens"])
+        return AnswerCounts(asked.kept, asked.refused + 1, asked.num_tokens)
+    return AnswerCounts(asked.kept + 1, asked.refused, asked.num_tokens + row["num_tokens"])
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
@@ -195,16 +195,16 @@ def _row(
         "finish_reason": finish.reason,
         "num_tokens": len(ids),
     }
-    if refusal := refusal_of(ids, config.min_tokens, config.most_repeated):
+    if refusal := refusal_of(ids, config.min_tokens, config.max_repeated):
         row["refused"] = refusal
     return row
 
 
-def refusal_of(ids: Sequence[int], min_tokens: int, most_repeated: float) -> str:
+def refusal_of(ids: Sequence[int], min_tokens: int, max_repeated: float) -> str:
     """Why an answer is not worth training on; empty where it is."""
     if len(ids) < min_tokens:
         return "short"
-    return "repetitive" if repeated(ids) > most_repeated else ""
+    return "repetitive" if repeated(ids) > max_repeated else ""
 
 
 def repeated(ids: Sequence[int]) -> float:

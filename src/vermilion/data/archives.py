@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 
 from vermilion.errors import ConfigError
 
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 """Larger files are not read: they are data, or generated."""
-_MOST_FILES = 200_000
+_MAX_FILES = 200_000
 _SUFFIXES = (".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tar.xz")
 
 
@@ -87,8 +87,8 @@ def read_texts(sdist: Path) -> Iterator[tuple[PurePosixPath, str]]:
         if path.is_absolute() or ".." in path.parts or "\\" in name or (path.parts and ":" in path.parts[0]):
             raise ConfigError(f"{sdist}: {name!r} leads out of the archive; the file is refused.")
         num_files += 1
-        if num_files > _MOST_FILES:
-            raise ConfigError(f"{sdist}: more than {_MOST_FILES} files; the file is refused.")
+        if num_files > _MAX_FILES:
+            raise ConfigError(f"{sdist}: more than {_MAX_FILES} files; the file is refused.")
         if content is None:
             continue
         try:
@@ -104,12 +104,12 @@ def _members(sdist: Path) -> Iterator[tuple[str, bytes | None]]:
             with zipfile.ZipFile(sdist) as archive:
                 for entry in archive.infolist():
                     # Archives state sizes; reading stops there, whatever was compressed.
-                    small = not entry.is_dir() and entry.file_size <= _MOST_BYTES
+                    small = not entry.is_dir() and entry.file_size <= _MAX_BYTES
                     yield entry.filename, archive.read(entry) if small else None
             return
         with tarfile.open(sdist) as tar:
             for member in tar:
-                file = tar.extractfile(member) if member.isreg() and member.size <= _MOST_BYTES else None
+                file = tar.extractfile(member) if member.isreg() and member.size <= _MAX_BYTES else None
                 yield member.name, file.read() if file else None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise ConfigError(f"{sdist}: not a sound archive: {error}.") from None

@@ -1,4 +1,4 @@
-"""Which texts are worth training on: quality, doubles, evaluation strings. Pure functions of the text."""
+"""Which texts are worth training on: quality, duplicates, evaluation strings. Pure functions of the text."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _GENERATED_NAMES = re.compile(
 )
 _WORD = re.compile(r"\w+")
 _BYTES = (200, 1 << 20)
-_LONGEST_LINE = 400
-_LONGEST_PARAGRAPH = 4000
-_MOST_DIGITS = 0.25
+_MAX_LINE = 400
+_MAX_PARAGRAPH = 4000
+_MAX_DIGITS = 0.25
 _PERMUTATIONS = 128
 _SHINGLE = 5
 
@@ -46,10 +46,10 @@ def refusal_of_text(text: str, is_code: bool = True) -> str:
     size = len(text.encode())
     if not _BYTES[0] <= size <= _BYTES[1]:
         return "size"
-    longest = _LONGEST_LINE if is_code else _LONGEST_PARAGRAPH
+    longest = _MAX_LINE if is_code else _MAX_PARAGRAPH
     if max(map(len, text.splitlines()), default=0) > longest:
         return "long lines"
-    if sum(character.isdigit() for character in text) > _MOST_DIGITS * len(text):
+    if sum(character.isdigit() for character in text) > _MAX_DIGITS * len(text):
         return "digits"
     return "generated" if _GENERATED.search(text[:1000]) else ""
 
@@ -114,7 +114,7 @@ def _strings(file: Path) -> Iterator[str]:
         yield "".join(strings)
 
 
-class Doubles:
+class Deduplicator:
     """Remembers texts, and knows one that is the same or nearly so."""
 
     def __init__(self, similarity: float, seed: int) -> None:

@@ -18,7 +18,7 @@ from vermilion.data.corpus import Document
 from vermilion.errors import BadRequest, ConfigError
 from vermilion.text import ChatTemplate, Tokenizer
 
-MOST_REPORTED = 100
+MAX_REPORTED = 100
 """Bad lines that an error lists; of the others it gives the number."""
 _TOO_LONG = "what comes before the answer takes {} tokens of a row's {}; shorten it, or raise data.length"
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -70,8 +70,8 @@ def parse(data: bytes) -> tuple[list[Example], list[Refusal]]:
 
 def report(name: str, num_lines: int, refusals: Sequence[Refusal]) -> str:
     """One message that lists the refused lines of the file `name`."""
-    shown = "\n  ".join(str(refusal) for refusal in refusals[:MOST_REPORTED])
-    rest = len(refusals) - MOST_REPORTED
+    shown = "\n  ".join(str(refusal) for refusal in refusals[:MAX_REPORTED])
+    rest = len(refusals) - MAX_REPORTED
     more = f"\n  and {rest} more" if rest > 0 else ""
     return f"{name}: {len(refusals)} of {num_lines} lines are no example:\n  {shown}{more}"
 

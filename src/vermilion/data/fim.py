@@ -20,7 +20,7 @@ _PREFIX_TOKENS = 96
 _SUFFIX_TOKENS = 64
 _CHARACTERS = 600
 """Read on either side; more tokens than are kept."""
-_MOST_LINES = 4
+_MAX_LINES = 4
 
 
 def row(prefix: Sequence[int], middle: Sequence[int], suffix: Sequence[int], marks: Marks) -> Document:
@@ -55,7 +55,7 @@ def gap(text: str, tokenizer: Tokenizer, marks: Marks, generator: random.Random)
     first = generator.randrange(len(lines))
     start = sum(map(len, lines[:first]))
     if generator.random() < 0.5:
-        end = start + sum(map(len, lines[first : first + generator.randint(1, _MOST_LINES)]))
+        end = start + sum(map(len, lines[first : first + generator.randint(1, _MAX_LINES)]))
     else:
         length = len(lines[first].rstrip("\n"))
         if length < 2:

@@ -16,7 +16,7 @@ from vermilion.data.corpus import Corpus, Document
 from vermilion.data.fim import rearranged
 from vermilion.errors import ConfigError
 
-MOST_FITTING = 1024
+MAX_FITTED_LENGTH = 1024
 """Tokens of a row whose length is left to the data."""
 _PADDING = -1
 _GAP = 1
@@ -47,7 +47,7 @@ class TokenBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class DataSource:
     """One corpus of a recipe."""
 
     path: Path
@@ -70,13 +70,13 @@ class DataState:
 class DataConfig:
     """What is read, and how rows are cut from it."""
 
-    sources: tuple[Source, ...] = ()
+    sources: tuple[DataSource, ...] = ()
     length: int = 256
     """Tokens of a row; 0: the longest document's, from 256 to 1024."""
     held_out: int = 8
     """Documents at the start of each source that are kept for validation; -1: a tenth, at most 16."""
     seed: int = 0
-    validation: tuple[Source, ...] = ()
+    validation: tuple[DataSource, ...] = ()
     """All of their documents are for validation; the shares say nothing."""
     fim: float = 0.0
     """Share of the texts without a prompt that become a gap to fill (`fim.py`), cut to a row."""
@@ -133,9 +133,9 @@ class Dataset:
 
 
 def fitting_length(corpora: Sequence[Corpus], num_fill: int) -> int:
-    """Tokens of a row that holds the longest document, in 64s, from 256 to MOST_FITTING."""
+    """Tokens of a row that holds the longest document, in 64s, from 256 to MAX_FITTED_LENGTH."""
     longest = max((corpus.longest() for corpus in corpora), default=0)
-    return min(MOST_FITTING, max(256, -(-(longest + num_fill) // 64) * 64))
+    return min(MAX_FITTED_LENGTH, max(256, -(-(longest + num_fill) // 64) * 64))
 
 
 def next_batch(dataset: Dataset, num_rows: int, state: DataState) -> tuple[TokenBatch, DataState]:

@@ -19,12 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from vermilion.data.archives import Sdist, fetch_sdist, sha256_of
-from vermilion.data.cleaning import Decontamination, Doubles
+from vermilion.data.cleaning import Decontamination, Deduplicator
 from vermilion.data.corpus import MANIFEST, Document, write_corpus
 from vermilion.data.examples import read_answers
 from vermilion.data.fim import gap
 from vermilion.data.licences import PERMISSIVE
-from vermilion.data.projects import READ, Piece, Project, read_sdist, read_standard_library, save, saved
+from vermilion.data.projects import (
+    READER_VERSION,
+    Piece,
+    Project,
+    read_sdist,
+    read_standard_library,
+    save,
+    saved,
+)
 from vermilion.errors import ConfigError
 from vermilion.models import catalog
 from vermilion.text import ChatTemplate, Tokenizer
@@ -70,7 +78,7 @@ class DataRecipe:
     """Licences, by SPDX name."""
     evaluations: tuple[str, ...] = ()
     """JSON Lines files, or installed distributions that hold some, whose texts are kept out."""
-    most_of_project: float = 0.15
+    max_project_share: float = 0.15
     """Most of the code and docs tokens that one project may give."""
     similarity: float = 0.8
     """Jaccard similarity above which two texts are one."""
@@ -86,8 +94,8 @@ class DataRecipe:
         names = [package.name for package in self.packages]
         if len(set(names)) < len(names):
             raise ConfigError("packages: every name may stand there once.")
-        if not (0 < self.most_of_project <= 1 and 0 < self.similarity <= 1 and 0 <= self.fim_share <= 1):
-            raise ConfigError("most_of_project, similarity: above 0 to 1; fim_share: 0 to 1.")
+        if not (0 < self.max_project_share <= 1 and 0 < self.similarity <= 1 and 0 <= self.fim_share <= 1):
+            raise ConfigError("max_project_share, similarity: above 0 to 1; fim_share: 0 to 1.")
         if self.fim_share and len(self.fim_tokens) != 4:
             raise ConfigError(
                 "fim_tokens: four ids, for prefix, suffix, middle and its end; or fim_share = 0."
@@ -111,8 +119,8 @@ def build(recipe: DataRecipe, on_step: OnStep = lambda what, done, total: None) 
         projects.append(project)
         on_step(project.name, number + 1, total)
     out = {package.name for package in recipe.packages if package.held_out}
-    on_step("finding doubles", total - 2, total)
-    texts, doubles = _without_doubles(projects, out, recipe)
+    on_step("removing duplicates", total - 2, total)
+    texts, duplicates = _deduplicated(projects, out, recipe)
     writer = _Writer(recipe, tokenizer)
     on_step("writing", total - 1, total)
     corpora = writer.texts(texts, out)
@@ -121,7 +129,7 @@ def build(recipe: DataRecipe, on_step: OnStep = lambda what, done, total: None) 
         corpora |= writer.chats(template)
     manifest = {
         "recipe": _plain(recipe),
-        "projects": [_project_row(project, out, doubles, writer.tokens) for project in projects],
+        "projects": [_project_row(project, out, duplicates, writer.tokens) for project in projects],
         "answers": [{"file": file.name, "sha256": sha256_of(file)} for file in recipe.answers],
         "held_out": sorted(out),
         "corpora": corpora,
@@ -135,7 +143,7 @@ def build(recipe: DataRecipe, on_step: OnStep = lambda what, done, total: None) 
 def _projects(recipe: DataRecipe) -> Iterator[Project]:
     sources = [file for name in recipe.evaluations for file in _evaluation_files(name)]
     evaluations = Decontamination.of_files(sources)
-    rules = [READ, sorted(recipe.allowed), [sha256_of(file) for file in sources]]
+    rules = [READER_VERSION, sorted(recipe.allowed), [sha256_of(file) for file in sources]]
     if recipe.standard_library:
         yield read_standard_library(recipe.allowed, evaluations)
     for package in recipe.packages:
@@ -172,16 +180,16 @@ def _evaluation_files(name: str) -> list[Path]:
     return found
 
 
-def _without_doubles(
+def _deduplicated(
     projects: Sequence[Project], out: set[str], recipe: DataRecipe
 ) -> tuple[list[tuple[str, Piece]], dict[str, dict[str, int]]]:
-    """(project, piece) of all that is new, and how many doubles each project had.
+    """(project, piece) of all that is new, and how many duplicates each project had.
 
     Held-out projects come first, so that a copy of theirs is what is dropped.
     """
-    seen = Doubles(recipe.similarity, recipe.seed)
+    seen = Deduplicator(recipe.similarity, recipe.seed)
     kept: list[tuple[str, Piece]] = []
-    doubles: dict[str, dict[str, int]] = {}
+    duplicates: dict[str, dict[str, int]] = {}
     for project in sorted(projects, key=lambda project: project.name not in out):
         counts: dict[str, int] = {}
         for piece in project.pieces:
@@ -190,8 +198,8 @@ def _without_doubles(
                 counts[reason] = counts.get(reason, 0) + 1
             else:
                 kept.append((project.name, piece))
-        doubles[project.name] = dict(sorted(counts.items()))
-    return kept, doubles
+        duplicates[project.name] = dict(sorted(counts.items()))
+    return kept, duplicates
 
 
 def capped(tokens: Mapping[str, int], share: float) -> dict[str, int]:
@@ -202,7 +210,7 @@ def capped(tokens: Mapping[str, int], share: float) -> dict[str, int]:
     filled = {name: count for name, count in tokens.items() if count}
     if filled and len(filled) * share < 1:
         raise ConfigError(
-            f"most_of_project: {len(filled)} projects cannot each stay within {share:g} of the whole; "
+            f"max_project_share: {len(filled)} projects cannot each stay within {share:g} of the whole; "
             f"give at least {1 / len(filled):.3f}, or more projects."
         )
     allowed = dict(tokens)
@@ -262,7 +270,7 @@ class _Writer:
         for (name, _), ids in zip(pieces, encoded, strict=True):
             if name not in out:
                 totals[name] = totals.get(name, 0) + len(ids)
-        room = capped(totals, self._recipe.most_of_project)
+        room = capped(totals, self._recipe.max_project_share)
         order = list(range(len(pieces)))
         random.Random(f"cap {self._recipe.seed}").shuffle(order)
         chosen = []
@@ -332,7 +340,7 @@ def _questions(tasks: Tasks, seed: int) -> Iterator[tuple[str, str]]:
 def _project_row(
     project: Project,
     out: set[str],
-    doubles: Mapping[str, dict[str, int]],
+    duplicates: Mapping[str, dict[str, int]],
     tokens: Mapping[str, dict[str, int]],
 ) -> dict[str, Any]:
     return {
@@ -342,7 +350,7 @@ def _project_row(
         "sha256": project.sha256,
         "held_out": project.name in out,
         "texts": len(project.pieces),
-        "refused": {**project.refused, **doubles[project.name]},
+        "refused": {**project.refused, **duplicates[project.name]},
         "tokens": tokens.get(project.name, {}),
     }
 

@@ -32,7 +32,7 @@ from vermilion.data.prompt_templates import SKIPPED, standard_library
 from vermilion.errors import ConfigError
 
 Kind = Literal["code", "docs"]
-READ = 2
+READER_VERSION = 2
 """Raise it when reading or filtering changes, so that what was read before is read again."""
 _DOC_FOLDERS = frozenset({"doc", "docs"})
 _TOP = PurePosixPath(".")

@@ -11,17 +11,17 @@ from typing import Any
 
 from vermilion.errors import ConfigError
 from vermilion.evaluation import sandbox
+from vermilion.evaluation.reference_texts import problems, programs
 from vermilion.evaluation.sampler import Ask, Reply, Sampler
 from vermilion.evaluation.task import Grade, Setting, Task, asked
 from vermilion.evaluation.text_quality import parses, similarity
-from vermilion.evaluation.texts import problems, programs
 
 STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert ", "\n```")
 """What begins something new behind a function's body."""
 _HUMANEVAL_TOKENS = 256
 _CONTEXT_CHARACTERS = (1500, 500)
-_MOST_LINES = 4
-_LONGEST_PROGRAM = 60_000
+_MAX_LINES = 4
+_MAX_PROGRAM = 60_000
 _FILE = "\n".join(f"def step_{n}(value):\n    return value + {n}\n" for n in range(12))
 _REPEATS = 5
 
@@ -76,7 +76,7 @@ def gaps(text: str, first: int, kind: str, rng: random.Random) -> Gap | None:
         if len(lines) < 3:
             return None
         at = rng.randrange(len(lines) - 2)
-        start, last = lines[at], lines[min(at + rng.randrange(1, _MOST_LINES), len(lines) - 1)]
+        start, last = lines[at], lines[min(at + rng.randrange(1, _MAX_LINES), len(lines) - 1)]
         end = text.find("\n", last)
         start = max(0, start - 1)
     else:
@@ -123,7 +123,7 @@ def _from_project(sampler: Sampler, path: Path, setting: Setting) -> list[Gap]:
     sources = [
         (text, min(200, len(text) // 4))
         for text in programs(sampler.llm, path)
-        if 200 < len(text) < _LONGEST_PROGRAM and parses(text)
+        if 200 < len(text) < _MAX_PROGRAM and parses(text)
     ]
     left, right = _CONTEXT_CHARACTERS
     return [

@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from vermilion.errors import BadRequest
-from vermilion.evaluation import denoising, texts
-from vermilion.evaluation.prompts import hundred
+from vermilion.evaluation import denoiser_metrics, reference_texts
+from vermilion.evaluation.fixed_prompts import hundred
 from vermilion.evaluation.sampler import Sampler
 from vermilion.evaluation.task import Setting, Task
 
-_LEAST_BLOCK = 2
+_MIN_BLOCK = 2
 
 
 def _likelihood(sampler: Sampler, setting: Setting) -> dict[str, Any]:
     llm = sampler.llm
     _check(sampler, setting)
-    known = texts.solutions(llm, setting.limit)
+    known = reference_texts.solutions(llm, setting.limit)
     for path in setting.held_out:
-        known += texts.held_out(llm, path, setting.limit)
+        known += reference_texts.held_out(llm, path, setting.limit)
     setting.watch.begin(len(known))
-    return denoising.likelihood(llm.engine, known, setting.block_length, setting.seed, setting.watch.step)
+    return denoiser_metrics.likelihood(
+        llm.engine, known, setting.block_length, setting.seed, setting.watch.step
+    )
 
 
 def _drafting(sampler: Sampler, setting: Setting) -> dict[str, Any]:
@@ -31,15 +33,15 @@ def _drafting(sampler: Sampler, setting: Setting) -> dict[str, Any]:
     prompts = hundred()[: setting.limit]
     lengths = tuple(dict.fromkeys((4, setting.block_length)))
     setting.watch.begin(2 * len(prompts))
-    known = texts.written(llm, prompts, setting.max_tokens, setting.watch.step)
-    return denoising.drafting(llm.engine, known, lengths, setting.watch.step)
+    known = reference_texts.written(llm, prompts, setting.max_tokens, setting.watch.step)
+    return denoiser_metrics.drafting(llm.engine, known, lengths, setting.watch.step)
 
 
 def _check(sampler: Sampler, setting: Setting) -> None:
     if sampler.llm.engine.traits.context == "full":
         raise BadRequest(f"{sampler.llm.model.id} sees whole texts at once and has no blocks to ask about.")
-    if setting.block_length < _LEAST_BLOCK:
-        raise BadRequest(f"--block-length: {setting.block_length} is too small; the least is {_LEAST_BLOCK}.")
+    if setting.block_length < _MIN_BLOCK:
+        raise BadRequest(f"--block-length: {setting.block_length} is too small; the least is {_MIN_BLOCK}.")
 
 
 TASKS = (

@@ -81,7 +81,7 @@ def page(rows: Sequence[Row], speeds: Sequence[Row], price_per_hour: float | Non
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>Autoregression and diffusion</title><style>{_STYLE}</style>",
         "<h1>Autoregression beside diffusion</h1>",
-        *_circumstances([*rows, *speeds]),
+        *_environment([*rows, *speeds]),
     ]
     for title, note in _SECTIONS:
         if drawn[title]:
@@ -92,7 +92,7 @@ def page(rows: Sequence[Row], speeds: Sequence[Row], price_per_hour: float | Non
     return "\n".join([*parts, "</html>\n"])
 
 
-def _circumstances(rows: Sequence[Row]) -> Iterator[str]:
+def _environment(rows: Sequence[Row]) -> Iterator[str]:
     names = ("model", "device", "threads", "dtype", "torch", "commit", "date")
     seen = {
         name: list(dict.fromkeys(str(row[name]) for row in rows if row.get(name) not in (None, "")))
@@ -112,13 +112,13 @@ def _table(task: str, rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         figures = flat(row["figures"])
         cells = "".join(f"<td>{_cell(figures.get(name))}" for name in names)
-        yield f"<tr><td title='{html.escape(_circumstance(row))}'>{html.escape(row['sampler'])}{cells}"
+        yield f"<tr><td title='{html.escape(_environment_of(row))}'>{html.escape(row['sampler'])}{cells}"
     yield "</table></div>"
     for command in dict.fromkeys(row.get("command", "") for row in rows):
         yield f"<p class=note><code>{html.escape(command)}</code></p>"
 
 
-def _circumstance(row: Mapping[str, Any]) -> str:
+def _environment_of(row: Mapping[str, Any]) -> str:
     return json.dumps(
         {name: row.get(name) for name in ("weights", "limit", "seed", "date", "commit", "device")}
     )

@@ -37,7 +37,7 @@ _SHOWN = 400
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SandboxLimits:
     """What a program may use."""
 
     wall_s: float = 10.0
@@ -55,7 +55,7 @@ class Outcome:
     isolation: str
 
 
-def run(program: str, limits: Limits = Limits(), isolation: str | None = None) -> Outcome:
+def run(program: str, limits: SandboxLimits = SandboxLimits(), isolation: str | None = None) -> Outcome:
     """`passed` where the program ran to its end without an exception; leaving early by any exit is a failure.
 
     `isolation`: one of ISOLATIONS instead of the best this system allows.
@@ -73,7 +73,9 @@ def run(program: str, limits: Limits = Limits(), isolation: str | None = None) -
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _outcome(arguments: list[str], program: str, token: str, limits: Limits, isolation: str) -> Outcome:
+def _outcome(
+    arguments: list[str], program: str, token: str, limits: SandboxLimits, isolation: str
+) -> Outcome:
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complaint:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_STAGES), *arguments],

@@ -25,9 +25,9 @@ from vermilion.config import EngineConfig
 from vermilion.decoding.presets import resolve
 from vermilion.engine.llm import LLM
 from vermilion.engine.worker import Timing, Worker
-from vermilion.evaluation.circumstances import circumstances
+from vermilion.evaluation.environment import environment
+from vermilion.evaluation.fixed_prompts import FixedPrompt, fixed
 from vermilion.evaluation.likelihood import opinion
-from vermilion.evaluation.prompts import Prompt, fixed
 from vermilion.models.catalog import DEFAULT_MODEL
 from vermilion.types import Decoding, Finish, Request, Sampling, Text
 
@@ -113,7 +113,7 @@ def main(config: BenchConfig) -> dict[str, Any]:
             rounds.setdefault((preset, concurrency), []).append(measured)
     shares = {preset: _product_share(llm, prompts[0], decodings[preset]) for preset in config.presets}
     rows = [_row(llm, key, rounds, _cycled(prompts, key[1]), shares) for key in rounds]
-    document = {**_circumstances(config, llm), "rows": [asdict(row) for row in rows]}
+    document = {**_environment(config, llm), "rows": [asdict(row) for row in rows]}
     _print(rows)
     if config.output is not None:
         _append(config.output, document)
@@ -121,7 +121,7 @@ def main(config: BenchConfig) -> dict[str, Any]:
     return document
 
 
-def _ids(llm: LLM, prompt: Prompt) -> list[int]:
+def _ids(llm: LLM, prompt: FixedPrompt) -> list[int]:
     if prompt.kind == "chat":
         return llm.chat_prompt([{"role": "user", "content": prompt.text}])
     return llm.tokenizer.encode(prompt.text)
@@ -238,10 +238,10 @@ def _peak_memory_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def _circumstances(config: BenchConfig, llm: LLM) -> dict[str, Any]:
+def _environment(config: BenchConfig, llm: LLM) -> dict[str, Any]:
     return {
         "benchmark": "speed",
-        **circumstances(llm),
+        **environment(llm),
         "prompts": config.prompts,
         "max_tokens": config.max_tokens,
         "repeats": config.repeats,

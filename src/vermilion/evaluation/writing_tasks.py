@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 from vermilion.decoding.presets import resolve
+from vermilion.evaluation.fixed_prompts import FixedPrompt, fixed, hundred
 from vermilion.evaluation.likelihood import opinion
-from vermilion.evaluation.prompts import Prompt, fixed, hundred
 from vermilion.evaluation.sampler import Ask, Reply, Sampler
 from vermilion.evaluation.task import Grade, Setting, Task, asked
 from vermilion.evaluation.text_quality import distinct, parses_so_far, repetition
@@ -18,14 +18,14 @@ from vermilion.evaluation.text_quality import distinct, parses_so_far, repetitio
 _LATENCY_TOKENS = (32, 128)
 
 
-def _asks(setting: Setting, prompts: list[Prompt]) -> list[Ask]:
+def _asks(setting: Setting, prompts: list[FixedPrompt]) -> list[Ask]:
     return [
         Ask(_prompt(prompt), setting.max_tokens, group=prompt.kind, facts={"text": prompt.text})
         for prompt in prompts[: setting.limit]
     ]
 
 
-def _prompt(prompt: Prompt) -> str | tuple[dict[str, str], ...]:
+def _prompt(prompt: FixedPrompt) -> str | tuple[dict[str, str], ...]:
     return ({"role": "user", "content": prompt.text},) if prompt.kind == "chat" else prompt.text
 
 

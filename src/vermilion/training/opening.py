@@ -8,7 +8,7 @@ import torch
 
 from vermilion.data.corpus import Corpus
 from vermilion.data.examples import read_answers
-from vermilion.data.packing import MOST_FITTING, Dataset, Source, fitting_length
+from vermilion.data.packing import MAX_FITTED_LENGTH, Dataset, DataSource, fitting_length
 from vermilion.errors import ConfigError
 from vermilion.models import catalog
 from vermilion.models.catalog import ModelFiles
@@ -18,7 +18,7 @@ from vermilion.training.recipe import Recipe
 
 def dataset_of(recipe: Recipe, files: ModelFiles, family: Family) -> Dataset:
     """Raises ConfigError for data that is missing or does not fit the base."""
-    longest = recipe.data.length or MOST_FITTING
+    longest = recipe.data.length or MAX_FITTED_LENGTH
     corpora, validation = (
         tuple(_corpus(source, files, family, longest) for source in sources)
         for sources in (recipe.data.sources, recipe.data.validation)
@@ -64,7 +64,7 @@ def _line_breaks(files: ModelFiles, vocab_size: int) -> frozenset[int]:
     return frozenset(token for token, text in enumerate(texts) if text.endswith("\n"))
 
 
-def _corpus(source: Source, files: ModelFiles, family: Family, row_length: int) -> Corpus:
+def _corpus(source: DataSource, files: ModelFiles, family: Family, row_length: int) -> Corpus:
     if source.path.suffix != ".jsonl":
         corpus = Corpus.open(source.path)
     else:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from vermilion.data.corpus import Corpus
 from vermilion.data.examples import read_answers
-from vermilion.data.packing import DataConfig, Dataset, DataState, Source, next_batch
+from vermilion.data.packing import DataConfig, Dataset, DataSource, DataState, next_batch
 from vermilion.models import catalog
 from vermilion.models.families import Architecture
 from vermilion.models.transformer import Transformer
@@ -42,7 +42,7 @@ def make(output: Path, seed: int) -> dict[str, Any]:
     Returns the recipe's settings that they decide: base, mask_token_id, data.
     """
     folder, examples = output / "base", output / "count.jsonl"
-    data = DataConfig((Source(examples),), length=_LENGTH, held_out=0, seed=seed)
+    data = DataConfig((DataSource(examples),), length=_LENGTH, held_out=0, seed=seed)
     if not (folder / "model.safetensors").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         examples.write_text("".join(json.dumps(row) + "\n" for row in rows()), encoding="utf-8")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vermilion.config import EngineConfig
-from vermilion.evaluation.circumstances import circumstances, command, fingerprint
+from vermilion.evaluation.environment import command, environment, fingerprint
 from vermilion.evaluation.results import Row, append, key_of, read_rows
 from vermilion.evaluation.sampler import Sampler, Spec, load
 from vermilion.evaluation.task import Setting, Task
@@ -70,7 +70,7 @@ def _measured(
     rows: dict[str, Row] = {}
     with console.status(f"Loading {model}"):
         llm = load(model, plan.denoiser, plan.engine)
-    where = circumstances(llm)
+    where = environment(llm)
     for number, (head, spec, task) in enumerate(missing, 1):
         with _bar(console, f"{number}/{len(missing)} {head['sampler']} {task.name}") as watch:
             sampler = Sampler(spec.name, llm, spec.decoding, plan.setting.seed)

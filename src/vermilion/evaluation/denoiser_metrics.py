@@ -13,7 +13,7 @@ from typing import Any
 from vermilion.engine.engine import Engine
 from vermilion.evaluation.likelihood import score
 from vermilion.evaluation.probe import Block, Cut, Guess, blocks, guesses
-from vermilion.evaluation.texts import Known
+from vermilion.evaluation.reference_texts import ReferenceText
 
 RATES = (0.25, 0.5, 0.75, 1.0)
 _BINS = 10
@@ -36,7 +36,7 @@ class _Gathered:
 
 
 def likelihood(
-    engine: Engine, texts: Sequence[Known], block_length: int, seed: int, step: Step = lambda: None
+    engine: Engine, texts: Sequence[ReferenceText], block_length: int, seed: int, step: Step = lambda: None
 ) -> dict[str, Any]:
     """How well the base and the denoiser predict `texts`, in nats per token, by group and over all.
 
@@ -57,7 +57,9 @@ def likelihood(
     return {"block_length": block_length, "texts": len(texts), **figures}
 
 
-def _gather(engine: Engine, text: Known, block_length: int, rng: random.Random, into: _Gathered) -> None:
+def _gather(
+    engine: Engine, text: ReferenceText, block_length: int, rng: random.Random, into: _Gathered
+) -> None:
     traits, tokens = engine.traits, text.ids
     given = max(1, text.num_prompt)
     into.tokens += len(tokens) - given
@@ -128,7 +130,7 @@ def implied(agreement: Sequence[float]) -> float:
 
 
 def drafting(
-    engine: Engine, texts: Sequence[Known], block_lengths: Sequence[int], step: Step = lambda: None
+    engine: Engine, texts: Sequence[ReferenceText], block_lengths: Sequence[int], step: Step = lambda: None
 ) -> dict[str, Any]:
     """How far the base follows the denoiser through `texts` that the base wrote itself, greedily.
 
@@ -154,7 +156,7 @@ def drafting(
     return figures
 
 
-def _matches(engine: Engine, text: Known, block_length: int) -> list[list[bool]]:
+def _matches(engine: Engine, text: ReferenceText, block_length: int) -> list[list[bool]]:
     """For every position of the answer, which tokens of a block drafted there are the text's own, if all
     before them are."""
     tokens, most = text.ids, block_length - 1

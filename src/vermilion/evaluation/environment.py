@@ -19,7 +19,7 @@ from vermilion.engine.worker import Worker
 from vermilion.models import catalog
 
 
-def circumstances(llm: LLM) -> dict[str, Any]:
+def environment(llm: LLM) -> dict[str, Any]:
     """The entries that every row of results carries."""
     weight = llm.engine.worker.model.norm.weight if isinstance(llm.engine.worker, Worker) else torch.empty(0)
     return {

@@ -16,15 +16,15 @@ from typing import Any
 from vermilion.data.corpus import MANIFEST, Corpus
 from vermilion.engine.llm import LLM
 from vermilion.errors import ConfigError
-from vermilion.evaluation.prompts import Prompt
+from vermilion.evaluation.fixed_prompts import FixedPrompt
 from vermilion.types import Decoding, Finish, Request, Sampling
 
-_MOST_PROGRAMS = 200
+_MAX_PROGRAMS = 200
 SUFFIXES = (".py", ".md", ".rst", ".txt")
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class ReferenceText:
     """A text as token ids; the first `num_prompt` are given."""
 
     group: str
@@ -32,7 +32,7 @@ class Known:
     num_prompt: int = 0
 
 
-def prompt_ids(llm: LLM, prompt: Prompt) -> tuple[int, ...]:
+def prompt_ids(llm: LLM, prompt: FixedPrompt) -> tuple[int, ...]:
     """Through the chat template where the prompt is a chat's."""
     if prompt.kind == "chat":
         return tuple(llm.chat_prompt([{"role": "user", "content": prompt.text}]))
@@ -40,8 +40,8 @@ def prompt_ids(llm: LLM, prompt: Prompt) -> tuple[int, ...]:
 
 
 def written(
-    llm: LLM, prompts: Sequence[Prompt], max_tokens: int, step: Callable[[], None] = lambda: None
-) -> list[Known]:
+    llm: LLM, prompts: Sequence[FixedPrompt], max_tokens: int, step: Callable[[], None] = lambda: None
+) -> list[ReferenceText]:
     """What the base itself answers, greedily, eight at a time. Raises BadRequest where the model has none."""
     engine, answers = llm.engine, {}
     pending = list(enumerate(prompts))
@@ -58,7 +58,7 @@ def written(
                 step()
     ids = [prompt_ids(llm, prompt) for prompt in prompts]
     return [
-        Known(prompt.kind, answers[i], len(ids[i]))
+        ReferenceText(prompt.kind, answers[i], len(ids[i]))
         for i, prompt in enumerate(prompts)
         if len(answers[i]) > len(ids[i])
     ]
@@ -76,18 +76,18 @@ def problems() -> list[dict[str, str]]:
         return [json.loads(line) for line in file if line.strip()]
 
 
-def solutions(llm: LLM, limit: int | None) -> list[Known]:
+def solutions(llm: LLM, limit: int | None) -> list[ReferenceText]:
     """HumanEval's prompts with their canonical solutions."""
     known = []
     for problem in problems()[:limit]:
         # Cut before the prompt's last line break, which tokens join with the indentation behind it.
         prompt = llm.tokenizer.encode(problem["prompt"].rstrip())
         whole = llm.tokenizer.encode(problem["prompt"] + problem["canonical_solution"])
-        known.append(Known("humaneval", tuple(whole), len(prompt)))
+        known.append(ReferenceText("humaneval", tuple(whole), len(prompt)))
     return known
 
 
-def held_out(llm: LLM, path: Path, limit: int, length: int = 256) -> list[Known]:
+def held_out(llm: LLM, path: Path, limit: int, length: int = 256) -> list[ReferenceText]:
     """Up to `limit` pieces of `length` tokens from the documents of a corpus folder, or from the text files
     of a folder or file. Raises ConfigError where there is none."""
     group = path.name
@@ -95,7 +95,7 @@ def held_out(llm: LLM, path: Path, limit: int, length: int = 256) -> list[Known]
         corpus = Corpus.open(path)
         documents = [corpus[i] for i in _spread(len(corpus), limit)]
         known = [
-            Known(group, tuple(one.ids[:length]), min(one.num_prompt, length))
+            ReferenceText(group, tuple(one.ids[:length]), min(one.num_prompt, length))
             for one in documents
             if len(one.ids) > one.num_prompt and one.num_prompt < length
         ]
@@ -103,7 +103,7 @@ def held_out(llm: LLM, path: Path, limit: int, length: int = 256) -> list[Known]
         files = files_in(path)
         chosen = [files[i] for i in _spread(len(files), limit)]
         texts = (file.read_text(encoding="utf-8", errors="ignore")[: 8 * length] for file in chosen)
-        known = [Known(group, tuple(llm.tokenizer.encode(text)[:length])) for text in texts]
+        known = [ReferenceText(group, tuple(llm.tokenizer.encode(text)[:length])) for text in texts]
     known = [one for one in known if len(one.ids) - one.num_prompt > 16]
     if not known:
         raise ConfigError(f"{path}: no text of more than 16 tokens; allowed: a corpus folder, or text files.")
@@ -114,7 +114,7 @@ def programs(llm: LLM, path: Path) -> list[str]:
     """The texts of a corpus folder that may be Python, or a folder's Python files. Raises ConfigError."""
     if (path / MANIFEST).is_file():
         corpus = Corpus.open(path)
-        return [llm.tokenizer.decode(corpus[i].ids) for i in _spread(len(corpus), _MOST_PROGRAMS)]
+        return [llm.tokenizer.decode(corpus[i].ids) for i in _spread(len(corpus), _MAX_PROGRAMS)]
     files = (file for file in files_in(path) if file.suffix == ".py")
     return [file.read_text(encoding="utf-8", errors="ignore") for file in files]
 

@@ -52,14 +52,14 @@ OPENINGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class FixedPrompt:
     """One prompt; `chat` ones go through the model's template."""
 
     kind: Literal["chat", "code", "prose"]
     text: str
 
 
-def fixed(limit: int | None = None) -> list[Prompt]:
+def fixed(limit: int | None = None) -> list[FixedPrompt]:
     """The set, kinds in turn, so that any leading part is a fair mixture."""
     kinds: tuple[tuple[Literal["chat", "code", "prose"], tuple[str, ...]], ...] = (
         ("chat", CHAT),
@@ -67,15 +67,17 @@ def fixed(limit: int | None = None) -> list[Prompt]:
         ("prose", PROSE),
     )
     longest = max(len(texts) for _, texts in kinds)
-    mixed = [Prompt(kind, texts[i]) for i in range(longest) for kind, texts in kinds if i < len(texts)]
+    mixed = [FixedPrompt(kind, texts[i]) for i in range(longest) for kind, texts in kinds if i < len(texts)]
     return mixed[:limit]
 
 
-def hundred() -> list[Prompt]:
+def hundred() -> list[FixedPrompt]:
     """A hundred prompts and a few more, chat, code and prose alike, for measurements of exactness."""
-    chat = [Prompt("chat", f"Tell me three interesting things about {subject}.") for subject in SUBJECTS]
-    chat += [Prompt("chat", f"Write a short paragraph on the history of {subject}.") for subject in SUBJECTS]
-    chat += [Prompt("chat", f"Write a Python function to {task}.") for task in FUNCTIONS]
-    code = [Prompt("code", f'def solve(value):\n    """Function to {task}."""\n') for task in FUNCTIONS]
-    prose = [Prompt("prose", opening) for opening in OPENINGS]
+    chat = [FixedPrompt("chat", f"Tell me three interesting things about {subject}.") for subject in SUBJECTS]
+    chat += [
+        FixedPrompt("chat", f"Write a short paragraph on the history of {subject}.") for subject in SUBJECTS
+    ]
+    chat += [FixedPrompt("chat", f"Write a Python function to {task}.") for task in FUNCTIONS]
+    code = [FixedPrompt("code", f'def solve(value):\n    """Function to {task}."""\n') for task in FUNCTIONS]
+    prose = [FixedPrompt("prose", opening) for opening in OPENINGS]
     return [*fixed(), *chat, *code, *prose]

@@ -23,7 +23,7 @@ _CODER_NAME = "mercury-coder"
 
 
 @dataclass(frozen=True, slots=True)
-class Connection:
+class Endpoint:
     """What a client's configuration needs to know."""
 
     root: str
@@ -52,7 +52,7 @@ class Check:
 
 def discover(
     url: str, key: str, model: str | None = None, waiting: Callable[[str], None] | None = None
-) -> Connection:
+) -> Endpoint:
     """Ask the service at `url` (with or without /v1) what it serves; `waiting` is told if it still loads.
 
     Raises BadParameter for an address that is none or a model that is not served, EngineFailure where
@@ -65,7 +65,7 @@ def discover(
     chosen = by_id.get(model) if model else next(iter(by_id.values()), None)
     if chosen is None:
         raise BadParameter("--model", model, ", ".join(by_id) or "nothing: no model is served")
-    return Connection(
+    return Endpoint(
         root=root,
         key=key,
         model=chosen["id"],
@@ -122,11 +122,11 @@ def _served(root: str, key: str, waiting: Callable[[str], None] | None) -> list[
     raise EngineFailure(f"{root}/v1/models is no list of models; is Vermilion running there?")
 
 
-def check(connection: Connection, route: str, body: Mapping[str, Any]) -> Check:
+def check(endpoint: Endpoint, route: str, body: Mapping[str, Any]) -> Check:
     """POST `body` to `route`; a reply of status 200 is good. Never raises for what the service does."""
     started_s = time.monotonic()
     try:
-        reply = _call(f"{connection.root}{route}", connection.key, body)
+        reply = _call(f"{endpoint.root}{route}", endpoint.key, body)
     except HTTPError as error:
         return Check(route, False, time.monotonic() - started_s, _reason(error))
     except (OSError, HTTPException) as error:

@@ -13,14 +13,13 @@ from rich.console import Console
 
 from tests import tiny
 from vermilion.errors import BadParameter, ConfigError
-from vermilion.evaluation import run
-from vermilion.evaluation.circumstances import command
+from vermilion.evaluation.environment import command
+from vermilion.evaluation.plan import Plan, evaluate
 from vermilion.evaluation.results import read_rows
-from vermilion.evaluation.run import Plan, evaluate
 from vermilion.evaluation.sampler import Ask, Sampler, decoding_of, parse
+from vermilion.evaluation.suite import TASKS, chosen
 from vermilion.evaluation.table import tables
 from vermilion.evaluation.task import Setting, Silent, Task, asked
-from vermilion.evaluation.tasks import TASKS, chosen
 from vermilion.types import Decoding
 
 
@@ -94,8 +93,10 @@ def test_grades_are_averaged_over_all_and_by_group() -> None:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was measured, with nothing loaded."""
-    monkeypatch.setattr(run, "fingerprint", lambda model, denoiser: f"{model}-{denoiser}")
-    monkeypatch.setattr(run, "load", lambda *given: Llm())
+    monkeypatch.setattr(
+        "vermilion.evaluation.plan.fingerprint", lambda model, denoiser: f"{model}-{denoiser}"
+    )
+    monkeypatch.setattr("vermilion.evaluation.plan.load", lambda *given: Llm())
     return []
 
 

@@ -1,4 +1,4 @@
-"""What each editor and agent must be told to use the service, as data.
+"""What each client and agent must be told to use the service, as data.
 
 Every configuration here was taken up by the client itself or stands in its own documentation; docs/EDITORS.md
 says which.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vermilion.integrations.connection import Connection
+from vermilion.integrations.endpoint import Endpoint
 
 Format = Literal["json", "yaml", "text"]
 _CHAT = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
@@ -50,30 +50,30 @@ _SMALL_AGENT = {
 
 
 @dataclass(frozen=True, slots=True)
-class Editor:
+class Client:
     """One client and how it is configured."""
 
     title: str
-    render: Callable[[Connection], str]
+    render: Callable[[Endpoint], str]
     """The configuration, or the words that say what to do."""
     format: Format = "text"
     file: str = ""
     """Where it lies, below the user's home; empty where the client keeps it in its own settings."""
-    also: Mapping[str, Callable[[Connection], str]] = field(default_factory=dict)
+    also: Mapping[str, Callable[[Endpoint], str]] = field(default_factory=dict)
     """Further files below the user's home, of the same format; none where it gives no text."""
     after: str = ""
     """What is left to do by hand."""
     checks: tuple[tuple[str, Mapping[str, Any]], ...] = (("/v1/chat/completions", _CHAT),)
     """The requests that the client will make: route and body."""
 
-    def files(self, connection: Connection) -> dict[Path, str]:
+    def files(self, endpoint: Endpoint) -> dict[Path, str]:
         """What goes where; empty where the client keeps its settings to itself."""
         renders = {self.file: self.render, **self.also} if self.file else {}
-        texts = {Path.home() / name: render(connection) for name, render in renders.items()}
+        texts = {Path.home() / name: render(endpoint) for name, render in renders.items()}
         return {path: text for path, text in texts.items() if text}
 
 
-def _continue(c: Connection) -> str:
+def _continue(c: Endpoint) -> str:
     return f"""name: Vermilion
 version: 1.0.0
 schema: v1
@@ -91,7 +91,7 @@ models:
 """
 
 
-def _cline(c: Connection) -> str:
+def _cline(c: Endpoint) -> str:
     return f"""Terminal:
 
     cline auth -p openai-compatible -k {c.key} -m {c.model} -b {c.v1}
@@ -106,7 +106,7 @@ VS Code and JetBrains, in Cline's settings:
 """
 
 
-def _opencode(c: Connection) -> str:
+def _opencode(c: Endpoint) -> str:
     limit = {"context": c.context_length, "output": min(c.max_output, c.context_length // 4, 4096)}
     name = f"vermilion/{c.model}"
     config: dict[str, Any] = {
@@ -128,7 +128,7 @@ def _opencode(c: Connection) -> str:
     return _json(config)
 
 
-def _proxyai(c: Connection) -> str:
+def _proxyai(c: Endpoint) -> str:
     return f"""1. Help > Edit Custom VM Options, add this line and restart the IDE:
 
     -Dinception.baseUrl={c.root}
@@ -138,7 +138,7 @@ def _proxyai(c: Connection) -> str:
 """
 
 
-def _jetbrains(c: Connection) -> str:
+def _jetbrains(c: Endpoint) -> str:
     return f"""Settings > Tools > AI Assistant > Providers & API keys > Third-party: OpenAI-compatible
 
     URL      {c.v1}
@@ -149,7 +149,7 @@ window of {c.context_length}. As a local provider, Ollama or LM Studio with the 
 """
 
 
-def _zed(c: Connection) -> str:
+def _zed(c: Endpoint) -> str:
     model = {
         "name": c.model,
         "display_name": "Vermilion",
@@ -178,7 +178,7 @@ def _zed(c: Connection) -> str:
     )
 
 
-def _aider(c: Connection) -> str:
+def _aider(c: Endpoint) -> str:
     return f"""openai-api-base: {c.v1}
 openai-api-key: {json.dumps(c.key)}
 model: openai/{c.model}
@@ -186,7 +186,7 @@ show-model-warnings: false
 """
 
 
-def _aider_model(c: Connection) -> str:
+def _aider_model(c: Endpoint) -> str:
     """Holds a small model to the one edit format that it can fill: the whole file, in a fence.
 
     Without a name before the fence aider takes the only file in the chat. Its reminder of the format behind
@@ -217,12 +217,12 @@ _COMPLETES = ("/v1/completions", _COMPLETION)
 _EDITS = (("/v1/edit/completions", _EDIT), ("/v1/apply/completions", _APPLY))
 _CHATS = ("/v1/chat/completions", _CHAT)
 
-EDITORS: dict[str, Editor] = {
-    "continue": Editor(
+CLIENTS: dict[str, Client] = {
+    "continue": Client(
         "Continue", _continue, "yaml", ".continue/config.yaml", checks=(_CHATS, _COMPLETES, *_EDITS)
     ),
-    "cline": Editor("Cline", _cline),
-    "kilo": Editor(
+    "cline": Client("Cline", _cline),
+    "kilo": Client(
         "Kilo Code",
         _opencode,
         "json",
@@ -230,11 +230,11 @@ EDITORS: dict[str, Editor] = {
         after="VS Code's next edit: set kilo-code.new.autocomplete.nextEdit.baseUrl to the service's /v1.",
         checks=(_CHATS, ("/v1/fim/completions", _FIM), _EDITS[0]),
     ),
-    "proxyai": Editor(
+    "proxyai": Client(
         "Proxy AI (JetBrains)", _proxyai, checks=(_CHATS, ("/v1/fim/completions", _FIM), *_EDITS)
     ),
-    "jetbrains": Editor("JetBrains AI Assistant", _jetbrains),
-    "zed": Editor(
+    "jetbrains": Client("JetBrains AI Assistant", _jetbrains),
+    "zed": Client(
         "Zed",
         _zed,
         "json",
@@ -243,8 +243,8 @@ EDITORS: dict[str, Editor] = {
         "edit predictions ZED_OPEN_AI_COMPATIBLE_EDIT_PREDICTION_API_KEY.",
         checks=(_CHATS, _COMPLETES),
     ),
-    "opencode": Editor("OpenCode", _opencode, "json", ".config/opencode/opencode.json"),
-    "aider": Editor(
+    "opencode": Client("OpenCode", _opencode, "json", ".config/opencode/opencode.json"),
+    "aider": Client(
         "aider",
         _aider,
         "yaml",
