@@ -17,7 +17,7 @@ from accounts import postgres
 from vermilion.accounts import clock as clocks
 from vermilion.accounts import database as stores
 from vermilion.accounts import schema
-from vermilion.accounts.database import Store
+from vermilion.accounts.database import Database
 
 _numbers = itertools.count()
 _PATIENCE_S = 60.0
@@ -111,7 +111,7 @@ def where(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def store(where: str) -> Iterator[Store]:
+def store(where: str) -> Iterator[Database]:
     opened = stores.open_store(where)
     try:
         yield opened
@@ -123,7 +123,7 @@ Count = Callable[[str], int]
 
 
 @pytest.fixture
-def count(store: Store) -> Count:
+def count(store: Database) -> Count:
     """Rows of a table."""
 
     def counted(table: str) -> int:
@@ -133,7 +133,7 @@ def count(store: Store) -> Count:
     return counted
 
 
-def migrated(where: str) -> Store:
+def migrated(where: str) -> Database:
     opened = stores.connect(where)
     stores.migrate(opened)
     return opened

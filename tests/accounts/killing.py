@@ -36,7 +36,7 @@ from accounts import postgres
 from accounts.service import LEASE_S, NUM_WORDS, Nursery, Process, nursery
 from vermilion.accounts import database as stores
 from vermilion.accounts import organisations
-from vermilion.accounts.database import Store
+from vermilion.accounts.database import Database
 from vermilion.accounts.organisations import NewOrganisation, Secret
 
 CHAT = "/v1/chat/completions"
@@ -161,7 +161,7 @@ async def ready(world: World, process: Process, client: httpx.AsyncClient) -> No
         await asyncio.sleep(0.005)
 
 
-def judge(world: World, store: Store) -> dict[str, int]:
+def judge(world: World, store: Database) -> dict[str, int]:
     """Asserts what the first lines of this file promise; gives the counts."""
     with store.reading() as connection:
         rows = list(connection.execute(sa.text("SELECT * FROM ledger")))
@@ -195,7 +195,7 @@ def judge(world: World, store: Store) -> dict[str, int]:
     }
 
 
-def settled(store: Store) -> None:
+def settled(store: Database) -> None:
     """Returns when nothing is held as running any more. Raises AssertionError if something stays."""
     end_s = time.monotonic() + PATIENCE_S
     while True:

@@ -18,7 +18,7 @@ from serving.fake import MODEL, FakeBackend, fake_service
 from vermilion.accounts import organisations
 from vermilion.accounts.accounts_config import AccountsConfig
 from vermilion.accounts.clock import parsed_us
-from vermilion.accounts.database import Store
+from vermilion.accounts.database import Database
 from vermilion.accounts.gate import Accounts
 from vermilion.serving.http.app import create_app
 
@@ -53,7 +53,7 @@ async def ask(client: httpx.AsyncClient, command: str, names: dict[str, str]) ->
     return await client.request(method, url, headers=headers, json=body)
 
 
-async def test_the_examples_give_what_the_page_says(store: Store, clock: Clock) -> None:
+async def test_the_examples_give_what_the_page_says(store: Database, clock: Clock) -> None:
     clock.now_us = parsed_us("2026-11-25T12:00:00")
     backend = FakeBackend(model=replace(MODEL, id="smollm2-135m-diffusion"))
     accounts = Accounts(store, AccountsConfig())
@@ -87,7 +87,7 @@ async def test_the_examples_give_what_the_page_says(store: Store, clock: Clock) 
     assert (refused.status_code, refused.json()) == (402, REFUSAL)
 
 
-async def test_every_route_of_accounts_has_an_example(store: Store) -> None:
+async def test_every_route_of_accounts_has_an_example(store: Database) -> None:
     def routes(accounts: Accounts | None) -> set[str]:
         paths = create_app(fake_service(FakeBackend(), accounts)).openapi()["paths"]
         return {path for path, methods in paths.items() for _ in methods}

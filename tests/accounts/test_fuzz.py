@@ -17,14 +17,14 @@ from serving.fake import FakeBackend, fake_service
 from serving.fuzzing import FEW, bounded
 from vermilion.accounts import organisations
 from vermilion.accounts.accounts_config import AccountsConfig
-from vermilion.accounts.database import Store
+from vermilion.accounts.database import Database
 from vermilion.accounts.gate import Accounts
 from vermilion.accounts.organisations import NewOrganisation
 from vermilion.serving.http.app import create_app
 
 
 @pytest.fixture
-def document(store: Store) -> Iterator[Any]:
+def document(store: Database) -> Iterator[Any]:
     accounts = Accounts(store, AccountsConfig(sign_ups_per_hour=10**6))
     secret = organisations.create_organisation(store, NewOrganisation("Acme", "a@example.org"))[2]
     app = create_app(fake_service(FakeBackend(), accounts, allowed_hosts=("*",)))

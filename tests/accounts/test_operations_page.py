@@ -23,9 +23,9 @@ from serving.fake import FakeBackend, fake_service
 from vermilion import cli
 from vermilion.accounts import database as stores
 from vermilion.accounts import organisations, schema
-from vermilion.accounts.database import Store
+from vermilion.accounts.database import Database
 from vermilion.accounts.gate import Accounts
-from vermilion.accounts.transactions import Request, Settlement
+from vermilion.accounts.transactions import LedgerRequest, Settlement
 from vermilion.accounts.writer import Writer
 from vermilion.cli import launch
 from vermilion.serving.http.app import create_app
@@ -134,20 +134,20 @@ def terminal(
         yield Terminal(database, capsys, monkeypatch)
 
 
-async def answered(store: Store, organisation_id: str, num: int) -> None:
+async def answered(store: Database, organisation_id: str, num: int) -> None:
     """Some requests of the organisation's first key."""
     key = organisations.list_keys(store, organisation_id)[0]
     writer = Writer(store, "one")
     for _ in range(num):
         with store.reading() as connection:
             number = connection.execute(sa.text("SELECT count(*) FROM ledger")).scalar_one()
-        request = Request(f"req-{number}", key.id, key.organisation_id, "/v1/x", 10)
+        request = LedgerRequest(f"req-{number}", key.id, key.organisation_id, "/v1/x", 10)
         await writer.admit(request)
         await writer.settle(Settlement(request, "m", "finished", Usage(10, 4, 20, 5)))
     await asyncio.to_thread(writer.close)
 
 
-def contents(store: Store) -> dict[str, list[Any]]:
+def contents(store: Database) -> dict[str, list[Any]]:
     with store.reading() as connection:
         return {
             name: sorted(map(repr, connection.execute(sa.select(table)))) for name, table in TABLES.items()
@@ -158,7 +158,7 @@ TABLES = schema.metadata.tables
 
 
 async def test_every_command_of_the_page_does_what_it_says(terminal: Terminal, database: str) -> None:
-    store: Store | None = None
+    store: Database | None = None
     for part, with_accounts in ((OPEN, False), (CLOSED, True)):
         for commands, documented in blocks(part):
             printed = ""

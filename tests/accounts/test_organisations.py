@@ -7,19 +7,19 @@ import sqlalchemy as sa
 
 from vermilion.accounts import keys as key_text
 from vermilion.accounts import organisations
-from vermilion.accounts.database import Store
-from vermilion.accounts.keys import Limits
+from vermilion.accounts.database import Database
+from vermilion.accounts.keys import RateLimits
 from vermilion.accounts.organisations import NewKey, NewOrganisation
 from vermilion.accounts.refusals import AccountNotFound
 from vermilion.errors import BadParameter, BadRequest
 
 
-def create(store: Store, email: str = "a@example.org") -> tuple[str, organisations.Secret]:
+def create(store: Database, email: str = "a@example.org") -> tuple[str, organisations.Secret]:
     id, _, secret = organisations.create_organisation(store, NewOrganisation("Acme", email))
     return id, secret
 
 
-def test_a_new_organisation_has_ten_million_free_tokens_and_a_key_that_works(store: Store, count) -> None:
+def test_a_new_organisation_has_ten_million_free_tokens_and_a_key_that_works(store: Database, count) -> None:
     id, secret = create(store)
     state = organisations.organisation(store, id)
     assert (state.granted_tokens, state.used_tokens, state.plan) == (10_000_000, 0, "free")
@@ -30,7 +30,7 @@ def test_a_new_organisation_has_ten_million_free_tokens_and_a_key_that_works(sto
     assert not key_text.matches(None, given)
 
 
-def test_no_secret_is_in_the_database(store: Store) -> None:
+def test_no_secret_is_in_the_database(store: Database) -> None:
     _, secret = create(store)
     hidden = secret.text.rpartition("-")[2][:20]
     with store.reading() as connection:
@@ -46,7 +46,7 @@ def test_what_is_no_key_is_not_even_looked_up(token: str) -> None:
     assert key_text.parsed(token) is None
 
 
-def test_an_address_has_one_account(store: Store, count) -> None:
+def test_an_address_has_one_account(store: Database, count) -> None:
     create(store)
     with pytest.raises(BadRequest, match="has an account already"):
         create(store, "A@example.org")
@@ -55,11 +55,11 @@ def test_an_address_has_one_account(store: Store, count) -> None:
         create(store, "nobody")
 
 
-def test_keys_are_listed_revoked_once_and_only_by_their_own_organisation(store: Store) -> None:
+def test_keys_are_listed_revoked_once_and_only_by_their_own_organisation(store: Database) -> None:
     id, first = create(store)
     other, _ = create(store, "b@example.org")
     second = organisations.create_key(
-        store, id, NewKey("ci", frozenset(("generate",)), limits=Limits(concurrency=2))
+        store, id, NewKey("ci", frozenset(("generate",)), limits=RateLimits(concurrency=2))
     )
     with pytest.raises(AccountNotFound):
         organisations.revoke_key(store, second.key.id, other)
@@ -71,17 +71,17 @@ def test_keys_are_listed_revoked_once_and_only_by_their_own_organisation(store: 
         (first.key.id, True),
         (second.key.id, False),
     ]
-    assert listed[1].limits == Limits(concurrency=2)
+    assert listed[1].limits == RateLimits(concurrency=2)
 
 
-def test_grants_add_up_and_limits_change(store: Store, count) -> None:
+def test_grants_add_up_and_limits_change(store: Database, count) -> None:
     id, secret = create(store)
     organisations.grant(store, id, 5, "a present")
     organisations.change_organisation(store, id, tokens_per_minute=7, plan="paid")
     organisations.change_key(store, secret.key.id, budget=1)
     state = organisations.organisation(store, id)
-    assert (state.granted_tokens, state.plan, state.limits) == (10_000_005, "paid", Limits(None, 7))
-    assert organisations.find_key(store, secret.key.id).limits == Limits(budget=1)
+    assert (state.granted_tokens, state.plan, state.limits) == (10_000_005, "paid", RateLimits(None, 7))
+    assert organisations.find_key(store, secret.key.id).limits == RateLimits(budget=1)
     assert count("grants") == 2
 
 
@@ -95,7 +95,7 @@ def test_grants_add_up_and_limits_change(store: Store, count) -> None:
         lambda store, id: organisations.create_key(store, id, NewKey("n" * 201)),
     ],
 )
-def test_values_that_cannot_be_are_refused(store: Store, wrong) -> None:
+def test_values_that_cannot_be_are_refused(store: Database, wrong) -> None:
     id, _ = create(store)
     with pytest.raises(BadParameter):
         wrong(store, id)
@@ -112,6 +112,6 @@ def test_values_that_cannot_be_are_refused(store: Store, wrong) -> None:
         lambda store: organisations.organisation(store, "none"),
     ],
 )
-def test_what_does_not_exist_is_a_404(store: Store, missing) -> None:
+def test_what_does_not_exist_is_a_404(store: Database, missing) -> None:
     with pytest.raises(AccountNotFound):
         missing(store)

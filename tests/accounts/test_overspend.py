@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from vermilion.accounts import organisations
-from vermilion.accounts.database import Store
-from vermilion.accounts.keys import Limits
+from vermilion.accounts.database import Database
+from vermilion.accounts.keys import RateLimits
 from vermilion.accounts.organisations import NewOrganisation, Secret
 from vermilion.accounts.refusals import AccountInactive, BudgetReached, RateLimited
-from vermilion.accounts.transactions import Request, Settlement
+from vermilion.accounts.transactions import LedgerRequest, Settlement
 from vermilion.accounts.writer import Writer
 from vermilion.types import Usage
 
@@ -31,7 +31,7 @@ PRICE = 1_000_000
 
 
 @pytest.fixture
-async def servers(store: Store) -> AsyncIterator[list[Writer]]:
+async def servers(store: Database) -> AsyncIterator[list[Writer]]:
     opened = [Writer(store, f"server-{number}") for number in range(NUM_SERVERS)]
     yield opened
     for one in opened:
@@ -46,23 +46,23 @@ class Asking:
         self._servers = itertools.cycle(servers)
         self._numbers = itertools.count()
 
-    async def admit(self) -> Request:
+    async def admit(self) -> LedgerRequest:
         id = f"req-{next(self._numbers)}"
-        request = Request(id, self._key.id, self._key.organisation_id, "/v1/x", 0)
+        request = LedgerRequest(id, self._key.id, self._key.organisation_id, "/v1/x", 0)
         await next(self._servers).admit(request)
         return request
 
-    async def settle(self, request: Request, num_tokens: int) -> None:
+    async def settle(self, request: LedgerRequest, num_tokens: int) -> None:
         usage = Usage(0, 0, num_tokens, 1)
         await next(self._servers).settle(Settlement(request, "m", "finished", usage))
 
 
 async def test_free_tokens_are_overspent_by_what_was_running_and_no_more(
-    store: Store, servers: list[Writer]
+    store: Database, servers: list[Writer]
 ) -> None:
     """The worst case: one token is left when all that may run at once begin their longest answers."""
     granted = 100
-    new = NewOrganisation("A", "a@x.org", free_tokens=granted, limits=Limits(concurrency=MOST_RUNNING))
+    new = NewOrganisation("A", "a@x.org", free_tokens=granted, limits=RateLimits(concurrency=MOST_RUNNING))
     id, _, secret = organisations.create_organisation(store, new)
     asking = Asking(secret, servers)
     await asking.settle(await asking.admit(), granted - 1)
@@ -79,9 +79,9 @@ async def test_free_tokens_are_overspent_by_what_was_running_and_no_more(
 
 
 async def test_a_budget_is_overspent_by_what_was_running_and_no_more(
-    store: Store, servers: list[Writer]
+    store: Database, servers: list[Writer]
 ) -> None:
-    limits = Limits(concurrency=MOST_RUNNING, budget=10 * PRICE + 1)
+    limits = RateLimits(concurrency=MOST_RUNNING, budget=10 * PRICE + 1)
     new = NewOrganisation("A", "a@x.org", plan="paid", free_tokens=0, limits=limits)
     id, _, secret = organisations.create_organisation(store, new)
     asking = Asking(secret, servers)
@@ -96,13 +96,13 @@ async def test_a_budget_is_overspent_by_what_was_running_and_no_more(
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_no_order_of_beginnings_and_ends_overspends_by_more(
-    store: Store, servers: list[Writer], seed: int
+    store: Database, servers: list[Writer], seed: int
 ) -> None:
     chance, granted = random.Random(seed), 400
-    new = NewOrganisation("A", "a@x.org", free_tokens=granted, limits=Limits(concurrency=MOST_RUNNING))
+    new = NewOrganisation("A", "a@x.org", free_tokens=granted, limits=RateLimits(concurrency=MOST_RUNNING))
     id, _, secret = organisations.create_organisation(store, new)
     asking = Asking(secret, servers)
-    running: list[Request] = []
+    running: list[LedgerRequest] = []
     used = 0
 
     async def begin() -> None:

@@ -16,8 +16,8 @@ from accounts import killing
 from accounts.conftest import until
 from accounts.service import HELD, NUM_WORDS, Process, nursery
 from vermilion.accounts import organisations
-from vermilion.accounts.database import Store
-from vermilion.accounts.keys import Limits
+from vermilion.accounts.database import Database
+from vermilion.accounts.keys import RateLimits
 from vermilion.accounts.organisations import NewOrganisation
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -50,7 +50,7 @@ async def until_ready(client: httpx.AsyncClient, processes: tuple[Process, ...])
 
 @pytest.mark.parametrize("step_s", [0.001])
 async def test_two_processes_overspend_a_grant_by_no_more_than_what_was_running(
-    store: Store, two: tuple[Process, Process]
+    store: Database, two: tuple[Process, Process]
 ) -> None:
     """The bound: when the ledger reaches the grant, nobody is admitted any more; those who run may end."""
     granted = 30 * SIZE + 1
@@ -74,9 +74,9 @@ async def test_two_processes_overspend_a_grant_by_no_more_than_what_was_running(
 
 @pytest.mark.parametrize("step_s", [HELD])
 async def test_two_processes_share_the_limit_of_requests_at_once(
-    store: Store, two: tuple[Process, Process]
+    store: Database, two: tuple[Process, Process]
 ) -> None:
-    new = NewOrganisation("Acme", "a@example.org", limits=Limits(concurrency=3))
+    new = NewOrganisation("Acme", "a@example.org", limits=RateLimits(concurrency=3))
     secret = organisations.create_organisation(store, new)[2]
     async with httpx.AsyncClient() as client:
         await until_ready(client, two)
@@ -92,8 +92,10 @@ async def test_two_processes_share_the_limit_of_requests_at_once(
 
 
 @pytest.mark.parametrize("step_s", [0.0])
-async def test_two_processes_share_the_limits_of_a_minute(store: Store, two: tuple[Process, Process]) -> None:
-    new = NewOrganisation("Acme", "a@example.org", limits=Limits(requests_per_minute=5))
+async def test_two_processes_share_the_limits_of_a_minute(
+    store: Database, two: tuple[Process, Process]
+) -> None:
+    new = NewOrganisation("Acme", "a@example.org", limits=RateLimits(requests_per_minute=5))
     secret = organisations.create_organisation(store, new)[2]
     async with httpx.AsyncClient() as client:
         await until_ready(client, two)
@@ -110,7 +112,7 @@ def test_a_killed_service_leaves_a_ledger_of_what_its_clients_read(where: str) -
     assert counts["answered, with an idempotency key"] > 0 and counts["answered, without"] > 0
 
 
-async def test_a_client_that_hangs_up_is_recorded_by_a_real_server(store: Store, where: str) -> None:
+async def test_a_client_that_hangs_up_is_recorded_by_a_real_server(store: Database, where: str) -> None:
     secret = organisations.create_organisation(store, NewOrganisation("Acme", "a@example.org"))[2]
 
     def rows() -> list[Any]:

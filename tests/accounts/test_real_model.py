@@ -22,7 +22,7 @@ from accounts.conftest import until
 from serving.fake import FakeBackend, fake_service
 from vermilion import cli
 from vermilion.accounts.accounts_config import AccountsConfig
-from vermilion.accounts.database import Store
+from vermilion.accounts.database import Database
 from vermilion.accounts.gate import Accounts
 from vermilion.cli.launch import Settings, _model
 from vermilion.config import EngineConfig
@@ -88,7 +88,7 @@ def command(*words: str) -> None:
     assert not ended.value.code
 
 
-def rows(store: Store) -> list[Any]:
+def rows(store: Database) -> list[Any]:
     with store.reading() as connection:
         return list(connection.execute(sa.text("SELECT * FROM ledger ORDER BY id")))
 
@@ -100,7 +100,7 @@ def charged(row: Any, num_free: int) -> Decimal:
     return sum((RATES[kind] / 10**6 for kind in tokens[num_free:]), Decimal(0))
 
 
-async def asked(store: Store, running: Running) -> None:
+async def asked(store: Database, running: Running) -> None:
     """Four requests: whole, streamed, left by their client, cut off by the service."""
     client = running.client
     short = {**QUESTION, "max_tokens": 12}
@@ -127,7 +127,7 @@ async def asked(store: Store, running: Running) -> None:
 
 
 async def test_what_clients_read_the_ledger_usage_and_the_invoice_agree_to_the_last_digit(
-    where: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    where: str, store: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with service(where, tmp_path / "home") as running:
         account = (await running.client.post("/v1/accounts", json={"email": "ada@example.org"})).json()

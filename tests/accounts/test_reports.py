@@ -15,11 +15,11 @@ import sqlalchemy as sa
 from accounts.conftest import Clock
 from vermilion.accounts import organisations, reports
 from vermilion.accounts.clock import parsed_us
-from vermilion.accounts.database import Store
+from vermilion.accounts.database import Database
 from vermilion.accounts.money import per_token
 from vermilion.accounts.organisations import NewKey, NewOrganisation
 from vermilion.accounts.refusals import AccountNotFound
-from vermilion.accounts.transactions import Request, Settlement
+from vermilion.accounts.transactions import LedgerRequest, Settlement
 from vermilion.accounts.writer import Writer
 from vermilion.errors import BadParameter
 from vermilion.types import Usage
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def busy(store: Store, clock: Clock) -> str:
+async def busy(store: Database, clock: Clock) -> str:
     """An organisation with 60 requests of two keys and models over five days, two months and two prices."""
     new = NewOrganisation("Acme", "a@example.org", plan="paid", free_tokens=500)
     id, _, first = organisations.create_organisation(store, new)
@@ -44,14 +44,14 @@ async def busy(store: Store, clock: Clock) -> str:
         if number == 40:
             reports.set_price(store, "tiny", [per_token("x", text) for text in ("0.333333", "0.01", "7.5")])
         key = chance.choice((first.key, second.key, other.key))
-        request = Request(f"r{number}", key.id, key.organisation_id, "/v1/x", 9)
+        request = LedgerRequest(f"r{number}", key.id, key.organisation_id, "/v1/x", 9)
         usage = Usage(chance.randrange(20, 99), chance.randrange(20), chance.randrange(99), 7)
         await accounts.settle(Settlement(request, chance.choice(("tiny", "large")), "finished", usage))
     await asyncio.to_thread(accounts.close)
     return id
 
 
-def ledger(store: Store, organisation_id: str, month: str = "") -> list[Any]:
+def ledger(store: Database, organisation_id: str, month: str = "") -> list[Any]:
     with store.reading() as connection:
         text = "SELECT * FROM ledger WHERE organisation_id = :id AND day LIKE :month"
         return list(connection.execute(sa.text(text), {"id": organisation_id, "month": f"{month}%"}))
@@ -59,7 +59,7 @@ def ledger(store: Store, organisation_id: str, month: str = "") -> list[Any]:
 
 @pytest.mark.parametrize("by", [(), ("day",), ("key", "model"), ("day", "key", "model")])
 async def test_usage_adds_up_to_the_ledger_however_it_is_grouped(
-    store: Store, busy: str, by: tuple[str, ...]
+    store: Database, busy: str, by: tuple[str, ...]
 ) -> None:
     rows = ledger(store, busy)
     told = reports.usage(store, busy, reports.span("2026-01-01", "2026-02-28"), by)
@@ -71,7 +71,7 @@ async def test_usage_adds_up_to_the_ledger_however_it_is_grouped(
     assert [tuple(row[name] for name in by) for row in told] == sorted(slow)
 
 
-async def test_days_are_counted_from_the_first_to_the_last_inclusive(store: Store, busy: str) -> None:
+async def test_days_are_counted_from_the_first_to_the_last_inclusive(store: Database, busy: str) -> None:
     days = reports.span("2026-01-30", "2026-01-31")
     told = reports.usage(store, busy, days, ("day",))
     assert [row["day"] for row in told] == ["2026-01-30", "2026-01-31"]
@@ -80,13 +80,13 @@ async def test_days_are_counted_from_the_first_to_the_last_inclusive(store: Stor
     )
 
 
-async def test_the_csv_says_what_the_rows_say(store: Store, busy: str) -> None:
+async def test_the_csv_says_what_the_rows_say(store: Database, busy: str) -> None:
     rows = reports.usage(store, busy, reports.span("2026-01-01", "2026-02-28"))
     read = list(csv.DictReader(io.StringIO(reports.as_csv(rows))))
     assert read == [{name: str(value) for name, value in row.items()} for row in rows]
 
 
-async def test_an_invoice_adds_up_to_the_ledger_to_the_last_digit(store: Store, busy: str) -> None:
+async def test_an_invoice_adds_up_to_the_ledger_to_the_last_digit(store: Database, busy: str) -> None:
     assert reports.months(store, busy) == ["2026-01", "2026-02"]
     for month, status in (("2026-01", "closed"), ("2026-02", "open")):
         bill = reports.invoice(store, busy, month)
@@ -107,12 +107,12 @@ async def test_an_invoice_adds_up_to_the_ledger_to_the_last_digit(store: Store, 
     assert {line["charges"][2]["price_per_million"] for line in first["lines"]} == {"1"}
 
 
-async def test_the_grant_is_used_up_exactly(store: Store, busy: str) -> None:
+async def test_the_grant_is_used_up_exactly(store: Database, busy: str) -> None:
     free = sum(reports.invoice(store, busy, month)["free_tokens"] for month in ("2026-01", "2026-02"))
     assert free == 500
 
 
-def test_a_price_holds_from_its_moment_on_and_not_before(store: Store) -> None:
+def test_a_price_holds_from_its_moment_on_and_not_before(store: Database) -> None:
     reports.set_price(store, "tiny", [1, 2, 3], "2999-01-01T00:00:00")
     assert [row["model"] for row in reports.list_prices(store)] == ["*", "tiny"]
     with pytest.raises(BadParameter, match="still to come"):
@@ -129,11 +129,11 @@ def test_a_price_holds_from_its_moment_on_and_not_before(store: Store) -> None:
         lambda store: reports.set_price(store, "m", [1, 2, 3], "soon"),
     ],
 )
-def test_questions_that_mean_nothing_are_refused(store: Store, wrong) -> None:
+def test_questions_that_mean_nothing_are_refused(store: Database, wrong) -> None:
     with pytest.raises(BadParameter):
         wrong(store)
 
 
-def test_an_invoice_of_nobody_is_a_404(store: Store) -> None:
+def test_an_invoice_of_nobody_is_a_404(store: Database) -> None:
     with pytest.raises(AccountNotFound):
         reports.invoice(store, "nobody", "2026-01")

@@ -13,7 +13,7 @@ from accounts.conftest import Clock
 from serving.fake import FakeBackend, fake_service
 from vermilion.accounts.accounts_config import AccountsConfig
 from vermilion.accounts.clock import day_of
-from vermilion.accounts.database import Store
+from vermilion.accounts.database import Database
 from vermilion.accounts.gate import Accounts
 from vermilion.serving.http.app import create_app
 
@@ -23,7 +23,7 @@ QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 
 
 @pytest.fixture
-async def client(store: Store) -> AsyncIterator[httpx.AsyncClient]:
+async def client(store: Database) -> AsyncIterator[httpx.AsyncClient]:
     accounts = Accounts(store, AccountsConfig(sign_ups_per_hour=2))
     transport = httpx.ASGITransport(create_app(fake_service(FakeBackend(), accounts)))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as opened:
@@ -57,7 +57,7 @@ async def test_sign_up_is_once_per_address_and_so_many_an_hour(client: httpx.Asy
     assert third.status_code == 429 and int(third.headers["retry-after"]) > 0
 
 
-async def test_a_service_may_let_nobody_sign_up(store: Store) -> None:
+async def test_a_service_may_let_nobody_sign_up(store: Database) -> None:
     accounts = Accounts(store, AccountsConfig(sign_ups_per_hour=0))
     transport = httpx.ASGITransport(create_app(fake_service(FakeBackend(), accounts)))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:

@@ -17,9 +17,9 @@ from accounts.conftest import Clock, until
 from serving.fake import FakeBackend, fake_service, sse
 from vermilion.accounts import organisations
 from vermilion.accounts.clock import now_us
-from vermilion.accounts.database import Store
+from vermilion.accounts.database import Database
 from vermilion.accounts.gate import Accounts
-from vermilion.accounts.keys import Limits
+from vermilion.accounts.keys import RateLimits
 from vermilion.accounts.organisations import NewKey, NewOrganisation, Secret
 from vermilion.errors import EngineFailure
 from vermilion.serving.http.app import create_app
@@ -39,7 +39,7 @@ def backend() -> FakeBackend:
 
 
 @pytest.fixture
-def secret(store: Store) -> Secret:
+def secret(store: Database) -> Secret:
     return organisations.create_organisation(store, NewOrganisation("Acme", "a@example.org"))[2]
 
 
@@ -47,7 +47,7 @@ Open = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 @pytest.fixture
-def opened(store: Store, backend: FakeBackend) -> Open:
+def opened(store: Database, backend: FakeBackend) -> Open:
     """A client of a service with accounts; `settle` of the fixture `ledger` shows what it wrote."""
 
     @asynccontextmanager
@@ -67,7 +67,7 @@ def opened(store: Store, backend: FakeBackend) -> Open:
 
 
 @pytest.fixture
-def ledger(store: Store) -> Callable[[], list[Any]]:
+def ledger(store: Database) -> Callable[[], list[Any]]:
     def rows() -> list[Any]:
         with store.reading() as connection:
             return list(connection.execute(sa.text("SELECT * FROM ledger ORDER BY id")))
@@ -153,7 +153,7 @@ def test_each_address_has_its_scope_and_new_ones_are_not_open(
     assert needed_scope(method, path) == scope
 
 
-async def test_a_key_without_the_scope_is_a_403(opened: Open, store: Store, secret: Secret) -> None:
+async def test_a_key_without_the_scope_is_a_403(opened: Open, store: Database, secret: Secret) -> None:
     only = NewKey(scopes=frozenset(("manage",)))
     key = organisations.create_key(store, secret.key.organisation_id, only)
     async with opened(key.text) as client:
@@ -165,7 +165,7 @@ async def test_a_key_without_the_scope_is_a_403(opened: Open, store: Store, secr
 
 @pytest.mark.parametrize(("route", "face"), FACES[:4])
 async def test_when_the_free_tokens_are_gone_the_answer_is_mercurys_402(
-    opened: Open, store: Store, backend: FakeBackend, route: str, face: str
+    opened: Open, store: Database, backend: FakeBackend, route: str, face: str
 ) -> None:
     none = NewOrganisation("Acme", "b@example.org", free_tokens=0)
     key = organisations.create_organisation(store, none)[2]
@@ -180,7 +180,7 @@ async def test_when_the_free_tokens_are_gone_the_answer_is_mercurys_402(
 
 
 async def test_a_limit_is_a_429_that_says_when_and_headers_tell_what_is_left(
-    opened: Open, store: Store, secret: Secret, clock: Clock
+    opened: Open, store: Database, secret: Secret, clock: Clock
 ) -> None:
     organisations.change_key(store, secret.key.id, requests_per_minute=2, tokens_per_minute=1000)
     async with opened(secret.text) as client:
@@ -353,7 +353,7 @@ async def test_an_idempotency_key_answers_again_without_the_engine_or_a_charge(
 
 
 async def test_a_revoked_key_is_refused_at_once_for_answers(
-    opened: Open, store: Store, secret: Secret
+    opened: Open, store: Database, secret: Secret
 ) -> None:
     async with opened(secret.text) as client:
         assert (await client.post(CHAT, json=QUESTION)).status_code == 200
@@ -376,7 +376,7 @@ async def test_while_the_database_is_away_every_face_is_told_to_try_again(
     checked(face, reply, "overloaded_error" if face == "anthropic" else "server_error")
 
 
-async def test_an_expired_key_is_refused(opened: Open, store: Store, secret: Secret) -> None:
+async def test_an_expired_key_is_refused(opened: Open, store: Database, secret: Secret) -> None:
     past = replace(NewKey(), expires_at_us=now_us() - 1)
     key = organisations.create_key(store, secret.key.organisation_id, past)
     async with opened(key.text) as client:
@@ -384,10 +384,12 @@ async def test_an_expired_key_is_refused(opened: Open, store: Store, secret: Sec
 
 
 async def test_limits_hold_for_the_organisation_over_its_keys(
-    opened: Open, store: Store, secret: Secret, backend: FakeBackend
+    opened: Open, store: Database, secret: Secret, backend: FakeBackend
 ) -> None:
     organisations.change_organisation(store, secret.key.organisation_id, concurrency=2)
-    second = organisations.create_key(store, secret.key.organisation_id, NewKey(limits=Limits(concurrency=9)))
+    second = organisations.create_key(
+        store, secret.key.organisation_id, NewKey(limits=RateLimits(concurrency=9))
+    )
     backend.endless, backend.step_s = True, 0.001
     async with opened() as client:
 

@@ -13,12 +13,12 @@ from alembic.migration import MigrationContext
 from sqlalchemy.exc import DBAPIError
 
 from vermilion.accounts import database as stores
-from vermilion.accounts.database import Store
+from vermilion.accounts.database import Database
 from vermilion.accounts.schema import APPEND_ONLY, metadata
 from vermilion.errors import ConfigError
 
 
-def test_migrations_make_the_tables_that_the_code_uses(store: Store) -> None:
+def test_migrations_make_the_tables_that_the_code_uses(store: Database) -> None:
     with store.reading() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
@@ -37,7 +37,7 @@ def test_tables_are_made_once_and_bringing_them_up_to_date_again_changes_nothing
 
 @pytest.mark.parametrize("table", APPEND_ONLY)
 @pytest.mark.parametrize("change", ["UPDATE {} SET id = id + 1", "DELETE FROM {}"])
-def test_what_is_written_about_money_stays(store: Store, count, table: str, change: str) -> None:
+def test_what_is_written_about_money_stays(store: Database, count, table: str, change: str) -> None:
     with store.writing() as connection:
         organisation = "INSERT INTO organisations VALUES ('o', 'n', 'free', 1, FALSE, FALSE)"
         connection.execute(sa.text(organisation.replace("VALUES", f"{_COLUMNS} VALUES")))

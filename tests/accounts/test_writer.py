@@ -14,12 +14,12 @@ import sqlalchemy as sa
 from accounts.conftest import Clock, until
 from vermilion.accounts import organisations, transactions, writer
 from vermilion.accounts.clock import SECOND_US
-from vermilion.accounts.database import Store
-from vermilion.accounts.keys import Limits
+from vermilion.accounts.database import Database
+from vermilion.accounts.keys import RateLimits
 from vermilion.accounts.organisations import NewOrganisation, Secret
 from vermilion.accounts.refusals import AccountsUnavailable, IdempotencyConflict, RateLimited
-from vermilion.accounts.sql import Cursor
-from vermilion.accounts.transactions import Admission, Release, Request, Settlement
+from vermilion.accounts.sql import StatementCursor
+from vermilion.accounts.transactions import Admission, LedgerRequest, Release, Settlement
 from vermilion.accounts.writer import Writer
 from vermilion.types import Usage
 
@@ -27,16 +27,16 @@ pytestmark = pytest.mark.anyio
 USAGE = Usage(prompt_tokens=10, cached_tokens=4, completion_tokens=20, passes=5)
 
 
-def organisation(store: Store, **given: Any) -> Secret:
+def organisation(store: Database, **given: Any) -> Secret:
     return organisations.create_organisation(store, NewOrganisation("Acme", "a@example.org", **given))[2]
 
 
-def request(secret: Secret, number: int, **given: Any) -> Request:
-    return Request(f"req-{number}", secret.key.id, secret.key.organisation_id, "/v1/x", 10, **given)
+def request(secret: Secret, number: int, **given: Any) -> LedgerRequest:
+    return LedgerRequest(f"req-{number}", secret.key.id, secret.key.organisation_id, "/v1/x", 10, **given)
 
 
 @asynccontextmanager
-async def writing(store: Store, server: str = "one", lease_s: float = 15.0) -> AsyncIterator[Writer]:
+async def writing(store: Database, server: str = "one", lease_s: float = 15.0) -> AsyncIterator[Writer]:
     opened = Writer(store, server, lease_s)
     try:
         yield opened
@@ -44,12 +44,12 @@ async def writing(store: Store, server: str = "one", lease_s: float = 15.0) -> A
         await asyncio.to_thread(opened.close)
 
 
-def ledger(store: Store) -> list[Any]:
+def ledger(store: Database) -> list[Any]:
     with store.reading() as connection:
         return list(connection.execute(sa.text("SELECT * FROM ledger ORDER BY id")))
 
 
-async def test_a_request_is_in_the_ledger_once_with_its_price_before_settle_returns(store: Store) -> None:
+async def test_a_request_is_in_the_ledger_once_with_its_price_before_settle_returns(store: Database) -> None:
     secret = organisation(store, plan="paid", free_tokens=12)
     async with writing(store) as accounts:
         await accounts.admit(request(secret, 1))
@@ -63,7 +63,7 @@ async def test_a_request_is_in_the_ledger_once_with_its_price_before_settle_retu
 
 
 async def test_many_at_once_are_each_written_once_and_the_meters_say_what_the_ledger_says(
-    store: Store, count
+    store: Database, count
 ) -> None:
     secret = organisation(store, plan="paid", free_tokens=100)
     async with writing(store) as accounts:
@@ -87,7 +87,7 @@ async def test_many_at_once_are_each_written_once_and_the_meters_say_what_the_le
     assert count("admissions") == 0
 
 
-async def test_a_request_nobody_waits_for_is_written_before_close_returns(store: Store) -> None:
+async def test_a_request_nobody_waits_for_is_written_before_close_returns(store: Database) -> None:
     secret = organisation(store)
     async with writing(store) as accounts:
         await accounts.admit(request(secret, 1))
@@ -96,9 +96,9 @@ async def test_a_request_nobody_waits_for_is_written_before_close_returns(store:
     assert (row.outcome, row.completion_tokens, row.amount) == ("aborted", 3, 0)
 
 
-async def test_a_refusal_takes_nothing_of_the_writers_thread_along(store: Store) -> None:
+async def test_a_refusal_takes_nothing_of_the_writers_thread_along(store: Database) -> None:
     """Its frames would hold the cursor until another thread drops them, in the middle of a transaction."""
-    secret = organisation(store, limits=Limits(concurrency=1))
+    secret = organisation(store, limits=RateLimits(concurrency=1))
     async with writing(store) as accounts:
         await accounts.admit(request(secret, 1))
         with pytest.raises(RateLimited) as refused:
@@ -106,8 +106,8 @@ async def test_a_refusal_takes_nothing_of_the_writers_thread_along(store: Store)
         assert not any(entry.path.name == "transactions.py" for entry in refused.traceback)
 
 
-async def test_a_request_the_engine_refused_leaves_no_trace(store: Store, count) -> None:
-    secret = organisation(store, limits=Limits(concurrency=1))
+async def test_a_request_the_engine_refused_leaves_no_trace(store: Database, count) -> None:
+    secret = organisation(store, limits=RateLimits(concurrency=1))
     async with writing(store) as accounts:
         await accounts.admit(request(secret, 1))
         with pytest.raises(RateLimited):
@@ -117,20 +117,20 @@ async def test_a_request_the_engine_refused_leaves_no_trace(store: Store, count)
     assert (count("ledger"), count("admissions")) == (0, 1)
 
 
-async def test_a_client_that_leaves_while_it_is_admitted_holds_no_place(store: Store, count) -> None:
+async def test_a_client_that_leaves_while_it_is_admitted_holds_no_place(store: Database, count) -> None:
     """Its admission and its release are then written together."""
     secret = organisation(store)
     left, stays = request(secret, 1), request(secret, 2)
     jobs = [Admission(left, "one", 15.0), Admission(stays, "one", 15.0), Release(left)]
     with store.writing() as connection:
-        transactions.run(Cursor.of(connection), jobs, writer.now_us())
+        transactions.run(StatementCursor.of(connection), jobs, writer.now_us())
     assert count("admissions") == 1
 
 
 async def test_running_requests_count_over_servers_and_run_out_with_a_dead_one(
-    store: Store, clock: Clock
+    store: Database, clock: Clock
 ) -> None:
-    secret = organisation(store, limits=Limits(concurrency=1))
+    secret = organisation(store, limits=RateLimits(concurrency=1))
     async with writing(store, "other") as other:
         async with writing(store, "dies", lease_s=60) as dying:
             await dying.admit(request(secret, 1))
@@ -144,8 +144,8 @@ async def test_running_requests_count_over_servers_and_run_out_with_a_dead_one(
         await other.admit(request(secret, 4))
 
 
-async def test_a_lease_is_renewed_while_its_server_lives(store: Store, clock: Clock) -> None:
-    secret = organisation(store, limits=Limits(concurrency=1))
+async def test_a_lease_is_renewed_while_its_server_lives(store: Database, clock: Clock) -> None:
+    secret = organisation(store, limits=RateLimits(concurrency=1))
     lease_s = 0.3
 
     def renewed() -> bool:
@@ -162,7 +162,7 @@ async def test_a_lease_is_renewed_while_its_server_lives(store: Store, clock: Cl
             await accounts.admit(request(secret, 2))
 
 
-async def test_an_idempotency_key_gives_its_answer_again_and_is_charged_once(store: Store, count) -> None:
+async def test_an_idempotency_key_gives_its_answer_again_and_is_charged_once(store: Database, count) -> None:
     secret = organisation(store)
     same = {"idempotency_key": "mine", "body_digest": "d"}
     async with writing(store) as accounts:
@@ -177,7 +177,9 @@ async def test_an_idempotency_key_gives_its_answer_again_and_is_charged_once(sto
     assert (count("ledger"), count("admissions")) == (1, 0)
 
 
-async def test_an_aborted_request_may_be_tried_again_under_its_idempotency_key(store: Store, count) -> None:
+async def test_an_aborted_request_may_be_tried_again_under_its_idempotency_key(
+    store: Database, count
+) -> None:
     secret = organisation(store)
     same = {"idempotency_key": "mine", "body_digest": "d"}
     async with writing(store) as accounts:
@@ -189,7 +191,7 @@ async def test_an_aborted_request_may_be_tried_again_under_its_idempotency_key(s
 
 
 async def test_kept_answers_go_after_a_day_and_their_keys_stay_used(
-    store: Store, clock: Clock, count
+    store: Database, clock: Clock, count
 ) -> None:
     secret = organisation(store)
     same = {"idempotency_key": "mine", "body_digest": "d"}
@@ -205,7 +207,7 @@ async def test_kept_answers_go_after_a_day_and_their_keys_stay_used(
 
 
 async def test_writing_the_same_settlement_again_after_a_lost_connection_counts_once(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commit happened, and its connection broke before it said so."""
     secret = organisation(store)
@@ -244,9 +246,9 @@ def losing(accounts: Writer, num_times: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_an_admission_whose_commit_was_not_heard_of_holds_one_place(
-    store: Store, monkeypatch: pytest.MonkeyPatch, count
+    store: Database, monkeypatch: pytest.MonkeyPatch, count
 ) -> None:
-    secret = organisation(store, limits=Limits(concurrency=1))
+    secret = organisation(store, limits=RateLimits(concurrency=1))
     async with writing(store) as accounts:
         lost = losing(accounts, 1, monkeypatch)
         await accounts.admit(request(secret, 1))
@@ -256,10 +258,10 @@ async def test_an_admission_whose_commit_was_not_heard_of_holds_one_place(
 
 
 async def test_an_admission_that_was_given_up_holds_no_place_for_long(
-    store: Store, monkeypatch: pytest.MonkeyPatch, count
+    store: Database, monkeypatch: pytest.MonkeyPatch, count
 ) -> None:
     """Its client was told 503, and its server lives and renews what it holds."""
-    secret = organisation(store, limits=Limits(concurrency=1))
+    secret = organisation(store, limits=RateLimits(concurrency=1))
     async with writing(store, lease_s=3600) as accounts:
         lost = losing(accounts, 3, monkeypatch)
         with pytest.raises(AccountsUnavailable):
@@ -270,7 +272,7 @@ async def test_an_admission_that_was_given_up_holds_no_place_for_long(
 
 
 async def test_while_the_database_is_away_nobody_waits_for_the_tries_of_others(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = organisation(store)
     monkeypatch.setattr(writer, "_PAUSES_S", (0.0, 0.0))
@@ -288,7 +290,9 @@ async def test_while_the_database_is_away_nobody_waits_for_the_tries_of_others(
     assert len(tries) < 60
 
 
-async def test_a_database_that_fails_lets_nothing_pass(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_database_that_fails_lets_nothing_pass(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret = organisation(store)
     monkeypatch.setattr(writer, "_PAUSES_S", (0.0, 0.0))
     async with writing(store) as accounts:
@@ -302,7 +306,7 @@ async def test_a_database_that_fails_lets_nothing_pass(store: Store, monkeypatch
 
 
 async def test_two_answers_to_one_idempotency_key_are_both_recorded_and_one_is_kept(
-    store: Store, monkeypatch: pytest.MonkeyPatch, clock: Clock, count
+    store: Database, monkeypatch: pytest.MonkeyPatch, clock: Clock, count
 ) -> None:
     """A server stood still for longer than its lease, and another took the request up meanwhile."""
     secret = organisation(store)
@@ -323,7 +327,7 @@ async def test_two_answers_to_one_idempotency_key_are_both_recorded_and_one_is_k
 
 
 async def test_a_connection_that_the_server_ended_is_opened_anew(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if store.is_sqlite:
         pytest.skip("SQLite has no server")

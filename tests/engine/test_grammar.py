@@ -20,8 +20,9 @@ from vermilion.engine.loading import assemble
 from vermilion.errors import BadRequest
 from vermilion.models.families import Family
 from vermilion.models.transformer import Transformer
-from vermilion.serving.generation.replies import Choice, Head, chat_reply
-from vermilion.serving.generation.streams import ChatStream
+from vermilion.serving.generation.choices import Choice
+from vermilion.serving.wire.openai_replies import Head, chat_reply
+from vermilion.serving.wire.openai_streams import ChatStream
 from vermilion.types import Decoding, Event, Finish, Grammar, Request, Sampling, Text
 
 EOS, MASK, FIRST_PAIR = 1, 2, 128

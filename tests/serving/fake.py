@@ -14,7 +14,7 @@ from vermilion.accounts.gate import Accounts
 from vermilion.errors import ModelFileError, ModelNotFound, Overloaded
 from vermilion.serving.backend import Served
 from vermilion.serving.serve_config import ServeConfig
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 from vermilion.types import (
     Canvas,
     DecoderName,
@@ -158,8 +158,8 @@ class FakeBackend:
 
 def fake_service(
     backend: FakeBackend | None = None, accounts: Accounts | None = None, **settings: object
-) -> Service:
-    return Service(ServeConfig(**settings), served(backend or FakeBackend()), accounts)
+) -> ServiceState:
+    return ServiceState(ServeConfig(**settings), served(backend or FakeBackend()), accounts)
 
 
 def served(backend: FakeBackend, template: object = FakeTemplate()) -> Served:

@@ -13,7 +13,7 @@ import openai
 
 from vermilion.cli.launch import Settings, _model
 from vermilion.config import EngineConfig
-from vermilion.serving.http.server import Load, serve
+from vermilion.serving.http.server import ModelLoader, serve
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.training import toy
 from vermilion.training.convert import convert
@@ -45,7 +45,7 @@ async def serving(model: Path, folder: Path, **settings: object) -> AsyncIterato
 
 
 @asynccontextmanager
-async def client_of(config: ServeConfig, load: Load) -> AsyncIterator[openai.AsyncOpenAI]:
+async def client_of(config: ServeConfig, load: ModelLoader) -> AsyncIterator[openai.AsyncOpenAI]:
     """The official client of a service on whatever `load` gives."""
     opened: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()

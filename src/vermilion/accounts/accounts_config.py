@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vermilion.accounts.keys import Limits
+from vermilion.accounts.keys import RateLimits
 from vermilion.accounts.organisations import FREE_TOKENS
 from vermilion.errors import ConfigError
 
@@ -36,5 +36,5 @@ class AccountsConfig:
                 )
 
     @property
-    def limits(self) -> Limits:
-        return Limits(self.requests_per_minute, self.tokens_per_minute, self.concurrency)
+    def limits(self) -> RateLimits:
+        return RateLimits(self.requests_per_minute, self.tokens_per_minute, self.concurrency)

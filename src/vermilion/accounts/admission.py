@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vermilion.accounts.keys import Key, Limits
+from vermilion.accounts.keys import Key, RateLimits
 from vermilion.accounts.meters import Meter, Standing, standing, wait_s
 from vermilion.accounts.money import written
 from vermilion.accounts.refusals import AccountInactive, BudgetReached, InvalidKey, RateLimited
@@ -17,13 +17,13 @@ _SOON_S = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Party:
+class Subject:
     """A key with its organisation, as they are now."""
 
     key: Key
     plan: str
     disabled: bool
-    limits: Limits
+    limits: RateLimits
     """The organisation's."""
 
 
@@ -37,7 +37,7 @@ class Load:
     running_organisation: int
 
 
-def admit(party: Party, load: Load, num_prompt_tokens: int, now_us: int) -> tuple[Load, Standing]:
+def admit(party: Subject, load: Load, num_prompt_tokens: int, now_us: int) -> tuple[Load, Standing]:
     """The load with the request in it, and what is left. Raises the errors of `errors.py`."""
     if not party.key.good(now_us):
         raise InvalidKey("This API key is revoked or has expired.")
@@ -57,7 +57,7 @@ def admit(party: Party, load: Load, num_prompt_tokens: int, now_us: int) -> tupl
     return Load(key, organisation, load.running_key + 1, load.running_organisation + 1), left
 
 
-def _check(name: str, limits: Limits, meter: Meter, running: int, asked: tuple[int, Standing]) -> None:
+def _check(name: str, limits: RateLimits, meter: Meter, running: int, asked: tuple[int, Standing]) -> None:
     num_prompt_tokens, left = asked
     if limits.budget is not None and meter.month_spent >= limits.budget:
         raise BudgetReached(f"The budget of {name}, ${written(limits.budget)} a month, is spent.")

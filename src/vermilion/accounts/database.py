@@ -23,7 +23,7 @@ _LOCK = 0x7665726D
 _READS = "vermilion_reads"
 
 
-class Store:
+class Database:
     """Connections to one database, and its transactions."""
 
     def __init__(self, engine: Engine) -> None:
@@ -56,7 +56,7 @@ class Store:
         self.engine.dispose()
 
 
-def connect(where: str) -> Store:
+def connect(where: str) -> Database:
     """A store whose tables may not exist yet. `where` is a file, or an address as postgresql://host/name.
 
     Raises `ConfigError` for what is neither, or cannot be reached.
@@ -80,10 +80,10 @@ def connect(where: str) -> Store:
         engine.dispose()
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise ConfigError(f"accounts: {_shown(url)} cannot be opened: {reason}.") from None
-    return Store(engine)
+    return Database(engine)
 
 
-def open_store(where: str) -> Store:
+def open_store(where: str) -> Database:
     """A store whose tables are those of this release. Raises `ConfigError`."""
     url = _url(where)
     missing = url.get_backend_name() == "sqlite" and not Path(url.database or "").exists()
@@ -98,7 +98,7 @@ def open_store(where: str) -> Store:
     )
 
 
-def migrate(store: Store) -> None:
+def migrate(store: Database) -> None:
     """Makes the tables, or brings those of an earlier release up to date. Raises `ConfigError`."""
     from alembic import command
     from alembic.util import CommandError
@@ -128,7 +128,7 @@ def _head() -> str | None:
     return ScriptDirectory.from_config(_alembic()).get_current_head()
 
 
-def _revision(store: Store) -> str | None:
+def _revision(store: Database) -> str | None:
     from alembic.migration import MigrationContext
 
     with store.reading() as connection:

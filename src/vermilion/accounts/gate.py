@@ -15,12 +15,12 @@ from vermilion.accounts import keys as key_text
 from vermilion.accounts import organisations, transactions
 from vermilion.accounts.accounts_config import AccountsConfig
 from vermilion.accounts.clock import now_us
-from vermilion.accounts.database import Store, open_store
+from vermilion.accounts.database import Database, open_store
 from vermilion.accounts.keys import Key
 from vermilion.accounts.meters import Standing
 from vermilion.accounts.money import Price
 from vermilion.accounts.refusals import AccountsUnavailable, InvalidKey, NotPermitted, RateLimited
-from vermilion.accounts.transactions import Release, Request, Settlement
+from vermilion.accounts.transactions import LedgerRequest, Release, Settlement
 from vermilion.accounts.writer import LEASE_S, Writer
 from vermilion.types import Usage
 
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 class Accounts:
     """Open accounts of one process; `close` returns once everything is written."""
 
-    def __init__(self, store: Store, config: AccountsConfig | None = None) -> None:
+    def __init__(self, store: Database, config: AccountsConfig | None = None) -> None:
         self.store = store
         self.config = config or AccountsConfig()
         self.writer = Writer(store, key_text.new_id("server_"), LEASE_S)
@@ -54,7 +54,7 @@ class Accounts:
 
     async def call(
         self,
-        work: Callable[Concatenate[Store, _Given], _Result],
+        work: Callable[Concatenate[Database, _Given], _Result],
         *args: _Given.args,
         **kwargs: _Given.kwargs,
     ) -> _Result:
@@ -82,7 +82,7 @@ class Accounts:
     async def price(self, model: str) -> Price:
         """The price in force."""
 
-        def read(store: Store) -> Price:
+        def read(store: Database) -> Price:
             with store.reading() as connection:
                 return transactions.price_of(connection, model, now_us())
 
@@ -122,7 +122,7 @@ class Visit:
             held = ", ".join(sorted(self.key.scopes))
             raise NotPermitted(f"This API key has the scopes {held}; this needs {scope}.")
 
-    async def begin(self, num_prompt_tokens: int) -> tuple[Request, str | None]:
+    async def begin(self, num_prompt_tokens: int) -> tuple[LedgerRequest, str | None]:
         """Admits a call; with it the answer that its idempotency key already has, if any.
 
         Raises the errors of `errors.py`.
@@ -130,7 +130,7 @@ class Visit:
         self._num_calls += 1
         suffix = "" if self._num_calls == 1 else f".{self._num_calls}"
         named = self.idempotency_key
-        request = Request(
+        request = LedgerRequest(
             id=f"{self._request_id}{suffix}",
             key_id=self.key.id,
             organisation_id=self.key.organisation_id,
@@ -149,14 +149,14 @@ class Visit:
         self.standing = None if self.replayed else admitted.standing
         return request, admitted.replay
 
-    async def settle(self, request: Request, model: str, usage: Usage, reply: str | None) -> None:
+    async def settle(self, request: LedgerRequest, model: str, usage: Usage, reply: str | None) -> None:
         """Returns once the usage is durable. Raises `AccountsUnavailable`."""
         await self.accounts.writer.settle(Settlement(request, model, "finished", usage, reply))
 
-    def end(self, request: Request, model: str, usage: Usage, outcome: str) -> None:
+    def end(self, request: LedgerRequest, model: str, usage: Usage, outcome: str) -> None:
         """Records soon what an aborted or failed call has used."""
         self.accounts.writer.put(Settlement(request, model, outcome, usage))
 
-    def give_back(self, request: Request) -> None:
+    def give_back(self, request: LedgerRequest) -> None:
         """Forgets a call that the engine did not take."""
         self.accounts.writer.put(Release(request))

@@ -26,7 +26,7 @@ _LONGEST = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RateLimits:
     """None is no limit; `budget` is picodollars per calendar month (UTC)."""
 
     requests_per_minute: int | None = None
@@ -53,7 +53,7 @@ class Key:
     created_at_us: int
     expires_at_us: int | None
     revoked_at_us: int | None
-    limits: Limits
+    limits: RateLimits
 
     @property
     def prefix(self) -> str:

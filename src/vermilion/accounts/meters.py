@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vermilion.accounts.clock import MINUTE_US, day_of
-from vermilion.accounts.keys import Limits
+from vermilion.accounts.keys import RateLimits
 from vermilion.types import Usage
 
 
@@ -35,7 +35,7 @@ class Meter:
         """What is left of the grants."""
         return max(0, self.granted_tokens - self.used_tokens)
 
-    def at(self, now_us: int, limits: Limits) -> Meter:
+    def at(self, now_us: int, limits: RateLimits) -> Meter:
         """The same later: leaked, and with a new month's budget. A clock that goes back changes nothing."""
         passed_us = max(0, now_us - self.at_us)
         month = day_of(now_us)[:7]
@@ -101,7 +101,7 @@ class Standing:
     tokens: Room | None = None
 
 
-def standing(limited: Sequence[tuple[Limits, Meter]]) -> Standing:
+def standing(limited: Sequence[tuple[RateLimits, Meter]]) -> Standing:
     """Of several limits that all hold."""
     return Standing(
         _tighter([room(meter.requests, limits.requests_per_minute) for limits, meter in limited]),

@@ -14,8 +14,8 @@ from sqlalchemy.exc import IntegrityError
 from vermilion.accounts import keys as key_text
 from vermilion.accounts.admission import FREE, PLANS
 from vermilion.accounts.clock import day_of, now_us, stamp
-from vermilion.accounts.database import Store
-from vermilion.accounts.keys import Key, Limits
+from vermilion.accounts.database import Database
+from vermilion.accounts.keys import Key, RateLimits
 from vermilion.accounts.money import written
 from vermilion.accounts.refusals import AccountNotFound
 from vermilion.accounts.schema import grants, keys, meters, organisations, users
@@ -36,7 +36,7 @@ class NewOrganisation:
     email: str
     plan: str = FREE
     free_tokens: int = FREE_TOKENS
-    limits: Limits = field(default_factory=Limits)
+    limits: RateLimits = field(default_factory=RateLimits)
     signed_up: bool = False
 
 
@@ -45,7 +45,7 @@ class NewKey:
     name: str = ""
     scopes: frozenset[str] = frozenset(("generate", "manage"))
     expires_at_us: int | None = None
-    limits: Limits = field(default_factory=Limits)
+    limits: RateLimits = field(default_factory=RateLimits)
     user_id: str | None = None
 
 
@@ -64,14 +64,14 @@ class Organisation:
     plan: str
     disabled: bool
     created_at_us: int
-    limits: Limits
+    limits: RateLimits
     granted_tokens: int
     used_tokens: int
     month_spent: int
     """Picodollars, in the calendar month of the last request."""
 
 
-def create_organisation(store: Store, new: NewOrganisation) -> tuple[str, str, Secret]:
+def create_organisation(store: Database, new: NewOrganisation) -> tuple[str, str, Secret]:
     """Ids of the organisation and of its first user, and a first key. Raises `BadParameter`, `BadRequest`."""
     if not _EMAIL.fullmatch(new.email) or not new.email.isprintable():
         raise BadParameter("email", new.email, "an address such as name@example.org")
@@ -108,7 +108,7 @@ def create_organisation(store: Store, new: NewOrganisation) -> tuple[str, str, S
     return organisation_id, user_id, secret
 
 
-def num_signed_up(store: Store, since_us: int) -> int:
+def num_signed_up(store: Database, since_us: int) -> int:
     """Organisations that signed up by themselves since then."""
     counted = sa.select(sa.func.count()).where(
         organisations.c.signed_up, organisations.c.created_at_us > since_us
@@ -117,7 +117,7 @@ def num_signed_up(store: Store, since_us: int) -> int:
         return connection.execute(counted).scalar_one()
 
 
-def organisation(store: Store, organisation_id: str) -> Organisation:
+def organisation(store: Database, organisation_id: str) -> Organisation:
     """Raises `AccountNotFound`."""
     found = list_organisations(store, organisation_id)
     if not found:
@@ -125,7 +125,7 @@ def organisation(store: Store, organisation_id: str) -> Organisation:
     return found[0]
 
 
-def list_organisations(store: Store, id: str | None = None) -> list[Organisation]:
+def list_organisations(store: Database, id: str | None = None) -> list[Organisation]:
     """Oldest first; at most the one of `id` where it is given."""
     used = (meters.c.granted_tokens, meters.c.used_tokens, meters.c.month_spent)
     wanted = (
@@ -142,7 +142,7 @@ def list_organisations(store: Store, id: str | None = None) -> list[Organisation
                 row.plan,
                 row.disabled,
                 row.created_at_us,
-                Limits(row.requests_per_minute, row.tokens_per_minute, row.concurrency, row.budget),
+                RateLimits(row.requests_per_minute, row.tokens_per_minute, row.concurrency, row.budget),
                 row.granted_tokens,
                 row.used_tokens,
                 row.month_spent,
@@ -151,21 +151,21 @@ def list_organisations(store: Store, id: str | None = None) -> list[Organisation
         ]
 
 
-def change_organisation(store: Store, organisation_id: str, **values: Any) -> None:
-    """Sets columns of its row: `plan`, `disabled` and the fields of `Limits`. Raises `AccountNotFound`."""
+def change_organisation(store: Database, organisation_id: str, **values: Any) -> None:
+    """Sets columns of its row: `plan`, `disabled`, the fields of `RateLimits`. Raises `AccountNotFound`."""
     if values.get("plan", FREE) not in PLANS:
         raise BadParameter("plan", values["plan"], " or ".join(PLANS))
     _check_limits(values)
     _change(store, organisations, ("organisation", organisation_id), values)
 
 
-def change_key(store: Store, key_id: str, **values: Any) -> None:
+def change_key(store: Database, key_id: str, **values: Any) -> None:
     """Sets limits of a key. Raises `AccountNotFound`."""
     _check_limits(values)
     _change(store, keys, ("key", key_id), values)
 
 
-def grant(store: Store, organisation_id: str, num_tokens: int, reason: str) -> None:
+def grant(store: Database, organisation_id: str, num_tokens: int, reason: str) -> None:
     """Adds free tokens. Raises `AccountNotFound` and `BadParameter`."""
     if not 0 < num_tokens < 2**53:
         raise BadParameter("tokens", num_tokens, "whole numbers above 0")
@@ -174,27 +174,27 @@ def grant(store: Store, organisation_id: str, num_tokens: int, reason: str) -> N
         _grant(connection, organisation_id, num_tokens, reason)
 
 
-def create_key(store: Store, organisation_id: str, new: NewKey) -> Secret:
+def create_key(store: Database, organisation_id: str, new: NewKey) -> Secret:
     """Raises `AccountNotFound`."""
     with store.writing() as connection:
         _find(connection, organisations, ("organisation", organisation_id))
         return _create_key(connection, organisation_id, new)
 
 
-def list_keys(store: Store, organisation_id: str) -> list[Key]:
+def list_keys(store: Database, organisation_id: str) -> list[Key]:
     """Oldest first, revoked ones included."""
     wanted = sa.select(keys).where(keys.c.organisation_id == organisation_id)
     with store.reading() as connection:
         return [key_of(row) for row in connection.execute(wanted.order_by(keys.c.created_at_us, keys.c.id))]
 
 
-def find_key(store: Store, key_id: str) -> Key | None:
+def find_key(store: Database, key_id: str) -> Key | None:
     with store.reading() as connection:
         row = connection.execute(sa.select(keys).where(keys.c.id == key_id)).first()
     return key_of(row) if row else None
 
 
-def revoke_key(store: Store, key_id: str, organisation_id: str | None = None) -> Key:
+def revoke_key(store: Database, key_id: str, organisation_id: str | None = None) -> Key:
     """Ends a key at once; revoking it again changes nothing. Raises `AccountNotFound`, also for a key of
     another organisation than the given one."""
     with store.writing() as connection:
@@ -221,7 +221,7 @@ def key_body(key: Key) -> dict[str, Any]:
     }
 
 
-def limits_body(limits: Limits) -> dict[str, Any]:
+def limits_body(limits: RateLimits) -> dict[str, Any]:
     budget = None if limits.budget is None else written(limits.budget)
     return {**asdict(limits), "budget": budget}
 
@@ -276,7 +276,7 @@ def _grant(connection: Connection, organisation_id: str, num_tokens: int, reason
     connection.execute(meters.update().where(meters.c.subject == organisation_id).values(**more))
 
 
-def _change(store: Store, table: sa.Table, named: tuple[str, str], values: dict[str, Any]) -> None:
+def _change(store: Database, table: sa.Table, named: tuple[str, str], values: dict[str, Any]) -> None:
     with store.writing() as connection:
         _find(connection, table, named)
         connection.execute(table.update().where(table.c.id == named[1]).values(**values))
@@ -292,8 +292,8 @@ def _find(connection: Connection, table: sa.Table, named: tuple[str, str]) -> sa
 
 
 def _check_limits(values: dict[str, Any]) -> None:
-    names: Iterable[str] = Limits.__dataclass_fields__
-    Limits(**{name: values[name] for name in names if name in values})
+    names: Iterable[str] = RateLimits.__dataclass_fields__
+    RateLimits(**{name: values[name] for name in names if name in values})
 
 
 def _name(name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from vermilion.accounts.clock import day_of, now_us, parsed_us
-from vermilion.accounts.database import Store
+from vermilion.accounts.database import Database
 from vermilion.accounts.money import cents, written
 from vermilion.accounts.refusals import AccountNotFound
 from vermilion.accounts.schema import ledger, organisations, prices
@@ -69,7 +69,9 @@ def groups(names: Iterable[str]) -> tuple[str, ...]:
     return wanted
 
 
-def usage(store: Store, organisation_id: str, days: Span, by: Sequence[str] = GROUPS) -> list[dict[str, Any]]:
+def usage(
+    store: Database, organisation_id: str, days: Span, by: Sequence[str] = GROUPS
+) -> list[dict[str, Any]]:
     """One row per group, in order: its names, `requests`, sums of tokens, and `amount` in exact dollars."""
     columns = [_COLUMNS[name].label(name) for name in by]
     wanted = (
@@ -92,7 +94,7 @@ def as_csv(rows: Sequence[dict[str, Any]], by: Sequence[str] = GROUPS) -> str:
     return text.getvalue()
 
 
-def months(store: Store, organisation_id: str) -> list[str]:
+def months(store: Database, organisation_id: str) -> list[str]:
     """Months with anything in the ledger, oldest first."""
     month = sa.func.substr(ledger.c.day, 1, 7)
     wanted = sa.select(month).where(ledger.c.organisation_id == organisation_id).distinct().order_by(month)
@@ -100,7 +102,7 @@ def months(store: Store, organisation_id: str) -> list[str]:
         return list(connection.execute(wanted).scalars())
 
 
-def invoice(store: Store, organisation_id: str, month: str) -> dict[str, Any]:
+def invoice(store: Database, organisation_id: str, month: str) -> dict[str, Any]:
     """The month's charges, a line per model and price. `total` is exact: the sum of the ledger's amounts
     and of the lines, to the last digit; `payable` is it in whole cents.
 
@@ -135,7 +137,7 @@ def invoice(store: Store, organisation_id: str, month: str) -> dict[str, Any]:
     }
 
 
-def set_price(store: Store, model: str, rates: Sequence[int], effective: str | None = None) -> None:
+def set_price(store: Database, model: str, rates: Sequence[int], effective: str | None = None) -> None:
     """Adds a version of a price: picodollars per token of input, cached input and output. Earlier requests
     keep theirs. Raises `BadParameter` for a moment that has passed."""
     now = now_us()
@@ -153,7 +155,7 @@ def set_price(store: Store, model: str, rates: Sequence[int], effective: str | N
         connection.execute(prices.insert().values(model=model, effective_at_us=at_us, **row))
 
 
-def list_prices(store: Store) -> list[dict[str, Any]]:
+def list_prices(store: Database) -> list[dict[str, Any]]:
     """Every version, in dollars per million tokens; of each model the latest last."""
     wanted = sa.select(prices).order_by(prices.c.model, prices.c.effective_at_us)
     names = ("input", "cached_input", "output")

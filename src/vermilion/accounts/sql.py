@@ -16,19 +16,19 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.engine import Connection
 
-from vermilion.accounts.keys import Limits
+from vermilion.accounts.keys import RateLimits
 from vermilion.accounts.meters import Meter
 from vermilion.accounts.money import Price
 from vermilion.accounts.schema import admissions, keys, ledger, meters, organisations, prices, replies
 
-LIMITS = tuple(field.name for field in fields(Limits))
+LIMITS = tuple(field.name for field in fields(RateLimits))
 METERS = tuple(field.name for field in fields(Meter))
 KEYS = tuple(column.name for column in keys.columns)
 PARTIES = (*KEYS, "plan", "disabled", *(f"organisation_{name}" for name in LIMITS))
 """Columns of the statement `parties`, in order."""
 
 
-class Cursor:
+class StatementCursor:
     """Runs statements within the transaction that its connection is in."""
 
     def __init__(self, cursor: Any, dialect: str) -> None:
@@ -36,7 +36,7 @@ class Cursor:
         self._dialect = dialect
 
     @classmethod
-    def of(cls, connection: Connection) -> Cursor:
+    def of(cls, connection: Connection) -> StatementCursor:
         raw = connection.connection.dbapi_connection
         assert raw is not None
         return cls(raw.cursor(), connection.dialect.name)

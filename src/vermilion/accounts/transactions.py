@@ -14,19 +14,19 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from vermilion.accounts.admission import FREE, Load, Party, admit
+from vermilion.accounts.admission import FREE, Load, Subject, admit
 from vermilion.accounts.clock import DAY_US, SECOND_US, day_of
-from vermilion.accounts.keys import Key, Limits
+from vermilion.accounts.keys import Key, RateLimits
 from vermilion.accounts.meters import Meter, Standing
 from vermilion.accounts.money import Price, charge
 from vermilion.accounts.refusals import IdempotencyConflict, InvalidKey
-from vermilion.accounts.sql import LIMITS, METERS, PARTIES, Cursor
+from vermilion.accounts.sql import LIMITS, METERS, PARTIES, StatementCursor
 from vermilion.errors import VermilionError
 from vermilion.types import Usage
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class LedgerRequest:
     """What the ledger says of a request before it has begun."""
 
     id: str
@@ -41,7 +41,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    request: Request
+    request: LedgerRequest
     server: str
     lease_s: float
 
@@ -50,7 +50,7 @@ class Admission:
 class Settlement:
     """How a request ended. `reply` is kept for a day where it has an idempotency key and is whole."""
 
-    request: Request
+    request: LedgerRequest
     model: str
     outcome: str
     usage: Usage
@@ -61,7 +61,7 @@ class Settlement:
 class Release:
     """The engine did not take the request: it leaves the running ones, and no trace in the ledger."""
 
-    request: Request
+    request: LedgerRequest
 
 
 Job = Admission | Settlement | Release
@@ -77,7 +77,7 @@ class Admitted:
 Result = Admitted | VermilionError | None
 
 
-def run(cursor: Cursor, jobs: Sequence[Job], now_us: int) -> list[Result]:
+def run(cursor: StatementCursor, jobs: Sequence[Job], now_us: int) -> list[Result]:
     """The result of each job, in order; refusals are results. What it writes is for the caller to commit."""
     batch = _Batch(cursor, jobs, now_us)
     results = [batch.do(job) for job in jobs]
@@ -85,20 +85,20 @@ def run(cursor: Cursor, jobs: Sequence[Job], now_us: int) -> list[Result]:
     return results
 
 
-def renew(cursor: Cursor, server: str, lease_s: float, now_us: int) -> None:
+def renew(cursor: StatementCursor, server: str, lease_s: float, now_us: int) -> None:
     """Goes on holding what `server` has running, and drops what nobody holds or needs any more."""
     cursor.change("renew", [{"of": server, "until_us": now_us + int(lease_s * SECOND_US)}])
     for name in ("expire admissions", "expire replies"):
         cursor.change(name, [{"now_us": now_us}])
 
 
-def recorded(cursor: Cursor, request_id: str) -> bool:
+def recorded(cursor: StatementCursor, request_id: str) -> bool:
     """Whether the ledger has the request; for a commit whose outcome is unknown."""
     return bool(cursor.rows("recorded", {"request_id": request_id}))
 
 
 class _Batch:
-    def __init__(self, cursor: Cursor, jobs: Sequence[Job], now_us: int) -> None:
+    def __init__(self, cursor: StatementCursor, jobs: Sequence[Job], now_us: int) -> None:
         self._now_us = now_us
         requests = [job.request for job in jobs]
         organisation_ids = {request.organisation_id for request in requests}
@@ -177,7 +177,7 @@ class _Batch:
         )
         return Admitted(left)
 
-    def _answered(self, request: Request) -> str | None:
+    def _answered(self, request: LedgerRequest) -> str | None:
         """The kept answer of the request's idempotency key; raises where it has none to give."""
         given = {
             "organisation": request.organisation_id,
@@ -252,7 +252,7 @@ class _Batch:
                 }
             )
 
-    def _meter(self, subject: str, limits: Limits) -> Meter:
+    def _meter(self, subject: str, limits: RateLimits) -> Meter:
         return self._meters[subject].at(self._now_us, limits)
 
     def _put(self, *changed: Meter) -> None:
@@ -268,10 +268,10 @@ class _Batch:
 
 def price_of(connection: Connection, model: str, now_us: int) -> Price:
     """The price in force: of the model, else of every model."""
-    return _price_of(Cursor.of(connection), model, now_us)
+    return _price_of(StatementCursor.of(connection), model, now_us)
 
 
-def _price_of(cursor: Cursor, model: str, now_us: int) -> Price:
+def _price_of(cursor: StatementCursor, model: str, now_us: int) -> Price:
     (row,) = cursor.rows("price", {"model": model, "now_us": now_us})
     return Price(*row)
 
@@ -287,14 +287,14 @@ def key_of(row: Any) -> Key:
         created_at_us=row.created_at_us,
         expires_at_us=row.expires_at_us,
         revoked_at_us=row.revoked_at_us,
-        limits=Limits(*(getattr(row, name) for name in LIMITS)),
+        limits=RateLimits(*(getattr(row, name) for name in LIMITS)),
     )
 
 
-def _party(values: tuple[Any, ...]) -> Party:
+def _party(values: tuple[Any, ...]) -> Subject:
     row = SimpleNamespace(**dict(zip(PARTIES, values, strict=True)))
-    limits = Limits(*(getattr(row, f"organisation_{name}") for name in LIMITS))
-    return Party(key_of(row), row.plan, bool(row.disabled), limits)
+    limits = RateLimits(*(getattr(row, f"organisation_{name}") for name in LIMITS))
+    return Subject(key_of(row), row.plan, bool(row.disabled), limits)
 
 
 def _meter_row(meter: Meter) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from vermilion.accounts import transactions
 from vermilion.accounts.clock import now_us
-from vermilion.accounts.database import Store
+from vermilion.accounts.database import Database
 from vermilion.accounts.refusals import AccountsUnavailable
-from vermilion.accounts.sql import Cursor
-from vermilion.accounts.transactions import Admission, Job, Release, Request, Result, Settlement
+from vermilion.accounts.sql import StatementCursor
+from vermilion.accounts.transactions import Admission, Job, LedgerRequest, Release, Result, Settlement
 
 LEASE_S = 15.0
 """How long the running requests of a server that died go on counting as running."""
@@ -48,7 +48,7 @@ class _Ask:
 class Writer:
     """Takes jobs from event loops; `close` returns when everything taken is written."""
 
-    def __init__(self, store: Store, server: str, lease_s: float = LEASE_S) -> None:
+    def __init__(self, store: Database, server: str, lease_s: float = LEASE_S) -> None:
         self.lease_s = lease_s
         self.server = server
         self._store = store
@@ -63,7 +63,7 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="accounts", daemon=True)
         self._thread.start()
 
-    async def admit(self, request: Request) -> transactions.Admitted:
+    async def admit(self, request: LedgerRequest) -> transactions.Admitted:
         """Raises what `admission.admit` raises, and `AccountsUnavailable`."""
         try:
             result = await self._ask(Admission(request, self.server, self.lease_s))
@@ -190,12 +190,12 @@ class Writer:
             return transactions.run(cursor, jobs, now_us())
 
     @contextmanager
-    def _begun(self, durable: bool) -> Iterator[Cursor]:
+    def _begun(self, durable: bool) -> Iterator[StatementCursor]:
         """A transaction, on the disk once it has ended if it is `durable`."""
         if self._connection is None:
             self._connection = self._store.engine.raw_connection()
         connection = self._connection
-        cursor = Cursor(connection.cursor(), self._store.engine.dialect.name)
+        cursor = StatementCursor(connection.cursor(), self._store.engine.dialect.name)
         if self._store.is_sqlite:
             cursor.tell(_SQLITE_DURABLE if durable else _SQLITE_RELAXED)
             cursor.tell("BEGIN IMMEDIATE")

@@ -13,7 +13,7 @@ import typer
 from vermilion.errors import BadParameter, ConfigError
 
 if TYPE_CHECKING:
-    from vermilion.accounts.database import Store
+    from vermilion.accounts.database import Database
     from vermilion.accounts.organisations import Secret
 
 app = typer.Typer(help="Organisations, keys, limits, prices and invoices.", no_args_is_help=True)
@@ -34,7 +34,7 @@ _NONE = "none"
 
 
 @contextmanager
-def _store(where: str) -> Iterator[Store]:
+def _store(where: str) -> Iterator[Database]:
     try:
         from vermilion.accounts.database import open_store
     except ModuleNotFoundError as error:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vermilion.text import ChatTemplate, Tokenizer
 
 
-class Source(Protocol):
+class EventSource(Protocol):
     """Where answers come from."""
 
     @property
@@ -27,7 +27,7 @@ class Source(Protocol):
         """
 
 
-class Backend(Source, Protocol):
+class Backend(EventSource, Protocol):
     """An engine that runs one model."""
 
     def stats(self) -> EngineStats:

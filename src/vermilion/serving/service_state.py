@@ -8,11 +8,11 @@ from contextlib import contextmanager, suppress
 
 from vermilion.accounts.gate import Accounts
 from vermilion.errors import Draining, VermilionError
-from vermilion.serving.admin.answer_log import Answered
+from vermilion.serving.admin.answer_log import AnswerLog
 from vermilion.serving.admin.metrics import Metrics
 from vermilion.serving.backend import Served
 from vermilion.serving.http import auth
-from vermilion.serving.jobs.background import Desk, NoDesk
+from vermilion.serving.jobs.background import BackgroundJobs, NoBackgroundJobs
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.types import Event
 
@@ -41,7 +41,7 @@ class CutShort(Draining):
         VermilionError.__init__(self, message)
 
 
-class Service:
+class ServiceState:
     """Lives in one event loop. `served` is None until the model is loaded."""
 
     def __init__(
@@ -50,9 +50,9 @@ class Service:
         self.config = config
         self.served = served
         self.accounts = accounts
-        self.desk: Desk | NoDesk = NoDesk("the model is still loading.")
+        self.background: BackgroundJobs | NoBackgroundJobs = NoBackgroundJobs("the model is still loading.")
         self.draining = False
-        self.answered = Answered()
+        self.answer_log = AnswerLog()
         self.metrics = Metrics(lambda: self.served.backend.stats() if self.served else None)
         self._running: set[Arrivals] = set()
         self._idle = asyncio.Event()
@@ -66,12 +66,12 @@ class Service:
             raise ModelLoading()
         return self.served
 
-    def offline(self) -> Desk:
-        """Files, jobs and batches. Raises `NoDesk`, `Draining` and `ModelLoading`."""
+    def offline(self) -> BackgroundJobs:
+        """Files, jobs and batches. Raises `NoBackgroundJobs`, `Draining` and `ModelLoading`."""
         self.admit()
-        if isinstance(self.desk, NoDesk):
-            raise self.desk
-        return self.desk
+        if isinstance(self.background, NoBackgroundJobs):
+            raise self.background
+        return self.background
 
     def owner(self) -> str:
         """Whose files and jobs this task's request may see: an organisation's; empty without accounts."""

@@ -12,7 +12,7 @@ import pytest
 from serving.fake import FakeBackend, fake_service
 from vermilion.serving.http.app import create_app
 from vermilion.serving.http.auth import needed_scope
-from vermilion.serving.jobs.background import Desk
+from vermilion.serving.jobs.background import BackgroundJobs
 
 pytestmark = pytest.mark.anyio
 CHAT = {"messages": [{"role": "user", "content": "secret"}]}
@@ -21,7 +21,7 @@ CHAT = {"messages": [{"role": "user", "content": "secret"}]}
 async def test_feedback_is_kept_with_its_request(tmp_path: Path) -> None:
     service = fake_service(FakeBackend(words=("private",)))
     store = SimpleNamespace(folder=tmp_path)
-    service.desk = Desk(store, None, None)  # type: ignore[arg-type]
+    service.background = BackgroundJobs(store, None, None)  # type: ignore[arg-type]
     transport = httpx.ASGITransport(create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         id = (await client.post("/v1/chat/completions", json={**CHAT, "n": 2})).json()["id"]

@@ -7,7 +7,7 @@ import pytest
 
 from vermilion.cli.launch import Settings, _load
 from vermilion.serving.http.app import create_app
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model, pytest.mark.slow]
 MESSAGES = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
@@ -18,7 +18,7 @@ async def test_every_face_answers_alike() -> None:
     settings = Settings()
     engine, served = _load(settings)
     try:
-        transport = httpx.ASGITransport(create_app(Service(settings.serve, served)))
+        transport = httpx.ASGITransport(create_app(ServiceState(settings.serve, served)))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
 
             async def ask(path: str, **fields: object) -> dict:

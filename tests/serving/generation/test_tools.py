@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.fake import MODEL, FakeBackend, sse
-from vermilion.serving.generation.tool_calls import Arguments, CallBegun, CallReader, Piece, ToolCall
+from vermilion.serving.generation.tool_calls import (
+    ArgumentsDelta,
+    Piece,
+    ToolCall,
+    ToolCallReader,
+    ToolCallStart,
+)
 from vermilion.serving.generation.tools import Tool, Toolbox, read_calls
 
 pytestmark = pytest.mark.anyio
@@ -54,7 +60,7 @@ def shapes(pieces: list[Piece]) -> tuple[str, list[tuple[str, str]]]:
     return texts, [(p.name, p.arguments) for p in pieces if isinstance(p, ToolCall) and p.whole]
 
 
-def read_cut(reader: CallReader, text: str, lengths: list[int]) -> list[Piece]:
+def read_cut(reader: ToolCallReader, text: str, lengths: list[int]) -> list[Piece]:
     """What is told of `text` in pieces of these lengths, then of one character."""
     pieces, at, left = [], 0, list(lengths)
     while at < len(text):
@@ -114,10 +120,10 @@ def test_arguments_under_a_grammar_are_told_in_pieces_that_add_up(
     begun, told = None, ""
     for piece in pieces:
         assert not isinstance(piece, str)
-        if isinstance(piece, CallBegun):
+        if isinstance(piece, ToolCallStart):
             assert begun is None
             begun, told = piece, ""
-        elif isinstance(piece, Arguments):
+        elif isinstance(piece, ArgumentsDelta):
             told += piece.text
         else:
             assert (begun.id, begun.name, told) == (piece.id, piece.name, piece.arguments)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from serving.fake import MODEL, FakeBackend
-from vermilion.serving.admin.answer_log import Answered
+from vermilion.serving.admin.answer_log import AnswerLog
 from vermilion.types import Finish, Request, Usage
 
 pytestmark = pytest.mark.anyio
@@ -50,7 +50,7 @@ async def test_an_example_of_the_page_gives_what_the_page_says(
 ) -> None:
     command, kind, documented = example
     backend.model = replace(MODEL, id="smollm2-135m-diffusion", context_length=4096)
-    answered = Answered()
+    answered = AnswerLog()
     answered.add(Request("cmpl-5e1d-0", (5,)), backend.model.id, Finish("stop", Usage()))
     monkeypatch.setattr("vermilion.serving.service_state.Answered", lambda: answered)
     words = [word for word in shlex.split(command) if word != "-N"]

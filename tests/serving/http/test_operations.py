@@ -14,7 +14,7 @@ from vermilion.errors import ConfigError
 from vermilion.serving.http.app import create_app
 from vermilion.serving.http.middleware import canonical_path
 from vermilion.serving.serve_config import ServeConfig
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 
 pytestmark = pytest.mark.anyio
 GET_ROUTES = {
@@ -129,7 +129,7 @@ async def test_an_unknown_model_is_a_404(client: httpx.AsyncClient) -> None:
 
 
 async def test_readiness_follows_the_model_and_the_drain_while_health_stays() -> None:
-    service = Service(ServeConfig())
+    service = ServiceState(ServeConfig())
     transport = httpx.ASGITransport(create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
 

@@ -13,7 +13,7 @@ from vermilion.decoding.presets import PRESETS
 from vermilion.errors import EngineFailure
 from vermilion.serving.http.app import create_app
 from vermilion.serving.serve_config import ServeConfig
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 from vermilion.types import Finish, Sampling, Usage
 
 pytestmark = pytest.mark.anyio
@@ -358,7 +358,7 @@ async def test_length_is_the_reason_when_the_limit_ended_it(client: httpx.AsyncC
 
 
 async def test_a_base_model_refuses_chats_and_says_what_it_can_do(backend: FakeBackend) -> None:
-    service = Service(ServeConfig(), served(backend, template=None))
+    service = ServiceState(ServeConfig(), served(backend, template=None))
     transport = httpx.ASGITransport(create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         reply = await ask(client)
@@ -375,7 +375,7 @@ async def test_a_long_prompt_is_tokenised_beside_the_event_loop(backend: FakeBac
             threads.append(threading.current_thread())
             return super().encode(*arguments)
 
-    service = Service(ServeConfig(), served(backend, template=Template()))
+    service = ServiceState(ServeConfig(), served(backend, template=Template()))
     transport = httpx.ASGITransport(create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         await ask(client)

@@ -9,7 +9,7 @@ from serving.fake import FakeBackend, fake_service, served
 from vermilion.serving.generation.model_names import MERCURY_NAMES
 from vermilion.serving.http.app import create_app
 from vermilion.serving.serve_config import ServeConfig
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 
 pytestmark = pytest.mark.anyio
 QUESTION = {"messages": [{"role": "user", "content": "hi"}]}
@@ -28,7 +28,7 @@ async def test_each_endpoint_lists_the_models_it_answers_with(client: httpx.Asyn
 
 
 async def test_a_model_without_a_template_is_not_listed_for_chat(backend: FakeBackend) -> None:
-    transport = httpx.ASGITransport(create_app(Service(ServeConfig(), served(backend, None))))
+    transport = httpx.ASGITransport(create_app(ServiceState(ServeConfig(), served(backend, None))))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         assert await ids(client, "/v1/chat/completions/models") == []
         assert await ids(client, "/v1/fim/completions/models") == ["tiny-diffusion"]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from vermilion.accounts import organisations, reports
 from vermilion.accounts.clock import DAY_US, now_us, parsed_us, stamp
 from vermilion.accounts.gate import Accounts, Visit
-from vermilion.accounts.keys import Limits, checked_scopes
+from vermilion.accounts.keys import RateLimits, checked_scopes
 from vermilion.accounts.meters import Standing
 from vermilion.accounts.money import picodollars, written
 from vermilion.accounts.organisations import NewKey, NewOrganisation, Secret
@@ -22,7 +22,7 @@ from vermilion.serving.http.auth import VISIT
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.parsing import read
 from vermilion.serving.http.request_context import json_response
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire.openai_bodies import WIRE
 
 _HOUR_US = DAY_US // 24
@@ -57,9 +57,9 @@ class KeyBody(BaseModel):
     budget: str | None = Field(None, max_length=40, description="Dollars per calendar month (UTC).")
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> RateLimits:
         budget = None if self.budget is None else picodollars("budget", self.budget)
-        return Limits(self.requests_per_minute, self.tokens_per_minute, self.concurrency, budget)
+        return RateLimits(self.requests_per_minute, self.tokens_per_minute, self.concurrency, budget)
 
     @property
     def expires_at_us(self) -> int | None:
@@ -72,7 +72,7 @@ class KeyBody(BaseModel):
 BODIES = (SignUpBody, KeyBody)
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
+def add_routes(router: APIRouter, service: ServiceState) -> None:
     """None where the service has no accounts."""
     if service.accounts is None:
         return

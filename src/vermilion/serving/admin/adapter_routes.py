@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field
 from vermilion.errors import BadParameter, BadRequest, ModelFileError
 from vermilion.serving.generation import model_names
 from vermilion.serving.http.openapi import operation
-from vermilion.serving.http.request_context import Call, json_response
-from vermilion.serving.jobs.background import Desk
-from vermilion.serving.service_state import Service
+from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.jobs.background import BackgroundJobs
+from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire.openai_bodies import WIRE
 
 
@@ -37,29 +37,29 @@ class AdapterRefused(BadRequest):
     """An adapter's files are not what this model needs."""
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
+def add_routes(router: APIRouter, service: ServiceState) -> None:
     @router.post("/v1/load_lora_adapter", **LOAD)
     async def load(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        body = await call.body(LoadBody)
+        context = RequestContext.admit(http, service)
+        body = await context.body(LoadBody)
         name, root = body.lora_name, service.config.adapter_folder
-        model_names.check_adapter_name(name, call.model.id, service.config)
+        model_names.check_adapter_name(name, context.model.id, service.config)
         if root is None:
             raise BadRequest("This service was started without serve.adapter_folder: it loads no adapters.")
         folder = (root / body.lora_path).resolve()
         if not folder.is_relative_to(root.resolve()):
             raise BadParameter("lora_path", body.lora_path, "a folder inside serve.adapter_folder")
         try:
-            await call.served.backend.load_adapter(name, folder)
+            await context.served.backend.load_adapter(name, folder)
         except ModelFileError as error:
             raise AdapterRefused(str(error), "lora_path", "invalid_adapter") from None
-        return json_response({"id": name, "object": "model", "parent": call.model.id, "loaded": True})
+        return json_response({"id": name, "object": "model", "parent": context.model.id, "loaded": True})
 
     @router.post("/v1/unload_lora_adapter", **UNLOAD)
     async def unload(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        name = (await call.body(UnloadBody)).lora_name
-        await call.served.backend.unload_adapter(name)
+        context = RequestContext.admit(http, service)
+        name = (await context.body(UnloadBody)).lora_name
+        await context.served.backend.unload_adapter(name)
         return json_response({"id": name, "object": "model", "loaded": False})
 
     @router.delete("/v1/models/{id:path}", **DELETE)
@@ -72,8 +72,8 @@ def add_routes(router: APIRouter, service: Service) -> None:
                 "model", id, ", ".join(served.backend.model.adapters) or "no model: there is one"
             )
         await served.backend.unload_adapter(name)
-        if isinstance(service.desk, Desk):
-            service.desk.forget(name)
+        if isinstance(service.background, BackgroundJobs):
+            service.background.forget(name)
         return json_response({"id": name, "object": "model", "deleted": True})
 
 

@@ -27,7 +27,7 @@ class UnknownAnswer(VermilionError):
         )
 
 
-class Answered:
+class AnswerLog:
     """The figures of the last answers, by id."""
 
     def __init__(self) -> None:

@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.parsing import read
 from vermilion.serving.http.request_context import json_response
-from vermilion.serving.jobs.background import Desk
-from vermilion.serving.service_state import Service
+from vermilion.serving.jobs.background import BackgroundJobs
+from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire.openai_bodies import WIRE
 
 FILE = "feedback.jsonl"
@@ -39,19 +39,19 @@ def _append(path: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row, ensure_ascii=True) + "\n")
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
+def add_routes(router: APIRouter, service: ServiceState) -> None:
     @router.post("/v1/feedback", **FEEDBACK)
     async def feedback(http: HttpRequest) -> Response:
         body = await read(http, FeedbackBody, service.config.max_body_bytes)
         row = {
             **body.model_dump(),
             "given_at": int(time.time()),
-            "request": service.answered.find(body.request_id),
+            "request": service.answer_log.find(body.request_id),
         }
         service.metrics.feedback.labels(body.user_action).inc()
-        stored = isinstance(service.desk, Desk)
-        if isinstance(service.desk, Desk):
-            await asyncio.to_thread(_append, service.desk.store.folder / FILE, row)
+        stored = isinstance(service.background, BackgroundJobs)
+        if isinstance(service.background, BackgroundJobs):
+            await asyncio.to_thread(_append, service.background.store.folder / FILE, row)
         return json_response({"object": "feedback", "request_id": body.request_id, "stored": stored})
 
 

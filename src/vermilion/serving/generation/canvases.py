@@ -19,7 +19,7 @@ _KEYS = (*ascii_uppercase, *ascii_lowercase, *map("".join, product(ascii_upperca
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class FormQuestion:
     """One line of a form: what is asked, and what may stand there."""
 
     text: str
@@ -29,7 +29,11 @@ class Question:
 
 
 async def form_request(
-    state: str, questions: Sequence[Question], model: str | None, call: tuple[Served, ServeConfig], id: str
+    state: str,
+    questions: Sequence[FormQuestion],
+    model: str | None,
+    call: tuple[Served, ServeConfig],
+    id: str,
 ) -> Request:
     """One pass over a form of one line per question, whose answers are open places.
 
@@ -60,7 +64,7 @@ async def form_request(
     )
 
 
-def _line(number: int, question: Question, options: Sequence[str]) -> str:
+def _line(number: int, question: FormQuestion, options: Sequence[str]) -> str:
     named = []
     for option, own, note in zip(options, question.options, question.notes, strict=True):
         meaning = ": ".join(part for part in (own if own != option else "", note) if part)
@@ -68,7 +72,7 @@ def _line(number: int, question: Question, options: Sequence[str]) -> str:
     return f"{number}. {question.text} Options: {', '.join(named)}.".replace("  ", " ")
 
 
-def _places(question: Question, served: Served) -> tuple[tuple[str, ...], str, tuple[int, ...]]:
+def _places(question: FormQuestion, served: Served) -> tuple[tuple[str, ...], str, tuple[int, ...]]:
     """What the options are called on the form, what stands before the answer, and the first token of each.
 
     Only first tokens are read, so they must differ; else letters stand for the options.

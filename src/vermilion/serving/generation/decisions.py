@@ -18,11 +18,11 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field, StrictBool, StrictStr
 
 from vermilion.errors import BadRequest, ContextLengthExceeded
-from vermilion.serving.generation.canvases import Question, form_request
-from vermilion.serving.generation.replies import Choice
+from vermilion.serving.generation.canvases import FormQuestion, form_request
+from vermilion.serving.generation.choices import Choice
 from vermilion.serving.http.openapi import operation
-from vermilion.serving.http.request_context import Call, json_response
-from vermilion.serving.service_state import Service
+from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire.openai_bodies import WIRE
 
 _MOST_QUESTIONS = 400
@@ -88,7 +88,7 @@ class AlternativesQuestion(BaseModel):
     choices: list[Alternative] = Field(min_length=2, max_length=_MOST_OPTIONS)
 
 
-class Level(BaseModel):
+class RatingLevel(BaseModel):
     model_config = WIRE
 
     label: str
@@ -101,7 +101,7 @@ class LevelsQuestion(BaseModel):
     type: Literal["score"]
     name: str | None = None
     instructions: str | list[Any]
-    levels: list[Level] = Field(min_length=1, max_length=_MOST_OPTIONS)
+    levels: list[RatingLevel] = Field(min_length=1, max_length=_MOST_OPTIONS)
 
 
 _Named = Annotated[NoulQuestion | ChoiceQuestion | ScoreQuestion, Field(discriminator="type")]
@@ -140,7 +140,7 @@ class DecisionsBody(BaseModel):
         return _told(given, self.param)
 
     @property
-    def asked(self) -> list[Question]:
+    def asked(self) -> list[FormQuestion]:
         listed = self.questions if isinstance(self.questions, list) else list(self.questions.values())
         return [_question(question) for question in listed]
 
@@ -161,30 +161,30 @@ def _told(said: object, param: str) -> str:
     return json.dumps(said, ensure_ascii=False)
 
 
-def _question(asked: _Named | _Listed) -> Question:
+def _question(asked: _Named | _Listed) -> FormQuestion:
     text = _told(asked.instructions, "questions")
     if isinstance(asked, PredicateQuestion):
-        return Question(text, ("yes", "no"), ("", ""))
+        return FormQuestion(text, ("yes", "no"), ("", ""))
     if isinstance(asked, NoulQuestion):
         criteria = asked.criteria or NoulCriteria()
         meant = (_told(criteria.true, "questions"), _told(criteria.false, "questions"))
-        return Question(text, ("yes", "no"), meant)
+        return FormQuestion(text, ("yes", "no"), meant)
     if isinstance(asked, ChoiceQuestion):
         notes = tuple(_told(note, "questions") for note in asked.criteria.values())
-        return Question(text, tuple(asked.criteria), notes)
+        return FormQuestion(text, tuple(asked.criteria), notes)
     if isinstance(asked, AlternativesQuestion):
         options = tuple(_label(choice.value) for choice in asked.choices)
-        return Question(text, options, tuple(choice.description or "" for choice in asked.choices))
+        return FormQuestion(text, options, tuple(choice.description or "" for choice in asked.choices))
     levels = asked.criteria if isinstance(asked, ScoreQuestion) else [_level(level) for level in asked.levels]
     notes = tuple(_told(level, "questions") for level in levels)
-    return Question(text, tuple(map(str, range(len(levels)))), notes)
+    return FormQuestion(text, tuple(map(str, range(len(levels)))), notes)
 
 
 def _label(value: str | bool) -> str:
     return value if isinstance(value, str) else str(value).lower()
 
 
-def _level(level: Level) -> str:
+def _level(level: RatingLevel) -> str:
     return f"{level.label}: {level.description}" if level.description else level.label
 
 
@@ -269,15 +269,15 @@ def _logprobs(choice: Choice) -> list[list[float]]:
     return [[logprob for _, _, logprob in token.top] for token in choice.tokens]
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
+def add_routes(router: APIRouter, service: ServiceState) -> None:
     known: OrderedDict[str, list[list[float]]] = OrderedDict()
 
     @router.post("/v1/decisions", **DECISIONS)
     async def decisions(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        body = await call.body(DecisionsBody)
-        questions, model = body.asked, call.answering(body.model)
-        id, where = f"dec-{secrets.token_hex(12)}", (call.served, service.config)
+        context = RequestContext.admit(http, service)
+        body = await context.body(DecisionsBody)
+        questions, model = body.asked, context.answering(body.model)
+        id, where = f"dec-{secrets.token_hex(12)}", (context.served, service.config)
         try:
             requests = [await form_request(body.text, questions, body.model, where, f"{id}-0")]
         except ContextLengthExceeded as error:
@@ -287,7 +287,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
         offsets = known.get(form)
         if offsets is None:
             requests.append(await form_request("", questions, body.model, where, f"{id}-1"))
-        choices = await call.whole(requests)
+        choices = await context.whole(requests)
         if offsets is None:
             offsets = known[form] = _logprobs(choices[1])
         known.move_to_end(form)

@@ -8,19 +8,19 @@ from contextlib import aclosing
 from time import perf_counter
 
 from vermilion.errors import EngineFailure
-from vermilion.serving.backend import Source
+from vermilion.serving.backend import EventSource
 from vermilion.serving.generation.metering import Metering
-from vermilion.serving.service_state import Arrivals, Service
+from vermilion.serving.service_state import Arrivals, ServiceState
 from vermilion.types import Event, Finish, Request, Text
 
 Arrival = tuple[int, Event]
-Answers = AsyncGenerator[Arrival | None, None]
+EventStream = AsyncGenerator[Arrival | None, None]
 """(index of the choice, event), in the order they came; None where nothing came for a while."""
 
 
-async def answer(
-    service: Service, backend: Source, requests: Sequence[Request], idle_s: float | None = None
-) -> Answers:
+async def generate_events(
+    service: ServiceState, backend: EventSource, requests: Sequence[Request], idle_s: float | None = None
+) -> EventStream:
     """Runs the requests of one call side by side until each has finished; closing it cancels them all.
 
     Yields None after every `idle_s` seconds of silence. Raises what the engine raises, `EngineFailure`
@@ -52,7 +52,7 @@ async def answer(
                     if isinstance(event, Finish):
                         unfinished.discard(index)
                         service.metrics.finished(event.usage)
-                        service.answered.add(requests[index], backend.model.id, event)
+                        service.answer_log.add(requests[index], backend.model.id, event)
                         if event.reason in ("error", "abort"):
                             raise EngineFailure(event.message or "The engine gave this answer up. Try again.")
                         if not unfinished:
@@ -75,7 +75,7 @@ async def answer(
             await asyncio.gather(*pumps, return_exceptions=True)
 
 
-async def _pump(backend: Source, index: int, request: Request, arrivals: Arrivals) -> None:
+async def _pump(backend: EventSource, index: int, request: Request, arrivals: Arrivals) -> None:
     """Never fails: what goes wrong goes to the reader of `arrivals`. Cancelling it closes the generator."""
     try:
         async with aclosing(backend.generate(request)) as events:

@@ -17,14 +17,15 @@ from pydantic import BaseModel, Field
 from vermilion.errors import BadParameter, ContextLengthExceeded
 from vermilion.serving.backend import Served
 from vermilion.serving.generation import model_names, parameters
-from vermilion.serving.generation.events import answer
+from vermilion.serving.generation.choices import Choice, fold
+from vermilion.serving.generation.events import generate_events
 from vermilion.serving.generation.metering import together
-from vermilion.serving.generation.replies import Choice, Head, fold, usage_body
 from vermilion.serving.http.connection import while_connected
 from vermilion.serving.http.openapi import operation
-from vermilion.serving.http.request_context import Call, json_response
-from vermilion.serving.service_state import Service
+from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire.openai_bodies import WIRE, Generation
+from vermilion.serving.wire.openai_replies import Head, usage_body
 from vermilion.types import Event, Finish, FinishReason, ModelInfo, Request, Seeds, Text, Usage
 
 _MOST_PARTS = 256
@@ -183,29 +184,29 @@ def holes_reply(head: Head, parts: Sequence[str | Hole], choice: Choice, filling
     }
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
+def add_routes(router: APIRouter, service: ServiceState) -> None:
     @router.post("/v1/infill", **HOLES)
     async def infill_holes(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        body = await call.body(HolesBody)
+        context = RequestContext.admit(http, service)
+        body = await context.body(HolesBody)
         parts = body.checked
-        model_names.check_model(body.model, call.model, service.config)
-        head = Head(f"infill-{secrets.token_hex(12)}", call.answering(body.model))
+        model_names.check_model(body.model, context.model, service.config)
+        head = Head(f"infill-{secrets.token_hex(12)}", context.answering(body.model))
         given = "".join(part for part in parts if isinstance(part, str))
-        num_given = len(call.served.tokenizer.encode(given, special=False))
-        if num_given >= call.model.context_length:
-            error = ContextLengthExceeded(call.model.context_length, num_given)
+        num_given = len(context.served.tokenizer.encode(given, special=False))
+        if num_given >= context.model.context_length:
+            error = ContextLengthExceeded(context.model.context_length, num_given)
             error.param = "parts"
             raise error
         request = Request(
             head.id,
-            tuple(call.served.tokenizer.encode(given or "\n", special=False)),
-            parameters.sampling(body, call.model, body.max_tokens or _FREE_TOKENS, None),
-            parameters.decoding(body, call.served, service.config),
-            adapter=model_names.adapter_of(body.model, call.model, service.config),
+            tuple(context.served.tokenizer.encode(given or "\n", special=False)),
+            parameters.sampling(body, context.model, body.max_tokens or _FREE_TOKENS, None),
+            parameters.decoding(body, context.served, service.config),
+            adapter=model_names.adapter_of(body.model, context.model, service.config),
         )
-        filling = Filling(call.served, parts)
-        answers = answer(service, filling, [request])
+        filling = Filling(context.served, parts)
+        answers = generate_events(service, filling, [request])
         (choice,) = await while_connected(http.receive, fold(answers, 1))
         return json_response(holes_reply(head, parts, choice, filling))
 

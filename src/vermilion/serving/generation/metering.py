@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from vermilion.accounts.transactions import Request as LedgerRequest
+from vermilion.accounts.transactions import LedgerRequest
 from vermilion.errors import Draining, VermilionError
 from vermilion.serving.http.auth import VISIT
 from vermilion.types import Event, Finish, Request, Text, TokenInfo, Usage

@@ -19,7 +19,7 @@ _HEAD = re.compile(BEGIN + r'\s*\{\s*"name":\s*"([^"\\<]*)"\s*,\s*"arguments":\s
 
 
 @dataclass(frozen=True, slots=True)
-class CallBegun:
+class ToolCallStart:
     """The first that is told of a call; its arguments follow."""
 
     id: str
@@ -27,7 +27,7 @@ class CallBegun:
 
 
 @dataclass(frozen=True, slots=True)
-class Arguments:
+class ArgumentsDelta:
     """The next piece of the arguments of the call that has begun."""
 
     text: str
@@ -45,7 +45,7 @@ class ToolCall:
     """False where the answer ended in the midst of the arguments."""
 
 
-Piece = str | CallBegun | Arguments | ToolCall
+Piece = str | ToolCallStart | ArgumentsDelta | ToolCall
 """What an answer is told in: text, or a call's beginning, its arguments in pieces, its end."""
 
 
@@ -81,7 +81,7 @@ class _Open:
         return ToolCall(self.id, self.name, "".join(self.told), whole)
 
 
-class CallReader:
+class ToolCallReader:
     """Text in, text and calls out."""
 
     def __init__(self, names: frozenset[str], held: bool = False) -> None:
@@ -122,7 +122,7 @@ class CallReader:
         head = _HEAD.match(self._held) if self._grammar else None
         if head is not None and head[1] in self._names:
             self._open = _Open(_new_id(), head[1])
-            out.append(CallBegun(self._open.id, self._open.name))
+            out.append(ToolCallStart(self._open.id, self._open.name))
             self._held = self._held[head.end() :]
             return True
         return self._whole(out)
@@ -132,7 +132,7 @@ class CallReader:
         end = call.end(self._held)
         piece, self._held = (self._held, "") if end < 0 else (self._held[:end], self._held[end:])
         call.told.append(piece)
-        out.append(Arguments(piece))
+        out.append(ArgumentsDelta(piece))
         if end >= 0:
             out.append(call.call(True))
             self._open, self._closing = None, True
@@ -156,7 +156,7 @@ class CallReader:
         if call is None:
             self._tell(out, text)
         else:
-            out += [CallBegun(call.id, call.name), Arguments(call.arguments), call]
+            out += [ToolCallStart(call.id, call.name), ArgumentsDelta(call.arguments), call]
             self.num_calls += 1
         return True
 

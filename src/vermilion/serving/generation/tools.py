@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vermilion.serving.generation.tool_calls import BEGIN, END, CallReader, ToolCall, together
+from vermilion.serving.generation.tool_calls import BEGIN, END, ToolCall, ToolCallReader, together
 from vermilion.types import Grammar
 
 MOST_CALLS = 4
@@ -36,9 +36,9 @@ class Toolbox:
     demanded: bool = False
     parallel: bool = True
 
-    def reader(self) -> CallReader:
+    def reader(self) -> ToolCallReader:
         """Reads one answer."""
-        return CallReader(frozenset(tool.name for tool in self.tools), self.demanded)
+        return ToolCallReader(frozenset(tool.name for tool in self.tools), self.demanded)
 
     @property
     def grammar(self) -> Grammar | None:

@@ -18,10 +18,10 @@ from vermilion.serving.generation.edits import EditBody
 from vermilion.serving.http import openapi
 from vermilion.serving.http.auth import EXPOSED_HEADERS
 from vermilion.serving.http.error_rendering import error_response, refusal
-from vermilion.serving.http.middleware import Edge
+from vermilion.serving.http.middleware import EdgeMiddleware
 from vermilion.serving.http.request_context import json_response
 from vermilion.serving.jobs import batch_routes, batches, file_routes, fine_tuning_jobs, fine_tuning_routes
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire import (
     anthropic,
     llamacpp,
@@ -65,7 +65,7 @@ _LOCAL_ORIGINS = (
 )
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: ServiceState) -> FastAPI:
     """The ASGI application of one service."""
     # Its page of /docs brings its own scripts: many a machine that serves a model has no way out.
     app = FastAPIOffline(
@@ -102,7 +102,7 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(router)
     _add_error_handlers(app, service)
     # The last added is the outermost: error replies too must carry the CORS headers.
-    app.add_middleware(Edge, service=service)
+    app.add_middleware(EdgeMiddleware, service=service)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=service.config.cors_origins,
@@ -115,7 +115,7 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-def _add_operations(router: APIRouter, service: Service) -> None:
+def _add_operations(router: APIRouter, service: ServiceState) -> None:
     @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def root(http: HttpRequest) -> Response:
         # Ollama's clients, which ask for no page, look for these words before anything else.
@@ -137,7 +137,7 @@ def _add_operations(router: APIRouter, service: Service) -> None:
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_error_handlers(app: FastAPI, service: Service) -> None:
+def _add_error_handlers(app: FastAPI, service: ServiceState) -> None:
     @app.exception_handler(VermilionError)
     async def of_ours(request: HttpRequest, error: VermilionError) -> Response:
         service.metrics.errors.labels(error.code or error.kind).inc()

@@ -18,7 +18,7 @@ from vermilion.serving.http.connection import ClientGone
 from vermilion.serving.http.error_rendering import error_response, internal_error
 from vermilion.serving.http.hosts import HostNotAllowed, check_host
 from vermilion.serving.jobs.internal_requests import FROM_WITHIN
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 
 _VERSIONED = (
     "/decisions",
@@ -70,10 +70,10 @@ def deployment(path: str) -> str | None:
     return found[1] if found else None
 
 
-class Edge:
+class EdgeMiddleware:
     """ASGI middleware. Every reply gets an x-request-id, under which the log tells of an internal error."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: ServiceState) -> None:
         self._app = app
         self._service = service
         self._metrics = service.metrics

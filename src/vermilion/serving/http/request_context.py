@@ -12,26 +12,26 @@ from fastapi.responses import Response
 
 from vermilion.serving.backend import Ready, Served
 from vermilion.serving.generation import model_names
-from vermilion.serving.generation.events import answer
-from vermilion.serving.generation.replies import Choice, fold
+from vermilion.serving.generation.choices import Choice, fold
+from vermilion.serving.generation.events import generate_events
 from vermilion.serving.http.connection import while_connected
 from vermilion.serving.http.parsing import Body, read
 from vermilion.serving.http.sse import FrameStream, StreamRenderer, frames
 from vermilion.serving.jobs.internal_requests import BACKGROUND
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 from vermilion.types import ModelInfo, Request
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class RequestContext:
     """A request that the service has taken up."""
 
     http: HttpRequest
-    service: Service
+    service: ServiceState
     served: Served
 
     @classmethod
-    def admit(cls, http: HttpRequest, service: Service) -> Call:
+    def admit(cls, http: HttpRequest, service: ServiceState) -> RequestContext:
         """Raises `Draining` or `ModelLoading`."""
         return cls(http, service, service.admit())
 
@@ -51,7 +51,7 @@ class Call:
 
     async def ready(self, request: Request, text: str) -> Choice:
         """`text` as the answer, without the engine; counted like any other. Raises as `whole` does."""
-        answers = answer(self.service, Ready(self.model, text), [request])
+        answers = generate_events(self.service, Ready(self.model, text), [request])
         (choice,) = await while_connected(self.http.receive, fold(answers, 1))
         return choice
 
@@ -59,12 +59,14 @@ class Call:
         """The finished answers, in order. Raises what the engine raises, `ClientGone` if nobody waits."""
         if BACKGROUND.get():
             requests = [replace(request, background=True) for request in requests]
-        answers = answer(self.service, self.served.backend, requests)
+        answers = generate_events(self.service, self.served.backend, requests)
         return await while_connected(self.http.receive, fold(answers, len(requests)))
 
     def stream(self, requests: Sequence[Request], renderer: StreamRenderer) -> Response:
         """The answers as they come."""
-        answers = answer(self.service, self.served.backend, requests, self.service.config.keep_alive_s)
+        answers = generate_events(
+            self.service, self.served.backend, requests, self.service.config.keep_alive_s
+        )
         return FrameStream(frames(answers, renderer, self.service.metrics), renderer.media_type)
 
 

@@ -19,9 +19,9 @@ from vermilion.serving.backend import Served
 from vermilion.serving.http.app import create_app
 from vermilion.serving.jobs import background
 from vermilion.serving.serve_config import ServeConfig
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 
-Load = Callable[[], AbstractAsyncContextManager[Served]]
+ModelLoader = Callable[[], AbstractAsyncContextManager[Served]]
 """Loads and warms a model; its exit stops the engine. Slow work in it belongs on a thread."""
 
 _BACKLOG = 2048
@@ -34,7 +34,7 @@ _KEEP_ALIVE_S = 75
 _log = logging.getLogger(__name__)
 
 
-def run(config: ServeConfig, load: Load, opened: Callable[[str], None] = _log.info) -> None:
+def run(config: ServeConfig, load: ModelLoader, opened: Callable[[str], None] = _log.info) -> None:
     """Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
 
     `opened` gets the address when the port is open, before the model is loaded. Raises `ConfigError` for
@@ -58,12 +58,12 @@ def run(config: ServeConfig, load: Load, opened: Callable[[str], None] = _log.in
 
 
 async def serve(
-    config: ServeConfig, load: Load, stop: asyncio.Event, opened: Callable[[str], None] = _log.info
+    config: ServeConfig, load: ModelLoader, stop: asyncio.Event, opened: Callable[[str], None] = _log.info
 ) -> None:
     """Serves in the running loop until `stop` is set, then drains. Raises as `run` does."""
     listener = _bind(config)
     accounts = Accounts.open(config.accounts) if config.accounts.url else None
-    service = Service(config, accounts=accounts)
+    service = ServiceState(config, accounts=accounts)
     app = create_app(service)
     server = _Server(
         uvicorn.Config(
@@ -99,11 +99,11 @@ async def serve(
             await asyncio.to_thread(accounts.close)
 
 
-async def _hold(service: Service, app: ASGIApp, load: Load, stop: asyncio.Event) -> None:
+async def _hold(service: ServiceState, app: ASGIApp, load: ModelLoader, stop: asyncio.Event) -> None:
     """Keeps the model from its loading to the end of the drain."""
     async with (
         load() as served,
-        background.opened(service.config, served, app, service.accounts) as service.desk,
+        background.opened(service.config, served, app, service.accounts) as service.background,
     ):
         service.served = served
         _log.info("ready")

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from vermilion.errors import EngineFailure, VermilionError
 from vermilion.serving.admin.metrics import Metrics
-from vermilion.serving.generation.events import Answers
+from vermilion.serving.generation.events import EventStream
 from vermilion.serving.http.connection import while_connected
 from vermilion.types import Event
 
@@ -39,7 +39,7 @@ class StreamRenderer(Protocol):
         """Frames that end a stream which has begun and cannot go on."""
 
 
-async def frames(answers: Answers, renderer: StreamRenderer, metrics: Metrics) -> Frames:
+async def frames(answers: EventStream, renderer: StreamRenderer, metrics: Metrics) -> Frames:
     """The stream's bytes. Raises only before the first of them; later errors are frames themselves."""
     started = False
     try:

@@ -16,15 +16,15 @@ from starlette.types import ASGIApp
 from vermilion.accounts.gate import Accounts
 from vermilion.errors import ConfigError, VermilionError
 from vermilion.serving.backend import Served
-from vermilion.serving.jobs.batch_worker import Batcher
-from vermilion.serving.jobs.fine_tuning_worker import Tuner
-from vermilion.serving.jobs.job_store import Store
+from vermilion.serving.jobs.batch_worker import BatchWorker
+from vermilion.serving.jobs.fine_tuning_worker import FineTuningWorker
+from vermilion.serving.jobs.job_store import JobStore
 from vermilion.serving.serve_config import ServeConfig
 
 _log = logging.getLogger(__name__)
 
 
-class NoDesk(VermilionError):
+class NoBackgroundJobs(VermilionError):
     """The service keeps no files."""
 
     status = 503
@@ -35,12 +35,12 @@ class NoDesk(VermilionError):
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class BackgroundJobs:
     """Lives while a model is served."""
 
-    store: Store
-    tuner: Tuner
-    batcher: Batcher
+    store: JobStore
+    tuner: FineTuningWorker
+    batcher: BatchWorker
 
     def forget(self, name: str) -> None:
         """A fine-tuned model that was deleted stays so after a restart."""
@@ -53,22 +53,22 @@ class Desk:
 @asynccontextmanager
 async def opened(
     config: ServeConfig, served: Served, app: ASGIApp, accounts: Accounts | None
-) -> AsyncIterator[Desk | NoDesk]:
-    """The desk, with its queues running; why there is none, where there is none. Batches ask `app`."""
+) -> AsyncIterator[BackgroundJobs | NoBackgroundJobs]:
+    """The background, with its queues running; why there is none, where there is none. Batches ask `app`."""
     folder = config.data_folder or (_default_folder() if served.source else None)
     if folder is None:
-        yield NoDesk("set serve.data_folder.")
+        yield NoBackgroundJobs("set serve.data_folder.")
         return
     try:
-        store = await asyncio.to_thread(Store, folder)
+        store = await asyncio.to_thread(JobStore, folder)
     except ConfigError as error:
         _log.warning("%s", error)
-        yield NoDesk(str(error))
+        yield NoBackgroundJobs(str(error))
         return
-    desk = Desk(store, Tuner(store, served), Batcher(store, app, accounts))
-    working = [asyncio.create_task(desk.tuner.run()), asyncio.create_task(desk.batcher.run())]
+    background = BackgroundJobs(store, FineTuningWorker(store, served), BatchWorker(store, app, accounts))
+    working = [asyncio.create_task(background.tuner.run()), asyncio.create_task(background.batcher.run())]
     try:
-        yield desk
+        yield background
     finally:
         for task in working:
             task.cancel()

@@ -15,18 +15,18 @@ from vermilion.serving.http.parsing import read
 from vermilion.serving.http.request_context import json_response
 from vermilion.serving.jobs import batches
 from vermilion.serving.jobs.pagination import page
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 
 _MOST_LISTED, _USUAL = 100, 20
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
+def add_routes(router: APIRouter, service: ServiceState) -> None:
     @router.post("/v1/batches", **CREATE)
     async def create(http: HttpRequest) -> Response:
-        desk, visit = service.offline(), auth.VISIT.get()
+        background, visit = service.offline(), auth.VISIT.get()
         body = await read(http, batches.BatchBody, service.config.max_body_bytes)
-        record = batches.create(desk.store, service.owner(), visit.key.id if visit else "", body)
-        desk.batcher.wake()
+        record = batches.create(background.store, service.owner(), visit.key.id if visit else "", body)
+        background.batcher.wake()
         return json_response(record.body)
 
     @router.get("/v1/batches", **LIST)
@@ -40,12 +40,12 @@ def add_routes(router: APIRouter, service: Service) -> None:
 
     @router.post("/v1/batches/{id}/cancel", **CANCEL)
     async def cancel(id: str) -> Response:
-        desk = service.offline()
-        record = desk.store.find("batch", id, service.owner())
+        background = service.offline()
+        record = background.store.find("batch", id, service.owner())
         if record.body["status"] in batches.FINAL:
             raise BadRequest(f"The batch is {record.body['status']} and cannot be cancelled.", "id")
         if record.body["status"] != "cancelling":
-            desk.batcher.cancel(record)
+            background.batcher.cancel(record)
         return json_response(record.body)
 
 

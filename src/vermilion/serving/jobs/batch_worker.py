@@ -15,8 +15,8 @@ from vermilion.accounts import organisations
 from vermilion.accounts.gate import Accounts, Visit
 from vermilion.serving.jobs import batches, file_contents
 from vermilion.serving.jobs.batches import Line
-from vermilion.serving.jobs.internal_requests import Reply, post
-from vermilion.serving.jobs.job_store import Record, Store
+from vermilion.serving.jobs.internal_requests import InternalReply, post
+from vermilion.serving.jobs.job_store import JobStore, Record
 
 _ABREAST = 8
 """Lines asked at once."""
@@ -26,10 +26,10 @@ _AGAIN_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-class Batcher:
+class BatchWorker:
     """The queue. `run` serves it until it is cancelled; the others are called between its steps."""
 
-    def __init__(self, store: Store, app: ASGIApp, accounts: Accounts | None) -> None:
+    def __init__(self, store: JobStore, app: ASGIApp, accounts: Accounts | None) -> None:
         self._store = store
         self._app = app
         self._accounts = accounts
@@ -108,7 +108,7 @@ class Batcher:
             reply = await self._ask(record, line)
             batches.note(self._store, record, line, reply)
 
-    async def _ask(self, record: Record, line: Line) -> Reply:
+    async def _ask(self, record: Record, line: Line) -> InternalReply:
         """The answer; asked again while the service is too busy for it."""
         while True:
             visit = await self._visit(record, line)

@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 
 from vermilion.errors import BadParameter
 from vermilion.serving.jobs.file_contents import content_of
-from vermilion.serving.jobs.internal_requests import Reply
-from vermilion.serving.jobs.job_store import NotHere, Record, Store, link
+from vermilion.serving.jobs.internal_requests import InternalReply
+from vermilion.serving.jobs.job_store import JobStore, NotHere, Record, link
 from vermilion.serving.wire.openai_bodies import WIRE
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/fim/completions")
@@ -46,7 +46,7 @@ class Line:
     body: Mapping[str, Any]
 
 
-def create(store: Store, owner: str, key_id: str, body: BatchBody) -> Record:
+def create(store: JobStore, owner: str, key_id: str, body: BatchBody) -> Record:
     """A batch with its own copy of the file. `key_id`: the key it is answered for, where there are accounts.
 
     Raises BadParameter, and NotHere for a file that is not there.
@@ -80,7 +80,7 @@ def create(store: Store, owner: str, key_id: str, body: BatchBody) -> Record:
     return record
 
 
-def mark(store: Store, record: Record, status: str) -> None:
+def mark(store: JobStore, record: Record, status: str) -> None:
     """The batch is now `status`, since now."""
     record.body["status"] = status
     record.body[f"{status}_at"] = int(time.time())
@@ -141,7 +141,7 @@ def _line(text: bytes, endpoint: str) -> Line:
     return Line(name, body)
 
 
-def answered(store: Store, record: Record) -> Iterator[tuple[str, bool]]:
+def answered(store: JobStore, record: Record) -> Iterator[tuple[str, bool]]:
     """(custom_id, whether it went well) of the lines that have an answer already."""
     for name, well in (("output", True), ("errors", False)):
         path = store.path(record) / f"{name}.jsonl"
@@ -154,7 +154,7 @@ def answered(store: Store, record: Record) -> Iterator[tuple[str, bool]]:
             yield from ((json.loads(line)["custom_id"], well) for line in whole.splitlines())
 
 
-def note(store: Store, record: Record, line: Line, reply: Reply | None) -> None:
+def note(store: JobStore, record: Record, line: Line, reply: InternalReply | None) -> None:
     """Write down the answer to a line; None for one that came too late."""
     well = reply is not None and reply.status in _OK
     row: dict[str, Any] = {"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": line.custom_id}

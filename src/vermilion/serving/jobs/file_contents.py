@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import IO
 
 from vermilion.errors import BadRequest
-from vermilion.serving.jobs.job_store import Record, Store
+from vermilion.serving.jobs.job_store import JobStore, Record
 
 
-def content_of(store: Store, record: Record) -> Path:
+def content_of(store: JobStore, record: Record) -> Path:
     return store.path(record) / "content"
 
 
-def keep(store: Store, owner: str, purpose: str, name: str, source: IO[bytes]) -> Record:
+def keep(store: JobStore, owner: str, purpose: str, name: str, source: IO[bytes]) -> Record:
     """A new file with the content of `source`."""
     record = store.new("file", owner)
     path = content_of(store, record)
@@ -46,7 +46,7 @@ def check_examples(name: str, data: bytes) -> None:
         raise BadRequest(f"{name}: holds no example.", "file", "invalid_file_format")
 
 
-def swept(store: Store) -> Store:
+def swept(store: JobStore) -> JobStore:
     """`store` without files whose time is over."""
     now = time.time()
     for record in store.all("file"):

@@ -20,9 +20,9 @@ from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.parsing import BodyTooLarge
 from vermilion.serving.http.request_context import json_response
 from vermilion.serving.jobs.file_contents import check_examples, content_of, keep, swept
-from vermilion.serving.jobs.job_store import Record, Store
+from vermilion.serving.jobs.job_store import JobStore, Record
 from vermilion.serving.jobs.pagination import page
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 
 PURPOSES = ("fine-tune", "batch")
 _MOST_LISTED = 10_000
@@ -74,7 +74,7 @@ def _expiry(form: FormData) -> int | None:
     return int(time.time()) + int(text)
 
 
-async def _upload(http: HttpRequest, service: Service) -> Record:
+async def _upload(http: HttpRequest, service: ServiceState) -> Record:
     offline, config = service.offline(), service.config
     form = await _form(http, config.max_file_bytes)
     try:
@@ -100,8 +100,8 @@ async def _upload(http: HttpRequest, service: Service) -> Record:
     return record
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
-    def found(id: str) -> tuple[Store, Record]:
+def add_routes(router: APIRouter, service: ServiceState) -> None:
+    def found(id: str) -> tuple[JobStore, Record]:
         store = swept(service.offline().store)
         return store, store.find("file", id, service.owner())
 

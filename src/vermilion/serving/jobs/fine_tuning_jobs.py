@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from vermilion.errors import BadParameter, BadRequest
 from vermilion.serving.jobs.file_contents import content_of
-from vermilion.serving.jobs.job_store import NotHere, Record, Store, link
+from vermilion.serving.jobs.job_store import JobStore, NotHere, Record, link
 from vermilion.serving.wire.openai_bodies import WIRE
 
 LEARNING_RATE = 1e-3
@@ -66,7 +66,7 @@ class JobBody(BaseModel):
         return (nested.hyperparameters if nested else None) or self.hyperparameters or Hyperparameters()
 
 
-def create(store: Store, owner: str, body: JobBody, base_id: str, adapter: Path | None) -> Record:
+def create(store: JobStore, owner: str, body: JobBody, base_id: str, adapter: Path | None) -> Record:
     """A queued job with its own copies of the files; `adapter` is where training starts from, if anywhere.
 
     Raises BadParameter, and NotHere for files that are not there.
@@ -121,7 +121,7 @@ def create(store: Store, owner: str, body: JobBody, base_id: str, adapter: Path 
     return record
 
 
-def _examples(store: Store, owner: str, id: str, param: str) -> Path:
+def _examples(store: JobStore, owner: str, id: str, param: str) -> Path:
     try:
         record = store.find("file", id, owner)
     except NotHere as error:
@@ -136,7 +136,7 @@ def _number(given: float | str | None, usual: float) -> float:
     return given if isinstance(given, int | float) else usual
 
 
-def train_arguments(store: Store, record: Record, base: str) -> list[str]:
+def train_arguments(store: JobStore, record: Record, base: str) -> list[str]:
     """What `vermilion train` is called with."""
     folder, chosen = store.path(record), record.body["hyperparameters"]
     settings = {
@@ -155,17 +155,17 @@ def train_arguments(store: Store, record: Record, base: str) -> list[str]:
     return arguments + [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
 
 
-def run_folder(store: Store, record: Record) -> Path:
+def run_folder(store: JobStore, record: Record) -> Path:
     return store.path(record) / "run"
 
 
-def adapter_folder(store: Store, record: Record) -> Path:
+def adapter_folder(store: JobStore, record: Record) -> Path:
     """Where a job's adapter is once it has succeeded."""
     return run_folder(store, record) / "adapter"
 
 
 def tell(
-    store: Store,
+    store: JobStore,
     record: Record,
     message: str,
     level: str = "info",
@@ -185,17 +185,17 @@ def tell(
         file.write(json.dumps(event, ensure_ascii=False) + "\n")
 
 
-def events(store: Store, record: Record) -> list[dict[str, Any]]:
+def events(store: JobStore, record: Record) -> list[dict[str, Any]]:
     """Oldest first."""
     return _lines(store.path(record) / "events.jsonl")
 
 
-def figures(store: Store, record: Record) -> list[dict[str, Any]]:
+def figures(store: JobStore, record: Record) -> list[dict[str, Any]]:
     """Of every step that has been trained, as `vermilion train` logs them."""
     return _lines(run_folder(store, record) / "log.jsonl")
 
 
-def checkpoints(store: Store, record: Record) -> list[dict[str, Any]]:
+def checkpoints(store: JobStore, record: Record) -> list[dict[str, Any]]:
     """What the run has kept, oldest first."""
     by_step = {int(row["step"]): row for row in figures(store, record)}
     rows = []

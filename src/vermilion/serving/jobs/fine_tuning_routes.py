@@ -15,14 +15,14 @@ from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.parsing import read
 from vermilion.serving.http.request_context import json_response
 from vermilion.serving.jobs import fine_tuning_jobs
-from vermilion.serving.jobs.job_store import Record, Store
+from vermilion.serving.jobs.job_store import JobStore, Record
 from vermilion.serving.jobs.pagination import page
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 
 _MOST_LISTED, _USUAL = 100, 20
 
 
-def _start(store: Store, owner: str, name: str, service: Service) -> Path | None:
+def _start(store: JobStore, owner: str, name: str, service: ServiceState) -> Path | None:
     """The adapter that a fine-tuned model goes on from; None for the model itself."""
     model = service.admit().backend.model
     model_names.check_model(name, model, service.config)
@@ -35,8 +35,8 @@ def _start(store: Store, owner: str, name: str, service: Service) -> Path | None
     raise BadParameter("model", name, f"{model.id}, or a model that was fine-tuned here")
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
-    def found(id: str) -> tuple[Store, Record]:
+def add_routes(router: APIRouter, service: ServiceState) -> None:
+    def found(id: str) -> tuple[JobStore, Record]:
         store = service.offline().store
         return store, store.find("job", id, service.owner())
 

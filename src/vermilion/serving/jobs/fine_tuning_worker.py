@@ -12,8 +12,8 @@ from typing import Any
 from vermilion.errors import ModelFileError
 from vermilion.serving.backend import Served
 from vermilion.serving.jobs import file_contents, fine_tuning_jobs
-from vermilion.serving.jobs.job_store import Record, Store
-from vermilion.serving.jobs.training_process import Trainer, gone
+from vermilion.serving.jobs.job_store import JobStore, Record
+from vermilion.serving.jobs.training_process import TrainingProcess, gone
 
 _LOOK_S = 0.5
 """How often a running job's log is read."""
@@ -23,10 +23,10 @@ _EVERY = 10
 _log = logging.getLogger(__name__)
 
 
-class Tuner:
+class FineTuningWorker:
     """The queue. `run` serves it until it is cancelled; the others are called between its steps."""
 
-    def __init__(self, store: Store, served: Served) -> None:
+    def __init__(self, store: JobStore, served: Served) -> None:
         self._store = store
         self._served = served
         self._wake = asyncio.Event()
@@ -82,7 +82,7 @@ class Tuner:
 
     async def _train(self, record: Record) -> None:
         arguments = fine_tuning_jobs.train_arguments(self._store, record, self._served.source)
-        trainer = await Trainer.start(arguments, self._store.path(record))
+        trainer = await TrainingProcess.start(arguments, self._store.path(record))
         record.body["status"] = "running"
         record.own |= {"pid": trainer.pid, "wish": None}
         self._store.save(record)

@@ -19,7 +19,7 @@ FROM_WITHIN = "vermilion.visit"
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class InternalReply:
     """What came back."""
 
     status: int
@@ -27,7 +27,7 @@ class Reply:
     body: Any
 
 
-async def post(app: ASGIApp, path: str, body: object, visit: Visit | None) -> Reply:
+async def post(app: ASGIApp, path: str, body: object, visit: Visit | None) -> InternalReply:
     """POST JSON to a route of `app`, in the background; cancelling this cancels the request."""
     content = json.dumps(body).encode()
     sent: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
@@ -69,4 +69,4 @@ async def post(app: ASGIApp, path: str, body: object, visit: Visit | None) -> Re
         await app(scope, receive, send)
     finally:
         BACKGROUND.reset(token)
-    return Reply(status, headers, json.loads(b"".join(chunks) or b"null"))
+    return InternalReply(status, headers, json.loads(b"".join(chunks) or b"null"))

@@ -49,7 +49,7 @@ class Record:
     """What only the service needs."""
 
 
-class Store:
+class JobStore:
     """The records in a folder, which one process at a time may have open."""
 
     def __init__(self, folder: Path) -> None:

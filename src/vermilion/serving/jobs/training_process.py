@@ -27,7 +27,7 @@ _LEAVE_S = 60.0
 _LOOK_S = 0.2
 
 
-class Trainer:
+class TrainingProcess:
     """One run of the command."""
 
     def __init__(self, process: asyncio.subprocess.Process, errors: Path) -> None:
@@ -35,7 +35,7 @@ class Trainer:
         self._errors = errors
 
     @classmethod
-    async def start(cls, arguments: list[str], folder: Path) -> Trainer:
+    async def start(cls, arguments: list[str], folder: Path) -> TrainingProcess:
         """`arguments` of the `vermilion` command; its standard error goes to a file in `folder`."""
         errors = folder / "stderr.txt"
         with errors.open("wb") as file:

@@ -13,15 +13,15 @@ from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat
 
 from vermilion.errors import BadRequest, VermilionError
 from vermilion.serving.generation import chat
-from vermilion.serving.generation.replies import Choice
-from vermilion.serving.generation.tool_calls import Arguments, CallBegun, Piece
+from vermilion.serving.generation.choices import Choice
+from vermilion.serving.generation.tool_calls import ArgumentsDelta, Piece, ToolCallStart
 from vermilion.serving.generation.tools import Toolbox, read_calls
 from vermilion.serving.http.error_rendering import anthropic_error
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.parsing import convert
-from vermilion.serving.http.request_context import Call, json_response
+from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.sse import EVENT_STREAM
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire.openai_bodies import (
     MOST_STOPS,
     WIRE,
@@ -291,11 +291,11 @@ class MessageStream:
             content = b"" if self._text_open else self._open_text()
             delta = {"type": "text_delta", "text": piece}
             return content + _event("content_block_delta", index=self._index, delta=delta)
-        if isinstance(piece, CallBegun):
+        if isinstance(piece, ToolCallStart):
             block = _tool_use(piece.id, piece.name)
             content = self._close_text()
             return content + _event("content_block_start", index=self._index, content_block=block)
-        if isinstance(piece, Arguments):
+        if isinstance(piece, ArgumentsDelta):
             delta = {"type": "input_json_delta", "partial_json": piece.text}
             return _event("content_block_delta", index=self._index, delta=delta)
         self._index += 1
@@ -325,27 +325,27 @@ def _event(name: str, **fields: object) -> bytes:
     return f"event: {name}\ndata: {content}\n\n".encode("utf-8", "replace")
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
+def add_routes(router: APIRouter, service: ServiceState) -> None:
     @router.post("/v1/messages", **MESSAGES)
     async def messages(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        body = await call.body(MessagesBody)
+        context = RequestContext.admit(http, service)
+        body = await context.body(MessagesBody)
         id = f"msg_{secrets.token_hex(12)}"
         asked = body.chat
-        requests = await chat.chat_requests(asked, call.served, service.config, id, body.begun)
+        requests = await chat.chat_requests(asked, context.served, service.config, id, body.begun)
         box = chat.toolbox(asked, service.config)
-        name = call.answering(asked.model)
+        name = context.answering(asked.model)
         if body.stream:
             num_prompt_tokens = len(requests[0].prompt)
-            return call.stream(requests, MessageStream(id, name, num_prompt_tokens, box))
-        (choice,) = await call.whole(requests)
+            return context.stream(requests, MessageStream(id, name, num_prompt_tokens, box))
+        (choice,) = await context.whole(requests)
         return json_response(message_body(id, name, choice, _usage_body(choice.usage), box))
 
     @router.post("/v1/messages/count_tokens", **COUNT)
     async def count_tokens(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        body = await call.body(CountBody)
-        (request,) = await chat.chat_requests(body.chat, call.served, service.config, "count", body.begun)
+        context = RequestContext.admit(http, service)
+        body = await context.body(CountBody)
+        (request,) = await chat.chat_requests(body.chat, context.served, service.config, "count", body.begun)
         return json_response({"input_tokens": len(request.prompt)})
 
 

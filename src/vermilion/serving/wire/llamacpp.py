@@ -14,14 +14,15 @@ from pydantic import BaseModel, Field
 
 from vermilion.errors import VermilionError
 from vermilion.serving.generation import chat
-from vermilion.serving.generation.replies import Choice, scored
-from vermilion.serving.generation.streams import KEEP_ALIVE
+from vermilion.serving.generation.choices import Choice
 from vermilion.serving.http.error_rendering import openai_error
 from vermilion.serving.http.openapi import operation
-from vermilion.serving.http.request_context import Call, json_response
+from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.sse import EVENT_STREAM
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire.openai_bodies import WIRE, CompletionBody, Generation
+from vermilion.serving.wire.openai_replies import scored
+from vermilion.serving.wire.openai_streams import KEEP_ALIVE
 from vermilion.types import Event, Finish, Text, TokenInfo
 
 _LEAST_S = 1e-9
@@ -156,21 +157,21 @@ def _frame(content: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(content, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
+def add_routes(router: APIRouter, service: ServiceState) -> None:
     @router.post("/infill", **INFILL)
     async def infill(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        body = await call.body(InfillBody)
-        completion = body.completion(call.model.context_length)
+        context = RequestContext.admit(http, service)
+        body = await context.body(InfillBody)
+        completion = body.completion(context.model.context_length)
         id = f"infill-{secrets.token_hex(12)}"
-        requests = await chat.infill_requests(completion, body.context, call.served, service.config, id)
+        requests = await chat.infill_requests(completion, body.context, context.served, service.config, id)
         if body.stream:
-            return call.stream(requests, InfillStream(call.model.id, body.readies))
-        (choice,) = await call.whole(requests)
+            return context.stream(requests, InfillStream(context.model.id, body.readies))
+        (choice,) = await context.whole(requests)
         if body.readies:
             choice.texts.clear()
             choice.tokens.clear()
-        return json_response(infill_reply(call.model.id, choice))
+        return json_response(infill_reply(context.model.id, choice))
 
 
 INFILL = operation(

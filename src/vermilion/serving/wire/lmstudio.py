@@ -11,11 +11,12 @@ from fastapi.responses import Response
 import vermilion
 from vermilion.errors import ModelNotFound, VermilionError
 from vermilion.serving.generation import model_names
-from vermilion.serving.generation.replies import Choice, Head
-from vermilion.serving.generation.streams import ChatStream, CompletionStream
+from vermilion.serving.generation.choices import Choice
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import json_response
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
+from vermilion.serving.wire.openai_replies import Head
+from vermilion.serving.wire.openai_streams import ChatStream, CompletionStream
 from vermilion.types import Event, Finish, ModelInfo
 
 _STOP_REASONS = {"stop": "eosFound", "length": "maxPredictedTokensReached"}
@@ -88,7 +89,7 @@ def _model_body(model: ModelInfo, name: str) -> dict[str, Any]:
     }
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
+def add_routes(router: APIRouter, service: ServiceState) -> None:
     def rows() -> dict[str, dict[str, Any]]:
         model = service.admit().backend.model
         return {name: _model_body(model, name) for name in model_names.names(model, service.config)}

@@ -10,57 +10,58 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 from vermilion.serving.generation import chat, model_names
+from vermilion.serving.generation.choices import Choice
 from vermilion.serving.generation.edits import APPLY, EDIT, EditBody, fenced, parse_apply, parse_edit
-from vermilion.serving.generation.events import Answers
+from vermilion.serving.generation.events import EventStream
 from vermilion.serving.generation.merge import merged
-from vermilion.serving.generation.replies import Choice, Head, chat_reply
-from vermilion.serving.generation.streams import ChatStream
-from vermilion.serving.http.request_context import Call, json_response
+from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.sse import FrameStream, frames
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
+from vermilion.serving.wire.openai_replies import Head, chat_reply
+from vermilion.serving.wire.openai_streams import ChatStream
 from vermilion.types import Finish, Request, Text
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
+def add_routes(router: APIRouter, service: ServiceState) -> None:
     @router.post("/v1/edit/completions", **EDIT)
     async def edit_completions(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        body = await call.body(EditBody)
+        context = RequestContext.admit(http, service)
+        body = await context.body(EditBody)
         edit = parse_edit(body.text)
-        head = Head(f"cmpl-{secrets.token_hex(12)}", call.answering(body.model))
-        request = await chat.edit_request(edit, body, call.served, service.config, head.id)
-        (choice,) = await call.whole([request])
+        head = Head(f"cmpl-{secrets.token_hex(12)}", context.answering(body.model))
+        request = await chat.edit_request(edit, body, context.served, service.config, head.id)
+        (choice,) = await context.whole([request])
         choice.texts = [fenced(choice.text, edit)]
-        return _told(call, body, head, choice, "edit.completion")
+        return _told(context, body, head, choice, "edit.completion")
 
     @router.post("/v1/apply/completions", **APPLY)
     async def apply_completions(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        body = await call.body(EditBody)
-        head = Head(f"cmpl-{secrets.token_hex(12)}", call.answering(body.model))
+        context = RequestContext.admit(http, service)
+        body = await context.body(EditBody)
+        head = Head(f"cmpl-{secrets.token_hex(12)}", context.answering(body.model))
         tagged = parse_apply(body.text)
         whole = merged(*tagged) if tagged else None
         if whole is not None:
-            model_names.check_model(body.model, call.model, service.config)
-            prompt = await chat.text_tokens(body.text, call.served)
-            choice = await call.ready(Request(head.id, tuple(prompt)), whole)
-            return _told(call, body, head, choice, "apply.completion")
-        request = await chat.apply_request(body, call.served, service.config, head.id)
+            model_names.check_model(body.model, context.model, service.config)
+            prompt = await chat.text_tokens(body.text, context.served)
+            choice = await context.ready(Request(head.id, tuple(prompt)), whole)
+            return _told(context, body, head, choice, "apply.completion")
+        request = await chat.apply_request(body, context.served, service.config, head.id)
         if body.stream:
-            return call.stream([request], ChatStream(head, body.wants_usage_chunk))
-        (choice,) = await call.whole([request])
-        return _told(call, body, head, choice, "apply.completion")
+            return context.stream([request], ChatStream(head, body.wants_usage_chunk))
+        (choice,) = await context.whole([request])
+        return _told(context, body, head, choice, "apply.completion")
 
 
-def _told(call: Call, body: EditBody, head: Head, choice: Choice, kind: str) -> Response:
+def _told(context: RequestContext, body: EditBody, head: Head, choice: Choice, kind: str) -> Response:
     """A finished answer as one reply, or as a stream of one piece."""
     if body.stream:
         renderer = ChatStream(head, body.wants_usage_chunk)
-        return FrameStream(frames(_events(choice), renderer, call.service.metrics), renderer.media_type)
+        return FrameStream(frames(_events(choice), renderer, context.service.metrics), renderer.media_type)
     reply: dict[str, Any] = chat_reply(head, [choice], False)
     return json_response({**reply, "object": kind})
 
 
-async def _events(choice: Choice) -> Answers:
+async def _events(choice: Choice) -> EventStream:
     yield 0, Text(choice.text)
     yield 0, Finish(choice.reason, choice.usage)

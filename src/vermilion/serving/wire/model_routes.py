@@ -14,8 +14,8 @@ from vermilion.errors import BadRequest
 from vermilion.serving.backend import Served
 from vermilion.serving.generation import chat, model_names
 from vermilion.serving.http.openapi import operation
-from vermilion.serving.http.request_context import Call, json_response
-from vermilion.serving.service_state import Service
+from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire.openai_bodies import ChatBody, DetokenizeBody, TokenizeBody
 
 _NO_SAMPLING = {"model", "messages", "stream", "stream_options", "diffusing"}
@@ -55,7 +55,7 @@ def model_body(served: Served, name: str) -> dict[str, Any]:
     }
 
 
-async def _priced(service: Service, row: dict[str, Any]) -> dict[str, Any]:
+async def _priced(service: ServiceState, row: dict[str, Any]) -> dict[str, Any]:
     """A row with the price in force, in dollars per token; free on a service without accounts."""
     if service.accounts is None:
         return row
@@ -65,7 +65,7 @@ async def _priced(service: Service, row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "pricing": named}
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
+def add_routes(router: APIRouter, service: ServiceState) -> None:
     async def listed(endpoint: str = "") -> Response:
         served = service.admit()
         names = model_names.names(served.backend.model, service.config)
@@ -96,31 +96,31 @@ def add_routes(router: APIRouter, service: Service) -> None:
         return json_response(await _priced(service, model_body(served, id)))
 
 
-def add_token_routes(router: APIRouter, service: Service) -> None:
+def add_token_routes(router: APIRouter, service: ServiceState) -> None:
     @router.post("/v1/tokenize", **TOKENIZE)
     async def tokenize(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        body = await call.body(TokenizeBody)
+        context = RequestContext.admit(http, service)
+        body = await context.body(TokenizeBody)
         if sum(given is not None for given in (body.prompt, body.content, body.messages)) != 1:
             raise BadRequest(
                 "prompt: give one of prompt, content and messages.", "prompt", "missing_required_parameter"
             )
-        tokens = await chat.token_ids(body, call.served, service.config)
+        tokens = await chat.token_ids(body, context.served, service.config)
         reply: dict[str, Any] = {
             "count": len(tokens),
-            "max_model_len": call.model.context_length,
+            "max_model_len": context.model.context_length,
             "tokens": tokens,
         }
         if body.return_token_strs:
-            reply["token_strs"] = [call.served.tokenizer.token_text(token) for token in tokens]
+            reply["token_strs"] = [context.served.tokenizer.token_text(token) for token in tokens]
         return json_response(reply)
 
     @router.post("/v1/detokenize", **DETOKENIZE)
     async def detokenize(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        body = await call.body(DetokenizeBody)
-        model_names.check_model(body.model, call.model, service.config)
-        text = await chat.text_of(body.tokens, call.served)
+        context = RequestContext.admit(http, service)
+        body = await context.body(DetokenizeBody)
+        model_names.check_model(body.model, context.model, service.config)
+        text = await chat.text_of(body.tokens, context.served)
         return json_response({"prompt": text, "content": text})
 
 

@@ -16,16 +16,17 @@ from fastapi.responses import Response
 import vermilion
 from vermilion.errors import ModelNotFound, VermilionError
 from vermilion.serving.generation import chat, model_names
-from vermilion.serving.generation.replies import Choice, scored
+from vermilion.serving.generation.choices import Choice
 from vermilion.serving.generation.tool_calls import ToolCall
 from vermilion.serving.generation.tools import Toolbox, read_calls
 from vermilion.serving.http.error_rendering import ollama_error
 from vermilion.serving.http.openapi import operation
-from vermilion.serving.http.request_context import Call, json_response
-from vermilion.serving.service_state import Service
+from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire import ollama_bodies
 from vermilion.serving.wire.ollama_bodies import OllamaAsk, OllamaChatBody, OllamaGenerateBody, OllamaShowBody
 from vermilion.serving.wire.openai_bodies import ChatBody
+from vermilion.serving.wire.openai_replies import scored
 from vermilion.types import Event, Finish, ModelInfo, Request, Text, TokenInfo
 
 API_LEVEL = "0.9.0"
@@ -127,11 +128,11 @@ def _encode(content: Mapping[str, Any]) -> bytes:
 
 
 async def _reply(
-    call: Call, requests: list[Request], body: OllamaAsk, say: Say, box: Toolbox | None
+    context: RequestContext, requests: list[Request], body: OllamaAsk, say: Say, box: Toolbox | None
 ) -> Response:
     if body.stream is not False:
-        return call.stream(requests, OllamaStream(body.model, say, box))
-    (choice,) = await call.whole(requests)
+        return context.stream(requests, OllamaStream(body.model, say, box))
+    (choice,) = await context.whole(requests)
     text, calls = read_calls(choice.text, box)
     said = say(text, calls) | _logprobs(choice.tokens)
     return json_response(_final(body.model, said, choice))
@@ -142,37 +143,37 @@ def _loaded(name: str, said: Mapping[str, Any]) -> Response:
     return json_response(_line(name, said, done=True, done_reason="load"))
 
 
-def add_generating_routes(router: APIRouter, service: Service) -> None:
+def add_generating_routes(router: APIRouter, service: ServiceState) -> None:
     @router.post("/api/chat", **CHAT)
     async def ollama_chat(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        body = await call.body(OllamaChatBody)
-        asked = body.chat(call.model.context_length)
-        model_names.check_model(asked.model, call.model, service.config)
+        context = RequestContext.admit(http, service)
+        body = await context.body(OllamaChatBody)
+        asked = body.chat(context.model.context_length)
+        model_names.check_model(asked.model, context.model, service.config)
         if not body.messages:
             return _loaded(body.model, _say_message(""))
         id = f"ollama-{secrets.token_hex(12)}"
-        requests = await chat.chat_requests(asked, call.served, service.config, id)
+        requests = await chat.chat_requests(asked, context.served, service.config, id)
         box = chat.toolbox(asked, service.config)
-        return await _reply(call, requests, body, _say_message, box)
+        return await _reply(context, requests, body, _say_message, box)
 
     @router.post("/api/generate", **GENERATE)
     async def ollama_generate(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        body = await call.body(OllamaGenerateBody)
-        asked = body.request(call.model.context_length, call.served.template is not None)
-        model_names.check_model(asked.model, call.model, service.config)
+        context = RequestContext.admit(http, service)
+        body = await context.body(OllamaGenerateBody)
+        asked = body.request(context.model.context_length, context.served.template is not None)
+        model_names.check_model(asked.model, context.model, service.config)
         if not (body.prompt or body.suffix):
             return _loaded(body.model, _say_response(""))
         id = f"ollama-{secrets.token_hex(12)}"
         if isinstance(asked, ChatBody):
-            requests = await chat.chat_requests(asked, call.served, service.config, id)
+            requests = await chat.chat_requests(asked, context.served, service.config, id)
         else:
-            requests = await chat.completion_requests(asked, call.served, service.config, id)
-        return await _reply(call, requests, body, _say_response, None)
+            requests = await chat.completion_requests(asked, context.served, service.config, id)
+        return await _reply(context, requests, body, _say_response, None)
 
 
-def add_model_routes(router: APIRouter, service: Service) -> None:
+def add_model_routes(router: APIRouter, service: ServiceState) -> None:
     @router.get("/api/version", **VERSION)
     async def ollama_version() -> Response:
         return json_response({"version": API_LEVEL, "vermilion": vermilion.__version__})
@@ -186,13 +187,13 @@ def add_model_routes(router: APIRouter, service: Service) -> None:
 
     @router.post("/api/show", **SHOW)
     async def ollama_show(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        body = await call.body(OllamaShowBody)
+        context = RequestContext.admit(http, service)
+        body = await context.body(OllamaShowBody)
         name = body.model or body.name
         if not name:
-            raise ModelNotFound("", model_names.names(call.model, service.config))
-        model_names.check_model(ollama_bodies.plain_name(name), call.model, service.config)
-        return json_response(_show(call.model, call.served.template is not None))
+            raise ModelNotFound("", model_names.names(context.model, service.config))
+        model_names.check_model(ollama_bodies.plain_name(name), context.model, service.config)
+        return json_response(_show(context.model, context.served.template is not None))
 
 
 def _details() -> dict[str, Any]:

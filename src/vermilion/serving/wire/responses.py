@@ -13,13 +13,13 @@ from fastapi.responses import Response
 
 from vermilion.errors import VermilionError
 from vermilion.serving.generation import chat
-from vermilion.serving.generation.replies import Choice
-from vermilion.serving.generation.tool_calls import Arguments, CallBegun, Piece, ToolCall
+from vermilion.serving.generation.choices import Choice
+from vermilion.serving.generation.tool_calls import ArgumentsDelta, Piece, ToolCall, ToolCallStart
 from vermilion.serving.generation.tools import Toolbox, read_calls
 from vermilion.serving.http.openapi import operation
-from vermilion.serving.http.request_context import Call, json_response
+from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.sse import EVENT_STREAM
-from vermilion.serving.service_state import Service
+from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire.responses_bodies import ResponsesBody
 from vermilion.types import Event, Finish, Text, Usage
 
@@ -173,15 +173,15 @@ class ResponseStream:
         self._output.append(item)
         return self._event("response.output_item.done", output_index=at, item=item)
 
-    def _tell(self, piece: CallBegun | Arguments | ToolCall) -> bytes:
+    def _tell(self, piece: ToolCallStart | ArgumentsDelta | ToolCall) -> bytes:
         kind, at = "response.function_call_arguments", len(self._output)
-        if isinstance(piece, CallBegun):
+        if isinstance(piece, ToolCallStart):
             content = self._close("completed")
             at, self._called = len(self._output), f"fc_{piece.id}"
             item = _call(piece.id, piece.name, "", "in_progress")
             return content + self._event("response.output_item.added", output_index=at, item=item)
         place: dict[str, Any] = {"item_id": self._called, "output_index": at}
-        if isinstance(piece, Arguments):
+        if isinstance(piece, ArgumentsDelta):
             return self._event(f"{kind}.delta", **place, delta=piece.text)
         content = self._event(f"{kind}.done", **place, name=piece.name, arguments=piece.arguments)
         status = "completed" if piece.whole else "incomplete"
@@ -201,18 +201,18 @@ class ResponseStream:
         return f"event: {kind}\ndata: {content}\n\n".encode("utf-8", "replace")
 
 
-def add_routes(router: APIRouter, service: Service) -> None:
+def add_routes(router: APIRouter, service: ServiceState) -> None:
     @router.post("/v1/responses", **RESPONSES)
     async def responses(http: HttpRequest) -> Response:
-        call = Call.admit(http, service)
-        body = await call.body(ResponsesBody)
+        context = RequestContext.admit(http, service)
+        body = await context.body(ResponsesBody)
         asked, id = body.chat, _new("resp")
-        requests = await chat.chat_requests(asked, call.served, service.config, id)
+        requests = await chat.chat_requests(asked, context.served, service.config, id)
         box = chat.toolbox(asked, service.config)
-        base = settings(id, call.answering(asked.model), body)
+        base = settings(id, context.answering(asked.model), body)
         if body.stream:
-            return call.stream(requests, ResponseStream(base, box))
-        (choice,) = await call.whole(requests)
+            return context.stream(requests, ResponseStream(base, box))
+        (choice,) = await context.whole(requests)
         finish = Finish(choice.reason, choice.usage)
         return json_response(response_body(base, output_of(choice, box), finish))
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 
 from vermilion.errors import VermilionError
-from vermilion.serving.generation.replies import (
-    Choice,
+from vermilion.serving.generation.choices import Choice
+from vermilion.serving.generation.tool_calls import ArgumentsDelta, ToolCall, ToolCallReader, ToolCallStart
+from vermilion.serving.generation.tools import Toolbox, read_calls
+from vermilion.serving.http.error_rendering import openai_error
+from vermilion.serving.http.sse import EVENT_STREAM
+from vermilion.serving.wire.openai_replies import (
     Head,
     call_body,
     chat_logprobs,
@@ -14,10 +18,6 @@ from vermilion.serving.generation.replies import (
     stopped_by,
     usage_body,
 )
-from vermilion.serving.generation.tool_calls import Arguments, CallBegun, CallReader, ToolCall
-from vermilion.serving.generation.tools import Toolbox, read_calls
-from vermilion.serving.http.error_rendering import openai_error
-from vermilion.serving.http.sse import EVENT_STREAM
 from vermilion.types import Canvas, Event, Finish, Text, Usage
 
 DONE = b"data: [DONE]\n\n"
@@ -63,7 +63,7 @@ class ChatStream(_Stream):
         super().__init__(head, "chat.completion.chunk", include_usage)
         self._begun: set[int] = set()
         self._box = box
-        self._readers: dict[int, CallReader] = {}
+        self._readers: dict[int, ToolCallReader] = {}
 
     def render(self, index: int, event: Event) -> bytes:
         chunks = ""
@@ -82,7 +82,7 @@ class ChatStream(_Stream):
             chunks += self._ended(index, event, event.reason)
         return chunks.encode("utf-8", "replace")
 
-    def _with_calls(self, index: int, event: Event, reader: CallReader) -> str:
+    def _with_calls(self, index: int, event: Event, reader: ToolCallReader) -> str:
         finished = isinstance(event, Finish)
         text = event.text if isinstance(event, Text) else ""
         number, chunks = reader.num_calls, ""
@@ -90,9 +90,9 @@ class ChatStream(_Stream):
         for piece in [*reader.push(text), *(reader.finish() if finished else ())]:
             if isinstance(piece, str):
                 chunks += self._delta(index, f'{{"content":{_quote(piece)}}}', logprobs)
-            elif isinstance(piece, CallBegun):
+            elif isinstance(piece, ToolCallStart):
                 chunks += self._delta(index, _begun(number, piece.id, piece.name))
-            elif isinstance(piece, Arguments):
+            elif isinstance(piece, ArgumentsDelta):
                 chunks += "".join(self._delta(index, delta) for delta in _fragments(number, piece.text))
             else:
                 number += 1
