@@ -52,7 +52,7 @@ async def test_an_example_of_the_page_gives_what_the_page_says(
     backend.model = replace(MODEL, id="smollm2-135m-diffusion", context_length=4096)
     answered = AnswerLog()
     answered.add(Request("cmpl-5e1d-0", (5,)), backend.model.id, Finish("stop", Usage()))
-    monkeypatch.setattr("vermilion.serving.service_state.Answered", lambda: answered)
+    monkeypatch.setattr("vermilion.serving.service_state.AnswerLog", lambda: answered)
     words = [word for word in shlex.split(command) if word != "-N"]
     assert words[0] == "curl"
     path = words[1].removeprefix("localhost:8000")
