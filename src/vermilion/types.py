@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 DecoderName = Literal["ar", "lossless", "relaxed", "threshold", "schedule", "entropy", "cumulative"]
+MIN_TEMPERATURE = 1e-4
 FinishReason = Literal["stop", "length", "abort", "error"]
 Span = tuple[int, int]
 """Half-open range of character offsets into the text that carries it."""
@@ -82,6 +83,12 @@ class Sampling:
     ignore_eos: bool = False
     logprobs: int | None = None
     """None for none; 0 for the settled token's own; n for the n likeliest beside it (at most 20)."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken: below 0.0001 no noise could change it, and a division by a
+        denormal temperature is not finite."""
+        return self.temperature < MIN_TEMPERATURE
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vermilion.decoding.jobs import Wanted
-from vermilion.decoding.penalties import BAN, Adjustment, adjustments, needed
+from vermilion.decoding.penalties import BAN, Adjustment, Adjustments, Penalties, adjustments, needed
 from vermilion.decoding.sampling import read
 from vermilion.types import Sampling
 
@@ -23,7 +23,7 @@ IDS = st.lists(st.integers(0, SIZE - 2), max_size=6)
 def logprobs(
     logits: list[float], sampling: Sampling, prompt: list[int], answer: list[int], history: list[int]
 ) -> list[float]:
-    changes = adjustments(sampling, prompt, Counter(answer), history, ())
+    changes = Adjustments.of(adjustments(sampling, prompt, Counter(answer), history, ()))
     wanted = Wanted(sampling, 3, tuple(range(SIZE - 1)), changes)
     return list(read(torch.tensor([logits], dtype=torch.float64), [wanted], MASK)[0].target_logprobs)
 
@@ -89,3 +89,37 @@ def test_a_ban_outweighs_every_bias() -> None:
 def test_what_changes_logits_is_known_beforehand(sampling: Sampling) -> None:
     assert needed(sampling)
     assert not needed(Sampling(temperature=1.0, top_p=0.5, top_k=3, min_p=0.1, seed=4, stop=("x",)))
+
+
+@given(
+    IDS,
+    st.lists(st.tuples(st.integers(0, 3), IDS, IDS), max_size=8),
+    st.builds(
+        Sampling,
+        repetition_penalty=st.sampled_from([1.0, 1.3]),
+        presence_penalty=st.sampled_from([0.0, 0.5, -0.25]),
+        frequency_penalty=st.sampled_from([0.0, 0.2]),
+        logit_bias=st.dictionaries(st.integers(0, SIZE - 1), st.sampled_from([0.0, -3.5, 2.0]), max_size=3),
+    ),
+    st.sampled_from([(), (2,), (0, 5)]),
+)
+def test_what_is_kept_up_equals_what_is_counted_anew(
+    prompt: list[int],
+    rounds: list[tuple[int, list[int], list[int]]],
+    sampling: Sampling,
+    banned: tuple[int, ...],
+) -> None:
+    """Answers grow, and now and then lose their last tokens, as a line that is taken back does."""
+    kept, answer = Penalties(sampling, prompt, SIZE), list[int]()
+    for lost, more, history in rounds:
+        answer = [*answer[: max(0, len(answer) - lost)], *more]
+        kept.follow(answer)
+        for behind, bans in ((history, banned), ((), ()), ((), banned)):
+            wanted = Adjustments.of(adjustments(sampling, prompt, Counter(answer), behind, bans))
+            got = kept.at(behind, bans)
+            # The oracle lists tokens whose change is none as well.
+            changed = (wanted.repetition != 1.0) | (wanted.add != 0.0)
+            mine = (got.repetition != 1.0) | (got.add != 0.0)
+            assert got.tokens[mine].tolist() == wanted.tokens[changed].tolist()
+            assert got.add[mine].tolist() == wanted.add[changed].tolist()
+            assert got.repetition[mine].tolist() == wanted.repetition[changed].tolist()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests import tiny
 from vermilion.decoding.jobs import Wanted
-from vermilion.decoding.penalties import BAN, Adjustment
+from vermilion.decoding.penalties import BAN, Adjustment, Adjustments
 from vermilion.decoding.sampling import _nucleus, read
 from vermilion.types import Decoding, Request, Sampling
 
@@ -122,7 +122,7 @@ def test_the_choice_depends_on_the_row_alone() -> None:
 def test_the_mask_token_is_never_chosen_nor_listed_nor_given_mass(temperature: float) -> None:
     logits = torch.zeros(200, SIZE)
     logits[:, MASK] = 1000.0
-    bias = (Adjustment(MASK, 1.0, 100.0),)
+    bias = Adjustments.of([Adjustment(MASK, 1.0, 100.0)])
     wanted = [Wanted(Sampling(temperature=temperature), p, adjustments=bias, top=5) for p in range(200)]
     for reading in read(logits, wanted, MASK):
         assert reading.token != MASK
@@ -164,10 +164,11 @@ def test_logprobs_are_before_temperature_and_filters() -> None:
 
 def test_a_banned_token_is_not_chosen_and_a_bias_adds_to_the_logit() -> None:
     logits = torch.tensor([LOGITS, LOGITS], dtype=torch.float64)
-    best = Adjustment(3, 1.0, BAN)
+    other = Adjustments.of([Adjustment(6, 1.0, 9.0)])
+    best = Adjustments.of([Adjustment(3, 1.0, BAN)])
     banned, biased = read(
         logits,
-        [Wanted(Sampling(), 1, (3,), (best,)), Wanted(Sampling(), 1, (6,), (Adjustment(6, 1.0, 9.0),))],
+        [Wanted(Sampling(), 1, (3,), best), Wanted(Sampling(), 1, (6,), other)],
         MASK,
     )
     assert banned.token == 5 and banned.target_logprobs == (-math.inf,)

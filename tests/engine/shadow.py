@@ -169,7 +169,8 @@ def _digest(before: int, token: int) -> int:
 
 def opinion(text: int, first: int, want: Wanted) -> Reading:
     """Mostly a matter of the position, so that drafts often come true, sometimes of all that is seen."""
-    banned = {change.token for change in want.adjustments if change.add == BAN}
+    changes = want.adjustments
+    banned = set(changes.tokens[changes.add == BAN].tolist()) if changes is not None else set()
     allowed = [token for token in TOKENS if token not in banned]
     key = abs(hash((text, want.position)))
     usual = abs(hash((first, want.position)))

@@ -17,6 +17,8 @@ from vermilion.models.families import Traits
 
 HEAD = 16
 """Suffix tokens in sight of a block-causal model's canvas."""
+MAX_LENGTH = 256
+"""Longest middle that is looked for: what a search costs grows with the square of it."""
 _ROWS = 96
 """Rows of one pass up to which further canvases are tried in it."""
 
@@ -29,7 +31,8 @@ def repeats(middle: Sequence[int], suffix: Sequence[int]) -> int:
 
 
 def lengths(most: int) -> list[int]:
-    """Canvas lengths to try: powers of two up to `most`, and `most` itself."""
+    """Canvas lengths to try: powers of two up to `most`, at most `MAX_LENGTH`, and that itself."""
+    most = min(most, MAX_LENGTH)
     return [2**i for i in range(most.bit_length()) if 2**i < most] + [most]
 
 
@@ -78,6 +81,11 @@ class Between(Program):
         self._tried: list[list[Reading]] = []
         self._asked: list[int] = []
         self._choice: _Choice | None = None
+
+    @property
+    def max_slots(self) -> int:
+        fixed = len(self.tokens) - self._start + len(self._head)
+        return self._start + max(_ROWS, fixed + lengths(self.task.max_tokens)[-1])
 
     @property
     def cacheable(self) -> int:

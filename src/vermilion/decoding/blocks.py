@@ -52,6 +52,11 @@ class Blocks(Program):
         self._proposal: _Canvas | None = None
 
     @property
+    def max_slots(self) -> int:
+        # The last block may reach past the limit, and an anchor repeats the token before the canvas.
+        return self.limit + self.traits.block_grid + 1
+
+    @property
     def cacheable(self) -> int:
         if self.traits.context == "full":
             return 0

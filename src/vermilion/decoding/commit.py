@@ -213,7 +213,8 @@ def accepted_child(
         return None
     best = max(range(len(children)), key=lambda i: (reading.target_logprobs[i], -i))
     logprob = reading.target_logprobs[best]
-    if logprob < reading.logprob + (math.log(share) if share > 0 else -math.inf):
+    # A token that may not be chosen is never good enough.
+    if logprob == -math.inf or logprob < reading.logprob + (math.log(share) if share > 0 else -math.inf):
         return None
     child = children[best]
     return child, replace(reading, token=nodes[child].token, logprob=logprob)

@@ -87,7 +87,7 @@ def _before(draft: Draft, by_index: Mapping[int, Draft], readings: Sequence[Read
 
 def _noise(draft: Draft, top: Choices, vocab_size: int) -> dict[int, float]:
     """What sampling adds to the choices of this position; empty where nothing is sampled."""
-    if draft.sampling.temperature <= 0:
+    if draft.sampling.greedy:
         return {}
     tokens = [token for token, _ in top]
     noise = gumbel(draft.sampling.seed, draft.position, vocab_size, torch.tensor(tokens))

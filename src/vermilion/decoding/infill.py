@@ -122,6 +122,18 @@ class Infill(Program):
         return self.tokens[len(self.task.prompt) :]
 
     @property
+    def max_draft_rows(self) -> int:
+        bridges = sum(1 + length + RIGHT for length in BRIDGES)
+        # An end behind each token of the line, and each way to fill a bridge.
+        ends = (REACH + 1) * HEAD
+        fills = CHOICES * (HEAD + 1) + sum(length + HEAD for length in BRIDGES[1:])
+        return max(self._line.max_draft_rows + bridges, ends + fills)
+
+    @property
+    def max_slots(self) -> int:
+        return self.limit + self.max_draft_rows
+
+    @property
     def cacheable(self) -> int:
         # Between two passes only the owner changes `cached`, and only where no keys wait to be moved.
         self._line.cached = self.cached

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vermilion.decoding.passes import Pass
-from vermilion.decoding.penalties import Adjustment
+from vermilion.decoding.penalties import Adjustments
 from vermilion.types import Sampling
 
 
@@ -17,7 +17,7 @@ class Wanted:
     sampling: Sampling
     position: int
     targets: Sequence[int] = ()
-    adjustments: Sequence[Adjustment] = ()
+    adjustments: Adjustments | None = None
     entropy: bool = False
     top: int = 0
     """How many of the likeliest tokens to list."""

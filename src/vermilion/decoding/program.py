@@ -72,6 +72,16 @@ class Program(ABC):
         self.limit = len(task.prompt) + task.max_tokens
         self._begun = False
 
+    @property
+    @abstractmethod
+    def max_slots(self) -> int:
+        """Bound on the logical slots of any pass of this answer."""
+
+    @property
+    def max_draft_rows(self) -> int:
+        """Bound on the rows that guesses add to one pass."""
+        return 0
+
     @abstractmethod
     def plan(self, draft: bool = True) -> Pass:
         """The next pass. `draft` False asks a speculative decoder to spend no rows on guesses."""

@@ -26,7 +26,7 @@ from vermilion.decoding.commit import (
 from vermilion.decoding.jobs import Wanted
 from vermilion.decoding.lookup import MATCH
 from vermilion.decoding.passes import Reading
-from vermilion.decoding.penalties import adjustments, needed
+from vermilion.decoding.penalties import Adjustments, adjustments, needed
 from vermilion.decoding.reference_following import levels_of
 from vermilion.decoding.sampling import read
 from vermilion.decoding.speculative import FIRST_REPEATS
@@ -343,11 +343,11 @@ class _Answer:
         return self._read(logits, [p - shift for p in positions], wanted)
 
     def _wanted(self, position: int, history: Sequence[int], targets: Sequence[int], settled: int) -> Wanted:
-        changes = []
+        changes = None
         if needed(self.sampling):
             banned = self.eos if position < len(self.prompt) + self.sampling.min_tokens else ()
             answer = Counter(self.tokens[len(self.prompt) : settled])
-            changes = adjustments(self.sampling, self.prompt, answer, history, banned)
+            changes = Adjustments.of(adjustments(self.sampling, self.prompt, answer, history, banned))
         return Wanted(self.sampling, position, targets, changes, entropy=True, top=8)
 
     @torch.inference_mode()

@@ -32,7 +32,7 @@ def levels_of(
             for token in known:
                 choices = _behind(model, hidden_H, token, dict(guess.top))
                 given[token] = _drawn(choices, position, sampling, model.architecture.vocab_size)
-        sampled = sampling.temperature > 0
+        sampled = not sampling.greedy
         levels.append(Level(((guess.token, guess.logprob),) if sampled else guess.top, given))
         known = [token for token, _ in guess.top]
     return levels
@@ -50,7 +50,7 @@ def _behind(model: Transformer, hidden_H: Tensor, token: int, choices: dict[int,
 
 def _drawn(choices: dict[int, float], position: int, sampling: Sampling, vocab_size: int) -> Choices:
     """Likeliest first; the one choice that wins with the noise of its position where tokens are sampled."""
-    if sampling.temperature <= 0:
+    if sampling.greedy:
         return tuple(sorted(choices.items(), key=lambda choice: -choice[1]))
     noise = gumbel(sampling.seed, position, vocab_size, torch.tensor([*choices])).tolist()
     heard = [value / sampling.temperature + more for value, more in zip(choices.values(), noise, strict=True)]

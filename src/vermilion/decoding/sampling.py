@@ -5,6 +5,7 @@ Shapes: R wanted rows, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +25,8 @@ def read(logits_RV: Tensor, wanted: Sequence[Wanted], mask_token_id: int) -> lis
 
     The mask token is never chosen, nor what a grammar forbids. At temperature 0 the choice is the likeliest
     token, else the maximum of logits / temperature + Gumbel noise within top-k, top-p and min-p: an exact
-    sample, whose noise depends on (seed, position) alone.
+    sample, whose noise depends on (seed, position) alone. A row without finite numbers, or where all is
+    forbidden, reads as token 0 with a log-probability of NaN; the rows beside it are as ever.
     """
     logits_RV = logits_RV.float() if logits_RV.dtype in (torch.bfloat16, torch.float16) else logits_RV
     logits_RV[:, mask_token_id] = float("-inf")
@@ -32,7 +34,7 @@ def read(logits_RV: Tensor, wanted: Sequence[Wanted], mask_token_id: int) -> lis
     _forbid(logits_RV, wanted)
     total_R = torch.logsumexp(logits_RV, -1)
     best_R, token_R = logits_RV.max(-1)
-    sampled = [row for row, want in enumerate(wanted) if want.sampling.temperature > 0]
+    sampled = [row for row, want in enumerate(wanted) if not want.sampling.greedy]
     if sampled:
         token_R = token_R.clone()
         for row in sampled:
@@ -44,19 +46,24 @@ def read(logits_RV: Tensor, wanted: Sequence[Wanted], mask_token_id: int) -> lis
     tops = _tops(logits_RV, total_R, wanted)
     return [
         Reading(int(token), logprob, entropy, target, top)
+        if math.isfinite(logprob)
+        else Reading(0, math.nan, target_logprobs=(math.nan,) * len(target))
         for (token, logprob, entropy), target, top in zip(numbers, targets, tops, strict=True)
     ]
 
 
 def _adjust(logits_RV: Tensor, wanted: Sequence[Wanted]) -> None:
-    flat = [(row, change) for row, want in enumerate(wanted) for change in want.adjustments]
-    if not flat:
+    changed = [(row, want.adjustments) for row, want in enumerate(wanted) if want.adjustments is not None]
+    if not changed:
         return
     device, dtype = logits_RV.device, logits_RV.dtype
-    rows = torch.tensor([row for row, _ in flat], device=device)
-    tokens = torch.tensor([change.token for _, change in flat], device=device)
-    repetition = torch.tensor([change.repetition for _, change in flat], device=device, dtype=dtype)
-    add = torch.tensor([change.add for _, change in flat], device=device, dtype=dtype)
+    sizes = [len(changes.tokens) for _, changes in changed]
+    rows = torch.from_numpy(np.repeat([row for row, _ in changed], sizes)).to(device)
+    tokens = torch.from_numpy(np.concatenate([changes.tokens for _, changes in changed])).to(device)
+    repetition, add = (
+        torch.from_numpy(np.concatenate(column)).to(device, dtype)
+        for column in zip(*((changes.repetition, changes.add) for _, changes in changed), strict=True)
+    )
     old = logits_RV[rows, tokens]
     logits_RV[rows, tokens] = torch.where(old > 0, old / repetition, old * repetition) + add
 
@@ -99,7 +106,8 @@ def _tops(
     values, tokens = torch.topk(logits_RV[rows], max(wanted[row].top for row in listed), dim=-1)
     values = (values - total_R[rows, None]).double()
     for row, token_row, value_row in zip(listed, tokens.tolist(), values.tolist(), strict=True):
-        tops[row] = tuple(zip(token_row[: wanted[row].top], value_row, strict=False))
+        pairs = zip(token_row[: wanted[row].top], value_row, strict=False)
+        tops[row] = tuple((token, value) for token, value in pairs if value > -math.inf)
     return tops
 
 
@@ -107,6 +115,8 @@ def _sample(logits_V: Tensor, want: Wanted) -> Tensor:
     sampling = want.sampling
     scaled = _filtered(logits_V.double() / sampling.temperature, sampling)
     kept = torch.isfinite(scaled).nonzero()[:, 0]
+    if not len(kept):
+        return torch.zeros((), dtype=torch.long, device=scaled.device)
     noise = gumbel(sampling.seed, want.position, scaled.shape[-1], kept.cpu()).to(scaled.device)
     return kept[torch.argmax(scaled[kept] + noise)]
 

@@ -60,6 +60,10 @@ class Seeded(Program):
             self._start -= 1
 
     @property
+    def max_slots(self) -> int:
+        return len(self.task.prompt) + len(self._ids)
+
+    @property
     def cacheable(self) -> int:
         return min(self._start, len(self.task.prompt) - 1)
 

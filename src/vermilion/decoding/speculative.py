@@ -78,6 +78,18 @@ class Speculative(Program):
         return 0 if decoding.decoder == "ar" else decoding.block_length + decoding.draft_nodes
 
     @property
+    def max_draft_rows(self) -> int:
+        decoding = self.task.decoding
+        if decoding.decoder == "ar":
+            return 0
+        nodes = max(decoding.draft_nodes, decoding.lookup)
+        return nodes + max(1, min(decoding.branches, nodes + 1)) * decoding.block_length
+
+    @property
+    def max_slots(self) -> int:
+        return self.limit + self.max_draft_rows
+
+    @property
     def cacheable(self) -> int:
         return self.cached if self._moves else len(self.tokens) - 1
 

@@ -40,6 +40,10 @@ class PageCache:
         return self._num_free + len(self._idle)
 
     @property
+    def num_slots(self) -> int:
+        return self.num_pages * self.page_size
+
+    @property
     def num_idle(self) -> int:
         return len(self._idle)
 

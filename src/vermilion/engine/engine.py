@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+import math
 from collections.abc import Sequence as Listing
 from dataclasses import replace
 from functools import cached_property
@@ -14,11 +14,12 @@ from typing import Protocol
 
 from vermilion.decoding.between import Between
 from vermilion.decoding.blocks import Blocks
-from vermilion.decoding.grammar import Constraint, Grammars
+from vermilion.decoding.grammar import Grammars
 from vermilion.decoding.infill import Infill
 from vermilion.decoding.jobs import Job, Wanted
+from vermilion.decoding.knobs import check_decoding, check_sampling
 from vermilion.decoding.passes import Reading
-from vermilion.decoding.penalties import adjustments, needed
+from vermilion.decoding.penalties import Penalties, needed
 from vermilion.decoding.presets import resolve
 from vermilion.decoding.program import Program, Task
 from vermilion.decoding.seeded import Seeded
@@ -29,8 +30,9 @@ from vermilion.engine.scheduler import Scheduler, Sequence, Work
 from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded
 from vermilion.models.families import Traits
 from vermilion.text import Tokenizer
-from vermilion.types import EngineStats, Event, Finish, ModelInfo, Request
+from vermilion.types import EngineStats, Event, Finish, Grammar, ModelInfo, Request, Seeds
 
+_FAILED = "The engine failed while working on this request."
 _CLOSING_TOKENS = 32
 """Last tokens of a constrained answer that are spent on closing what is open."""
 
@@ -63,14 +65,14 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self._sequences)
 
-    def check(self, request: Request) -> None:
-        """Raise the error that `submit` would; reads nothing that a step changes. A grammar is compiled
-        here, and kept."""
-        if not request.prompt:
-            raise BadRequest("The prompt is empty; give at least one token.", param="prompt")
-        highest = max(request.prompt)
-        if highest >= self.model.vocab_size or min(request.prompt) < 0:
-            raise BadParameter("prompt", highest, f"token ids from 0 to {self.model.vocab_size - 1}")
+    def check(self, request: Request) -> Program:
+        """The program that will answer, its grammar compiled. Raises `BadRequest` and its kinds.
+
+        Reads nothing that a step changes, so any thread may call it; `submit` then takes the result.
+        """
+        self._check_tokens(request)
+        check_sampling(request.sampling, self.model.vocab_size)
+        check_decoding(request.decoding)
         if request.decoding.decoder not in self.model.decoders:
             raise BadParameter(
                 "decoding.decoder", request.decoding.decoder, ", ".join(self.model.decoders),
@@ -80,16 +82,30 @@ class Engine:
         if total >= self.model.context_length:
             raise ContextLengthExceeded(self.model.context_length, total)
         room = self.model.context_length - total
-        foreign = [token for token in request.sampling.logit_bias if not 0 <= token < self.model.vocab_size]
-        if foreign:
-            # The logits have no such column: the whole step would fail, and every request in it.
-            raise BadParameter("logit_bias", foreign[0], f"token ids from 0 to {self.model.vocab_size - 1}")
         if not 1 <= request.sampling.max_tokens <= room:
             raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
         self.adapters.check(request.adapter)
         self._check_grammar(request)
         self._check_seeds(request)
-        self._check_canvas(request, total + request.sampling.max_tokens)
+        program = self._program(request)
+        self._check_memory(program)
+        return program
+
+    def _check_tokens(self, request: Request) -> None:
+        """The model has no row for any other token: the whole step would fail, and every request in it."""
+        if not request.prompt:
+            raise BadRequest("The prompt is empty; give at least one token.", param="prompt")
+        seeds = request.seeds or Seeds(())
+        given = {
+            "prompt": (*request.prompt, *(token for token in seeds.ids if token is not None)),
+            "suffix": request.suffix,
+            "existing": request.existing,
+            "candidates": tuple(token for some in seeds.candidates for token in some),
+        }
+        for name, tokens in given.items():
+            if tokens and not 0 <= min(tokens) <= max(tokens) < self.model.vocab_size:
+                wrong = min(tokens) if min(tokens) < 0 else max(tokens)
+                raise BadParameter(name, wrong, f"token ids from 0 to {self.model.vocab_size - 1}")
 
     def _check_grammar(self, request: Request) -> None:
         if request.grammar is None:
@@ -102,7 +118,6 @@ class Engine:
                 "response_format",
                 "unsupported_parameter",
             )
-        self.grammars.constraint(request.grammar)
 
     def _check_seeds(self, request: Request) -> None:
         if request.seeds is None:
@@ -111,44 +126,45 @@ class Engine:
         if request.suffix or request.grammar or None not in ids:
             raise BadRequest("A seeded canvas needs an open place, no suffix and no grammar.", "prompt")
         num_rows = len(request.prompt) + len(ids)
-        slots = self.scheduler.cache.num_pages * self.scheduler.cache.page_size
-        if num_rows > min(model.context_length, slots):
-            raise ContextLengthExceeded(min(model.context_length, slots), num_rows)
+        if num_rows > min(model.context_length, self.scheduler.cache.num_slots):
+            raise ContextLengthExceeded(min(model.context_length, self.scheduler.cache.num_slots), num_rows)
 
-    def _check_canvas(self, request: Request, text: int) -> None:
-        """Drafts and branches lie behind the text in memory; what can never fit would wait for ever."""
-        decoding = request.decoding
-        branches = max(1, min(decoding.branches, decoding.draft_nodes + 1))
-        rows = max(decoding.draft_nodes, decoding.lookup) + branches * decoding.block_length
-        slots = self.scheduler.cache.num_pages * self.scheduler.cache.page_size
-        if decoding.decoder in ("lossless", "relaxed") and text + rows > slots:
+    def _check_memory(self, program: Program) -> None:
+        """What can never fit would wait for ever, and who drafts too much makes all others wait."""
+        decoding, drafts = program.task.decoding, program.max_draft_rows
+        slots = self.scheduler.cache.num_slots
+        room = max(0, min(self.scheduler.limits.max_draft_rows, slots - (program.max_slots - drafts)))
+        if drafts > room:
             raise BadParameter(
                 "decoding.draft_nodes", decoding.draft_nodes,
-                f"with branches and block_length, at most {max(0, slots - text)} rows beside this text",
-                f"These ask for {rows}.",
+                f"with branches and block_length, at most {room} rows beside this text",
+                f"These ask for {drafts}.",
             )  # fmt: skip
+        if program.max_slots > slots:
+            raise ContextLengthExceeded(slots, program.max_slots)
 
-    def submit(self, request: Request) -> Program:
-        """Queue a request; its events come out of `step`. Raises `BadRequest` and its kinds.
+    def submit(self, request: Request, program: Program | None = None) -> Program:
+        """Queue a request; its events come out of `step`. `program` is what `check` made of it; without,
+        it is checked here. Raises `BadRequest` and its kinds.
 
         The returned program is for looking at, not for touching.
         """
-        self.check(request)
+        program = program or self.check(request)
         if request.id in self._sequences:
             raise BadRequest(f"A request with id {request.id!r} is already running.", param="id")
         output = Output(request, self.tokenizer)
-        program = self._program(request)
         sequence = Sequence(request, program, output, adapter=self.adapters.take(request.adapter))
+        if needed(request.sampling):
+            sequence.penalties = Penalties(request.sampling, request.prompt, self.model.vocab_size)
         self._sequences[request.id] = sequence
         self.scheduler.add(sequence)
-        return sequence.program
+        return program
 
     def _program(self, request: Request) -> Program:
         eos = frozenset() if request.sampling.ignore_eos else frozenset(self.model.eos_token_ids)
         sampling = request.sampling
-        sampled = sampling.temperature > 0
-        task = Task(request.prompt, sampling.max_tokens, request.decoding, eos, request.suffix, sampled)
-        task = replace(task, existing=request.existing, seeds=request.seeds)
+        task = Task(request.prompt, sampling.max_tokens, request.decoding, eos, request.suffix)
+        task = replace(task, existing=request.existing, seeds=request.seeds, sampled=not sampling.greedy)
         if request.seeds is not None:
             return Seeded(task, self.traits)
         if request.suffix and self.tokenizer.decode(request.suffix).strip():
@@ -156,19 +172,18 @@ class Engine:
                 return Between(task, self.traits)
             return Infill(replace(task, breaks=self.line_breaks), self.traits)
         if request.grammar is not None:
-            return self._constrained(task, request)
+            return self._constrained(task, request.grammar)
         kind = Speculative if request.decoding.decoder in SPECULATIVE else Blocks
         return kind(task, self.traits)
 
-    def _constrained(self, task: Task, request: Request) -> Program:
+    def _constrained(self, task: Task, grammar: Grammar) -> Program:
         """A grammar decides from left to right, as verified drafting does; other decoders fall back to it."""
-        assert request.grammar is not None
         decoding = task.decoding
         if decoding.decoder not in SPECULATIVE:
             decoding = resolve("lossless", None)
         # The grammar says where the answer may end, whatever `ignore_eos` asks for.
         eos = frozenset(self.model.eos_token_ids)
-        constraint = self.grammars.constraint(request.grammar)
+        constraint = self.grammars.constraint(grammar)
         return Speculative(replace(task, eos=eos, decoding=decoding, constraint=constraint), self.traits)
 
     @cached_property
@@ -194,40 +209,70 @@ class Engine:
         self._sequences.clear()
         return events
 
-    def _give_up(self, sequence: Sequence, message: str) -> Finish:
-        del self._sequences[sequence.request.id]
-        self._remove(sequence)
-        return sequence.output.finish(sequence.program, "error", message)
-
     def _remove(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
         self.adapters.give_back(sequence.adapter)
 
+    def _fail(self, sequence: Sequence, message: str) -> tuple[str, Event]:
+        """End one request with an error; those beside it go on."""
+        del self._sequences[sequence.request.id]
+        self._remove(sequence)
+        return sequence.request.id, sequence.output.finish(sequence.program, "error", message)
+
     def step(self) -> list[tuple[str, Event]]:
-        """Run one forward; the events it caused, by request id."""
+        """Run one forward; the events it caused, by request id.
+
+        What fails in one request's planning, reading or text ends that request. A forward that fails is
+        repeated request by request, so that only one which fails alone ends.
+        """
         planned = self.scheduler.plan()
-        if not planned:
-            return []
-        answers = self.worker.run([self._job(work) for work in planned])
+        events = [self._fail(sequence, _FAILED) for sequence in self.scheduler.take_failed()]
+        jobs: list[Job] = []
+        ready: list[Work] = []
+        for work in planned:
+            try:
+                jobs.append(self._job(work))
+                ready.append(work)
+            except Exception:
+                log.exception("a request could not be prepared")
+                events.append(self._fail(work.sequence, _FAILED))
+        if not jobs:
+            return events
+        try:
+            answers = self.worker.run(jobs)
+        except Exception:
+            log.exception("a forward of %d requests failed", len(jobs))
+            if len(ready) == 1:
+                return [*events, self._fail(ready[0].sequence, _FAILED)]
+            self.scheduler.separate([work.sequence for work in ready])
+            return events
         self.steps += 1
-        events: list[tuple[str, Event]] = []
-        for work, readings in zip(planned, answers, strict=True):
-            sequence = work.sequence
-            if not work.prefill:
-                sequence.program.apply(readings)
-            self.scheduler.applied(work)
-            if work.prefill:
-                continue
-            name = sequence.request.id
-            constraint = sequence.program.task.constraint
-            if constraint is not None and constraint.error:
-                finish = self._give_up(sequence, "The grammar became too complex to follow.")
-                events.append((name, finish))
-                continue
-            events += [(name, event) for event in sequence.output.take(sequence.program)]
-            if sequence.program.finish is not None:
-                del self._sequences[name]
-                self._remove(sequence)
+        for work, readings in zip(ready, answers, strict=True):
+            try:
+                events += self._applied(work, readings)
+            except Exception:
+                log.exception("a request could not take in its readings")
+                events.append(self._fail(work.sequence, _FAILED))
+        return events
+
+    def _applied(self, work: Work, readings: Listing[Reading]) -> list[tuple[str, Event]]:
+        """Take in what one request's rows said; its events."""
+        sequence = work.sequence
+        program, name = sequence.program, sequence.request.id
+        if not all(math.isfinite(reading.logprob) for reading in readings):
+            return [self._fail(sequence, "The model's numbers for this request are not finite.")]
+        if not work.prefill:
+            program.apply(readings)
+        self.scheduler.applied(work)
+        if work.prefill:
+            return []
+        constraint = program.task.constraint
+        if constraint is not None and constraint.error:
+            return [self._fail(sequence, "The grammar became too complex to follow.")]
+        events = [(name, event) for event in sequence.output.take(program)]
+        if program.finish is not None:
+            del self._sequences[name]
+            self._remove(sequence)
         return events
 
     def _job(self, work: Work) -> Job:
@@ -235,37 +280,30 @@ class Engine:
 
     def _wanted(self, work: Work) -> list[Wanted]:
         sequence = work.sequence
-        sampling, task = sequence.request.sampling, sequence.program.task
-        entropy = task.decoding.decoder == "entropy"
-        top = sampling.logprobs or 0
-        if task.constraint is not None:
-            return self._wanted_by_grammar(work, task.constraint)
-        if not needed(sampling):
-            return [
-                Wanted(sampling, r.position, r.targets, (), entropy, max(top, r.top)) for r in work.rows.reads
-            ]
+        sampling, program = sequence.request.sampling, sequence.program
+        task, constraint, penalties = program.task, program.task.constraint, sequence.penalties
         start = len(task.prompt)
-        answer = Counter(sequence.program.tokens[start:])
-        wanted = []
-        for r in work.rows.reads:
-            banned = task.eos if r.position < start + sampling.min_tokens else ()
-            changes = adjustments(sampling, task.prompt, answer, r.history, banned)
-            wanted.append(Wanted(sampling, r.position, r.targets, changes, entropy, max(top, r.top)))
-        return wanted
-
-    def _wanted_by_grammar(self, work: Work, constraint: Constraint) -> list[Wanted]:
-        """As `_wanted`; the base may choose only what the grammar allows behind each path of drafts."""
-        sampling, task = work.sequence.request.sampling, work.sequence.program.task
-        answer = Counter(work.sequence.program.tokens[len(task.prompt) :])
+        first_end = start + sampling.min_tokens
         # Close to the limit a text is brought to its end, so that what is cut short is seldom broken.
-        limit, reserve = work.sequence.program.limit, min(_CLOSING_TOKENS, task.max_tokens // 2)
+        reserve = min(_CLOSING_TOKENS, task.max_tokens // 2)
+        if penalties is not None:
+            penalties.follow(program.tokens[start:])
         wanted = []
-        for r in work.rows.reads:
-            changes = adjustments(sampling, task.prompt, answer, r.history, ()) if needed(sampling) else ()
-            closing = limit - r.position <= reserve
-            allowed = constraint.allowed(r.history, closing) if r.purpose == "next" else b""
-            top = max(sampling.logprobs or 0, r.top)
-            wanted.append(Wanted(sampling, r.position, r.targets, changes, False, top, allowed))
+        for read in work.rows.reads:
+            changes, allowed = None, b""
+            if penalties is not None:
+                banned = task.eos if constraint is None and read.position < first_end else ()
+                changes = penalties.at(read.history, banned)
+            if constraint is not None and read.purpose == "next":
+                allowed = constraint.allowed(read.history, program.limit - read.position <= reserve)
+            wanted.append(
+                Wanted(
+                    sampling, read.position, read.targets, changes,
+                    entropy=task.decoding.decoder == "entropy",
+                    top=max(sampling.logprobs or 0, read.top),
+                    allowed=allowed,
+                )
+            )  # fmt: skip
         return wanted
 
     def stats(self) -> EngineStats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from typing import Any
 
 from vermilion.config import EngineConfig
 from vermilion.decoding.presets import resolve
+from vermilion.decoding.program import Program
 from vermilion.engine.loading import Loaded, load_model, read_adapter
 from vermilion.errors import BadRequest, EngineFailure
 from vermilion.models.catalog import DEFAULT_MODEL
@@ -64,7 +65,7 @@ class LLM:
         self.template = parts.template
         self.engine = parts.engine
         self._numbers = itertools.count()
-        self._events: dict[str, deque[Event]] = defaultdict(deque)
+        self._events: dict[str, deque[Event]] = {}
         self._adapter = ""
         for name, folder in (adapters or {}).items():
             self.load_adapter(name, folder)
@@ -96,12 +97,17 @@ class LLM:
         grammar: Grammar | None = None,
     ) -> list[Answer]:
         """Answers to one prompt or many, batched, in the prompts' order. Text is taken as it is: for a chat
-        pass `chat_prompt`'s ids."""
+        pass `chat_prompt`'s ids. Where one prompt is refused or fails, none of them goes on."""
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         listed: Any = [prompts] if single else prompts
         shape = Request("", (), grammar=grammar)
-        streams = [self._open(prompt, sampling, decoding, "", shape) for prompt in listed]
-        return [_folded(self._drain(name)) for name in streams]
+        checked = [self._checked(prompt, sampling, decoding, "", shape) for prompt in listed]
+        names = [self._submit(*some) for some in checked]
+        try:
+            return [_folded(self._drain(name)) for name in names]
+        finally:
+            for name in names:
+                self._drop(name)
 
     def stream(
         self,
@@ -115,10 +121,11 @@ class LLM:
     ) -> Generator[Event, None, None]:
         """The events of one answer as they come; closing the iterator cancels it.
 
-        With `suffix` the answer fills the gap between the two. Errors are raised at once.
+        With `suffix` the answer fills the gap between the two. A request that cannot be answered is refused
+        at once; the work begins with the first event asked for.
         """
         shape = Request("", (), canvas=canvas, grammar=grammar)
-        return self._drain(self._open(prompt, sampling, decoding, suffix, shape))
+        return self._opened(*self._checked(prompt, sampling, decoding, suffix, shape))
 
     def chat_prompt(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
@@ -133,18 +140,17 @@ class LLM:
     def close(self) -> None:
         """Drop every open answer."""
         for name in list(self._events):
-            self.engine.abort(name)
-        self._events.clear()
+            self._drop(name)
 
-    def _open(
+    def _checked(
         self,
         prompt: str | Sequence[int],
         sampling: Sampling | None,
         decoding: Decoding | str,
         suffix: str | Sequence[int],
         shape: Request,
-    ) -> str:
-        """Submits `shape` with an id, the tokens and the settings; its name."""
+    ) -> tuple[Request, Program]:
+        """`shape` with an id, the tokens and the settings, and the program that will answer it."""
         chosen = resolve(decoding, None) if isinstance(decoding, str) else decoding
         ids = self._ids(prompt)
         after = self._ids(suffix)
@@ -153,19 +159,28 @@ class LLM:
         if room > 0:
             wanted = replace(wanted, max_tokens=min(wanted.max_tokens, room))
         name = f"llm-{next(self._numbers)}"
-        self.engine.submit(
-            replace(
-                shape,
-                id=name,
-                prompt=ids,
-                sampling=wanted,
-                decoding=chosen,
-                suffix=after,
-                adapter=self._adapter,
-            )
+        request = replace(
+            shape,
+            id=name,
+            prompt=ids,
+            sampling=wanted,
+            decoding=chosen,
+            suffix=after,
+            adapter=self._adapter,
         )
-        self._events[name] = deque()
-        return name
+        return request, self.engine.check(request)
+
+    def _submit(self, request: Request, program: Program) -> str:
+        self.engine.submit(request, program)
+        self._events[request.id] = deque()
+        return request.id
+
+    def _opened(self, request: Request, program: Program) -> Generator[Event, None, None]:
+        yield from self._drain(self._submit(request, program))
+
+    def _drop(self, name: str) -> None:
+        self.engine.abort(name)
+        self._events.pop(name, None)
 
     def _ids(self, text: str | Sequence[int]) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text)) if isinstance(text, str) else tuple(text)
@@ -181,8 +196,7 @@ class LLM:
                 if isinstance(event, Finish):
                     return
         finally:
-            self.engine.abort(name)
-            self._events.pop(name, None)
+            self._drop(name)
 
     def _step(self) -> None:
         for name, event in self.engine.step():

@@ -6,18 +6,23 @@ holds, so the oldest always advances and nothing starves.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from dataclasses import dataclass, field
 
 from vermilion.decoding.passes import Pass
+from vermilion.decoding.penalties import Penalties
 from vermilion.decoding.program import Program
 from vermilion.decoding.speculative import Speculative
 from vermilion.engine.cache import Digest, PageCache
 from vermilion.engine.output import Output
-from vermilion.errors import EngineFailure
 from vermilion.types import Request
 
 _MOST_OVERTAKEN = 4
+_MIN_SHARE = 256
+"""Rows that a request's guesses may take of a step, whatever the budget of a step is."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +39,8 @@ class Sequence:
     admitted_before: bool = False
     served: int = 0
     """Number of the last step that ran rows of this request."""
+    penalties: Penalties | None = None
+    """Kept for a request whose logits are changed."""
     overtaken: int = 0
     """How many realtime requests were queued before it though they came later."""
     adapter: str = ""
@@ -48,6 +55,11 @@ class Limits:
     prefill_chunk: int
     max_running: int
     draft_rows: int
+
+    @property
+    def max_draft_rows(self) -> int:
+        """Most rows that one request's guesses may add to a step."""
+        return max(self.max_rows, _MIN_SHARE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +82,8 @@ class Scheduler:
         self.preemptions = 0
         self.prefix_hit_tokens = 0
         self._step = 0
+        self._failed: list[Sequence] = []
+        self._separate: list[Sequence] = []
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence, a realtime one before others, none of which it keeps waiting for ever; one of the
@@ -89,8 +103,22 @@ class Scheduler:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
+        if sequence in self._separate:
+            self._separate.remove(sequence)
         self.cache.release(sequence.pages)
         sequence.pages = []
+
+    def take_failed(self) -> list[Sequence]:
+        """Sequences that the last `plan` could not plan for; they still hold their place."""
+        failed, self._failed = self._failed, []
+        return failed
+
+    def separate(self, sequences: list[Sequence]) -> None:
+        """Take back a step that failed as a whole: all memory is given up, for it may be damaged, and the
+        next steps run one of `sequences` each, to find which one it is that fails."""
+        for sequence in reversed(list(self.running)):
+            self._preempt(sequence)
+        self._separate = [s for s in self.waiting if s in sequences]
 
     def plan(self) -> list[Work]:
         """The next step's work, at most one item per sequence; empty only when there is nothing to do."""
@@ -98,6 +126,8 @@ class Scheduler:
         self._admit()
         chunk = self.limits.prefill_chunk
         live = [s for s in self.running if not s.request.background] or self.running
+        self._separate = [s for s in self._separate if s in self.running]
+        live = self._separate[:1] or live
         ready = [s for s in live if self._pending(s) <= chunk]
         prefilling = [s for s in live if self._pending(s) > chunk]
         # Longest unserved first, so that no request is passed over twice when not all fit.
@@ -107,7 +137,12 @@ class Scheduler:
         work: dict[int, Work] = {}
         rows = 0
         for sequence in ready:
-            planned = sequence.program.plan(draft)
+            try:
+                planned = sequence.program.plan(draft)
+            except Exception:
+                log.exception("a request could not be planned")
+                self._failed.append(sequence)
+                continue
             if work and rows + planned.num_rows > self.limits.max_rows - reserve:
                 continue
             rows += self._place(work, sequence, planned, prefill=False)
@@ -121,6 +156,10 @@ class Scheduler:
             if count <= 0 or sequence not in self.running:
                 continue
             rows += self._place(work, sequence, sequence.program.prefill(count), prefill=True)
+        if self._separate and not work and not self._failed:
+            # The one whose turn it is waits for memory that its elders hold.
+            self._separate = []
+            return self.plan()
         return list(work.values())
 
     def applied(self, work: Work) -> None:
@@ -129,6 +168,8 @@ class Scheduler:
         program = sequence.program
         if work.prefill:
             program.cached += work.rows.num_rows
+        elif sequence in self._separate:
+            self._separate.remove(sequence)
         size = self.cache.page_size
         while (sequence.named + 1) * size <= program.cached:
             tokens = program.tokens[sequence.named * size : (sequence.named + 1) * size]
@@ -211,7 +252,9 @@ class Scheduler:
                 sequence.pages += pages
                 return True
             if self.running == [sequence]:
-                raise EngineFailure(f"A pass of {planned.num_slots} slots can never fit the memory.")
+                log.error("a pass of %d slots can never fit the memory", planned.num_slots)
+                self._failed.append(sequence)
+                return False
             victim = next((s for s in reversed(self.running) if s.request.background), self.running[-1])
             work.pop(id(victim), None)
             self._preempt(victim)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from vermilion.decoding.program import Program
 from vermilion.engine.engine import Engine
 from vermilion.engine.loading import read_adapter
 from vermilion.errors import BadRequest, Draining, Overloaded, VermilionError
@@ -51,17 +52,17 @@ class Service:
         if self._closing:
             raise Draining
         if request.grammar is None:
-            self._engine.check(request)
+            program = self._engine.check(request)
         else:
-            # Compiling a grammar may take a tenth of a second, which is nobody else's business.
-            await asyncio.to_thread(self._engine.check, request)
+            # Compiling a grammar takes a while, which is nobody else's business.
+            program = await asyncio.to_thread(self._engine.check, request)
         if request.id in self._listeners:
             raise BadRequest(f"A request with id {request.id!r} is already running.", param="id")
         if len(self._listeners) >= self._most:
             raise Overloaded(f"All {self._most} places are taken, waiting ones included. Try again shortly.")
         events: asyncio.Queue[Event] = asyncio.Queue()
         self._listeners[request.id] = (asyncio.get_running_loop(), events)
-        self._commands.put(lambda: self._submit(request))
+        self._commands.put(lambda: self._submit(request, program))
         finished = False
         try:
             if self._closing:
@@ -108,9 +109,9 @@ class Service:
         self._commands.put(None)
         self._thread.join()
 
-    def _submit(self, request: Request) -> None:
+    def _submit(self, request: Request, program: Program) -> None:
         try:
-            self._engine.submit(request)
+            self._engine.submit(request, program)
         except Exception:
             # The thread's edge, as below: one request that cannot be taken up must not end all others.
             log.exception("request could not be taken up")
