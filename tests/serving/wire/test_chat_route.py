@@ -170,7 +170,7 @@ async def test_preset_and_single_knobs_choose_the_decoding(
         ({"temperature": "hot"}, "temperature", "number"),
         ({"temperature": True}, "temperature", "number"),
         ({"max_tokens": 0}, "max_tokens", "1"),
-        ({"max_completion_tokens": -1}, "max_completion_tokens", "1"),
+        ({"max_completion_tokens": -2}, "max_completion_tokens", "1"),
         ({"n": 9}, "n", "8"),
         ({"n": 1.5}, "n", "integer"),
         ({"stop": ["x"] * 65}, "stop", "64"),
