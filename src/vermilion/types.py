@@ -225,6 +225,10 @@ class ModelInfo:
     description: str = ""
     decoders: tuple[DecoderName, ...] = ()
     """Which decoders the model can run."""
+    presets: Mapping[str, Decoding] = field(default_factory=dict)
+    """Its named decodings."""
+    default_preset: str = ""
+    """The one that answers where none is named."""
     adapters: tuple[str, ...] = ()
     """Names of the adapters that requests may ask for."""
 

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from vermilion.accounts.gate import Accounts
 from vermilion.errors import ModelFileError, ModelNotFound, Overloaded
+from vermilion.models.families.family_presets import WITH_BASE
 from vermilion.serving.backend import Served
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.service_state import ServiceState
@@ -38,6 +39,8 @@ MODEL = ModelInfo(
     created=1,
     description="A fake.",
     decoders=tuple(name for name in get_args(DecoderName) if name != "schedule"),
+    presets=WITH_BASE,
+    default_preset="lossless",
 )
 
 
