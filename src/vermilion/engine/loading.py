@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vermilion.chat_template import ChatTemplate
 from vermilion.config import PAGE_SIZE, EngineConfig
 from vermilion.engine.cache import PageCache
 from vermilion.engine.engine import Engine
@@ -21,7 +22,7 @@ from vermilion.models.catalog import ModelFiles
 from vermilion.models.denoiser import attach_denoiser
 from vermilion.models.families import ModelSpec
 from vermilion.models.transformer import Transformer, load_tensors
-from vermilion.text import ChatTemplate, Tokenizer
+from vermilion.text import Tokenizer
 from vermilion.types import DecoderName, ModelInfo
 
 _CANVAS_RESERVE = 128
