@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from vermilion.models import catalog
-from vermilion.models.configuration import spec_of
+from vermilion.models.families import SMOLLM2_135M_DIFFUSION
 
 REPEATS = 15
 
@@ -39,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path)
     output = parser.parse_args().output
-    a = spec_of(catalog.find(catalog.DEFAULT_MODEL)).architecture
+    a = SMOLLM2_135M_DIFFUSION.architecture
     qkv = (a.num_heads + 2 * a.num_kv_heads) * a.head_dim
     shapes = [(qkv, a.hidden_size), (a.hidden_size,) * 2, (2 * a.ffn_size, a.hidden_size)]
     shapes.append((a.hidden_size, a.ffn_size))

@@ -142,21 +142,15 @@ class TokenInfo:
     """One settled token. Given only where `Sampling.logprobs` asked for it."""
 
     id: int
-    raw: bytes
-    """UTF-8; perhaps only a part of a character."""
+    text: str
     logprob: float
     """Natural log of its probability when it settled, before temperature and filters."""
     confidence: float
     """exp(logprob): what the decoder compared with its threshold."""
     pass_number: int
     """The forward pass after prefill, from 1, in which it settled; 0 for the prefill itself."""
-    top: tuple[tuple[int, bytes, float], ...] = ()
-    """(id, raw, logprob) of the likeliest tokens at that position."""
-
-    @property
-    def text(self) -> str:
-        """What is no whole character shows as U+FFFD."""
-        return self.raw.decode("utf-8", "replace")
+    top: tuple[tuple[int, str, float], ...] = ()
+    """(id, text, logprob) of the likeliest tokens at that position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +205,8 @@ class Finish:
     usage: Usage
     message: str = ""
     """For `error` alone: what went wrong, fit for a user's eyes."""
+    code: str = ""
+    """For `error` alone: `invalid_value` where the request is at fault, nothing where the engine is."""
     stop_string: str = ""
     """Which of `Sampling.stop` ended the answer; empty where none did."""
 
@@ -231,10 +227,6 @@ class ModelInfo:
     description: str = ""
     decoders: tuple[DecoderName, ...] = ()
     """Which decoders the model can run."""
-    presets: Mapping[str, Decoding] = field(default_factory=dict)
-    """Its named decodings."""
-    default_preset: str = ""
-    """The one that answers where none is named."""
     adapters: tuple[str, ...] = ()
     """Names of the adapters that requests may ask for."""
 

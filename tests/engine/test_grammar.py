@@ -18,7 +18,7 @@ from vermilion.decoding.speculative import Speculative
 from vermilion.engine.engine import Engine
 from vermilion.engine.loading import assemble
 from vermilion.errors import BadRequest
-from vermilion.models.families import FAMILIES, ModelSpec
+from vermilion.models.families import Family
 from vermilion.models.transformer import Transformer
 from vermilion.serving.generation.choices import Choice
 from vermilion.serving.wire.openai_replies import Head, chat_reply
@@ -80,7 +80,7 @@ def model() -> Transformer:
 
 def engine(built: Transformer, **settings: Any) -> Engine:
     config = EngineConfig(**{"kv_tokens": 2048, "page_size": 8, "dtype": "float64", **settings})
-    return assemble(built, ModelSpec("tiny-json", ARCHITECTURE, TRAITS, FAMILIES[0]), Bytes(), config)  # type: ignore[arg-type]
+    return assemble(built, Family("tiny-json", ARCHITECTURE, TRAITS), Bytes(), config)  # type: ignore[arg-type]
 
 
 def request(name: str, grammar: Grammar | None, decoding: Decoding, **sampling: Any) -> Request:
@@ -335,3 +335,72 @@ def test_the_denoiser_rests_where_its_drafts_are_refused(
     usage = finish(tiny.run(engine(model), [request("x", grammar, decoding)])["x"]).usage
     assert usage.passes > 60, "nothing in it can be guessed"
     assert 2 <= len(drafted) < 20
+
+
+class Characters(Bytes):
+    """Without the pairs, so that every bracket and quote is a token of its own."""
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        return [ord(character) % 128 for character in text]
+
+
+@pytest.mark.parametrize("max_tokens", [16, 40])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"type": "string", "format": "email"},
+        {"type": "string", "format": "date-time"},
+        {"type": "string"},
+        {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]},
+        {"type": "array", "items": {"type": "string", "pattern": "^[a-z]+@[a-z]+[.][a-z]+$"}, "minItems": 1},
+        {"type": "object", "additionalProperties": {"type": "string"}},
+    ],
+    ids=str,
+)
+def test_a_cut_answer_is_json_whatever_string_is_open(
+    model: Transformer, wanted: dict[str, Any], max_tokens: int
+) -> None:
+    """With a model that loves brackets, and one that never closes a string of its own accord."""
+    if wanted.get("format") == "date-time" and max_tokens == 16:
+        pytest.skip("a time is longer than that")
+    grammar = Grammar("json_schema", json.dumps(wanted))
+    for bias in ({ord("}"): 50.0, ord("]"): 40.0}, {ord('"'): -50.0, ord("x"): 5.0}):
+        for decoding in DECODINGS[:3]:
+            one = request("x", grammar, decoding, max_tokens=max_tokens, logit_bias=bias)
+            content = text(tiny.run(engine(model), [one])["x"])
+            jsonschema.validate(json.loads(content), wanted)
+
+
+def test_a_grammar_that_leads_nowhere_midway_is_the_requests_fault(model: Transformer) -> None:
+    grammar = Grammar("lark", 'start: "a" | "b" DEAD\nDEAD: /c[^\\s\\S]/')
+    one = engine(model)
+    try:
+        one.submit(request("x", grammar, DECODINGS[0], logit_bias={ord("b"): 100.0}))
+    except BadRequest:
+        return
+    events: list[Event] = []
+    while one.has_work:
+        events += [event for _, event in one.step()]
+    assert finish(events).reason == "stop" or finish(events).code == "invalid_value"
+
+
+def test_long_forced_text_is_looked_up_once(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a token made answers of n forced characters cost n squared."""
+    place = Grammars(Bytes(), VOCAB).constraint(Grammar("regex", "(ab|xy)" + "hello" * 40 + "(z|y)"))  # type: ignore[arg-type]
+    place.settle(ord("x"))
+    looked = []
+    library = place._matcher
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            looked.append(name)
+            return getattr(library, name)
+
+    place._matcher = Counting()  # type: ignore[assignment]
+    token, forced = place.forced(), ""
+    while token is not None:
+        forced += Bytes().token_text(token)
+        place.settle(token)
+        token = place.forced()
+    assert forced.startswith("yhello") and len(forced) > 180
+    assert looked.count("compute_ff_tokens") < 10

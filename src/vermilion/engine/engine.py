@@ -20,6 +20,7 @@ from vermilion.decoding.jobs import Job, Wanted
 from vermilion.decoding.knobs import check_decoding, check_sampling
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import Penalties, needed
+from vermilion.decoding.presets import resolve
 from vermilion.decoding.program import Program, Task
 from vermilion.decoding.seeded import Seeded
 from vermilion.decoding.speculative import SPECULATIVE, Speculative
@@ -28,11 +29,14 @@ from vermilion.engine.output import Output
 from vermilion.engine.scheduler import Scheduler, Sequence, Work
 from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded
 from vermilion.models.families import Traits
-from vermilion.models.families.family_presets import WITH_BASE
 from vermilion.text import Tokenizer
 from vermilion.types import EngineStats, Event, Finish, Grammar, ModelInfo, Request, Seeds
 
 _FAILED = "The engine failed while working on this request."
+_NO_WAY_ON = (
+    "response_format: the grammar cannot be followed any further: it became too complex, or nothing may "
+    "follow the text so far."
+)
 _CLOSING_TOKENS = 32
 """Last tokens of a constrained answer that are spent on closing what is open."""
 
@@ -180,7 +184,7 @@ class Engine:
         """A grammar decides from left to right, as verified drafting does; other decoders fall back to it."""
         decoding = task.decoding
         if decoding.decoder not in SPECULATIVE:
-            decoding = WITH_BASE["lossless"]
+            decoding = resolve("lossless", None)
         # The grammar says where the answer may end, whatever `ignore_eos` asks for.
         eos = frozenset(self.model.eos_token_ids)
         constraint = self.grammars.constraint(grammar)
@@ -213,11 +217,11 @@ class Engine:
         self.scheduler.remove(sequence)
         self.adapters.give_back(sequence.adapter)
 
-    def _fail(self, sequence: Sequence, message: str) -> tuple[str, Event]:
+    def _fail(self, sequence: Sequence, message: str, code: str = "") -> tuple[str, Event]:
         """End one request with an error; those beside it go on."""
         del self._sequences[sequence.request.id]
         self._remove(sequence)
-        return sequence.request.id, sequence.output.finish(sequence.program, "error", message)
+        return sequence.request.id, sequence.output.finish(sequence.program, "error", message, code)
 
     def step(self) -> list[tuple[str, Event]]:
         """Run one forward; the events it caused, by request id.
@@ -268,7 +272,7 @@ class Engine:
             return []
         constraint = program.task.constraint
         if constraint is not None and constraint.error:
-            return [self._fail(sequence, "The grammar became too complex to follow.")]
+            return [self._fail(sequence, _NO_WAY_ON, "invalid_value")]
         events = [(name, event) for event in sequence.output.take(program)]
         if program.finish is not None:
             del self._sequences[name]

@@ -61,8 +61,9 @@ class Output:
             events.append(self.finish(program, program.finish))
         return events
 
-    def finish(self, program: Program, reason: FinishReason, message: str = "") -> Finish:
-        return Finish(reason, self._usage(program), message, self.stop_string if reason == "stop" else "")
+    def finish(self, program: Program, reason: FinishReason, message: str = "", code: str = "") -> Finish:
+        stop_string = self.stop_string if reason == "stop" else ""
+        return Finish(reason, self._usage(program), message, code, stop_string)
 
     def _usage(self, program: Program) -> Usage:
         return Usage(
@@ -84,13 +85,13 @@ class Output:
     def _info(self, settled: Settled) -> TokenInfo:
         reading = settled.reading
         top = tuple(
-            (token, self._tokenizer.token_bytes(token), logprob)
+            (token, self._tokenizer.token_text(token), logprob)
             for token, logprob in reading.top[: self._request.sampling.logprobs]
         )
-        raw = self._tokenizer.token_bytes(settled.token)
+        text = self._tokenizer.token_text(settled.token)
         # Rounding can put the logarithm of a certainty a hair above zero.
         logprob = min(0.0, reading.logprob)
-        return TokenInfo(settled.token, raw, logprob, 2.718281828459045**logprob, settled.pass_number, top)
+        return TokenInfo(settled.token, text, logprob, 2.718281828459045**logprob, settled.pass_number, top)
 
     def _canvas(self, program: Program) -> Canvas:
         text = "".join(self._text)

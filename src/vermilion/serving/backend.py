@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from vermilion.types import EngineStats, Event, Finish, ModelInfo, Request, Text, Usage
 
 if TYPE_CHECKING:
-    from vermilion.chat_template import ChatTemplate
-    from vermilion.text import Tokenizer
+    from vermilion.text import ChatTemplate, Tokenizer
 
 
 class EventSource(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from time import perf_counter
 
-from vermilion.errors import EngineFailure
+from vermilion.errors import BadRequest, EngineFailure
 from vermilion.serving.backend import EventSource
 from vermilion.serving.generation.metering import Metering
 from vermilion.serving.service_state import Arrivals, ServiceState
@@ -54,6 +54,8 @@ async def generate_events(
                         service.metrics.finished(event.usage)
                         service.answer_log.add(requests[index], backend.model.id, event)
                         if event.reason in ("error", "abort"):
+                            if event.code:
+                                raise BadRequest(event.message, "response_format", event.code)
                             raise EngineFailure(event.message or "The engine gave this answer up. Try again.")
                         if not unfinished:
                             await metering.settle()
