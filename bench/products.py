@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from vermilion.models.families import SMOLLM2_135M_DIFFUSION
+from vermilion.models import catalog
+from vermilion.models.configuration import spec_of
 
 REPEATS = 15
 
@@ -38,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path)
     output = parser.parse_args().output
-    a = SMOLLM2_135M_DIFFUSION.architecture
+    a = spec_of(catalog.find(catalog.DEFAULT_MODEL)).architecture
     qkv = (a.num_heads + 2 * a.num_kv_heads) * a.head_dim
     shapes = [(qkv, a.hidden_size), (a.hidden_size,) * 2, (2 * a.ffn_size, a.hidden_size)]
     shapes.append((a.hidden_size, a.ffn_size))

@@ -15,12 +15,12 @@ import torch
 from vermilion.config import EngineConfig
 from vermilion.decoding.jobs import Job, Wanted
 from vermilion.decoding.passes import Pass, Read, Segment
-from vermilion.decoding.presets import PRESETS
 from vermilion.decoding.reference import Reference
 from vermilion.engine.llm import LLM
 from vermilion.errors import ModelFileError
 from vermilion.evaluation.fixed_prompts import FixedPrompt, fixed, hundred
 from vermilion.models import catalog, weights
+from vermilion.models.families.family_presets import WITH_BASE
 from vermilion.types import Decoding, Finish, Request, Sampling
 
 pytestmark = pytest.mark.model
@@ -87,7 +87,7 @@ def assert_same_or_tied(
 def test_greedy_text_equals_transformers(llm: LLM) -> None:
     transformers = pytest.importorskip("transformers")
     checkpoint = weights.load(catalog.find(catalog.DEFAULT_MODEL))
-    a = checkpoint.family.architecture
+    a = checkpoint.spec.architecture
     config = transformers.LlamaConfig(
         vocab_size=a.vocab_size, hidden_size=a.hidden_size, intermediate_size=a.ffn_size,
         num_hidden_layers=a.num_layers, num_attention_heads=a.num_heads, num_key_value_heads=a.num_kv_heads,
@@ -100,7 +100,7 @@ def test_greedy_text_equals_transformers(llm: LLM) -> None:
     assert not unexpected
     theirs.tie_weights()
     prompts = [ids(llm, prompt) for prompt in fixed(6)]
-    ours = answers(llm, prompts, Sampling(max_tokens=24, ignore_eos=True), PRESETS["ar"])
+    ours = answers(llm, prompts, Sampling(max_tokens=24, ignore_eos=True), WITH_BASE["ar"])
     for prompt, answer in zip(prompts, ours, strict=True):
         text = torch.tensor([prompt])
         made = theirs.generate(
@@ -121,11 +121,11 @@ def test_lossless_text_equals_autoregression(llm: LLM, size: int) -> None:
     prompts = [ids(llm, prompt) for prompt in hundred()][: None if size == 100 else size]
     assert len(prompts) >= size
     sampling = Sampling(max_tokens=128 if size == 100 else 40)
-    expected = answers(llm, prompts, sampling, PRESETS["ar"])
+    expected = answers(llm, prompts, sampling, WITH_BASE["ar"])
     equal = 0
-    wide = replace(PRESETS["lossless"], block_length=6, draft_nodes=6, branches=2)
+    wide = replace(WITH_BASE["lossless"], block_length=6, draft_nodes=6, branches=2)
     for start in range(0, len(prompts), 8):
-        decoding = PRESETS["lossless"] if start % 16 == 0 else wide
+        decoding = WITH_BASE["lossless"] if start % 16 == 0 else wide
         given = answers(llm, prompts[start : start + 8], sampling, decoding)
         for i, answer in enumerate(given, start):
             equal += assert_same_or_tied(llm, prompts[i], expected[i], answer)
@@ -136,16 +136,16 @@ def test_lossless_text_equals_autoregression(llm: LLM, size: int) -> None:
 def test_sampled_lossless_text_equals_sampled_autoregression(llm: LLM) -> None:
     prompts = [ids(llm, prompt) for prompt in fixed(3)]
     sampling = Sampling(max_tokens=24, temperature=0.8, top_p=0.95, seed=5)
-    assert answers(llm, prompts, sampling, PRESETS["lossless"]) == answers(
-        llm, prompts, sampling, PRESETS["ar"]
+    assert answers(llm, prompts, sampling, WITH_BASE["lossless"]) == answers(
+        llm, prompts, sampling, WITH_BASE["ar"]
     )
 
 
 @pytest.mark.parametrize(
     "decoding",
     [
-        PRESETS["lossless"],
-        PRESETS["balanced"],
+        WITH_BASE["lossless"],
+        WITH_BASE["balanced"],
         Decoding("threshold", threshold=0.7, block_length=8),
         Decoding("cumulative", threshold=0.5, block_length=8, revise_below=0.05),
         Decoding("entropy", threshold=0.5, block_length=8),

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from vermilion.models.families import FAMILIES
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "vermilion"
 
@@ -28,6 +30,7 @@ LAYERS = (
     {"errors"},
     {"types"},
     {"config", "text"},
+    {"chat_template"},
     {"models"},
     {"decoding"},
     {"engine"},
@@ -47,6 +50,7 @@ TORCH_FREE = (
     "errors.py",
     "config.py",
     "text.py",
+    "chat_template.py",
     "serving",
     "engine/scheduler.py",
     "engine/cache.py",
@@ -226,6 +230,23 @@ def test_classes_are_not_deep() -> None:
         f"{places[name]}: {' < '.join(chain(name))}"
         for name in parents
         if len(chain(name)) > MAX_CLASS_DEPTH and chain(name)[-1] != "VermilionError"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_family_table_tells_model_types_apart() -> None:
+    """What a published kind needs is said in its row; code elsewhere asks for traits and sizes."""
+    types = {name for family in FAMILIES for name in (*family.model_types, family.name)}
+    wrong = [
+        f"{at(path, node.lineno)}: compares {ast.unparse(node)}"
+        for path in SOURCES
+        if "families" not in path.parts
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Compare)
+        and any(
+            (isinstance(part, ast.Constant) and part.value in types) or "model_type" in ast.unparse(part)
+            for part in (node.left, *node.comparators)
+        )
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny_gguf import METADATA, TEMPLATE, TOKENS
+from vermilion.chat_template import ChatTemplate
 from vermilion.errors import BadRequest, ModelFileError
 from vermilion.models import catalog
 from vermilion.models.gguf_file import read_header
 from vermilion.text import (
-    ChatTemplate,
+    _BYTES,
     Detokenizer,
     StopScanner,
     Tokenizer,
@@ -43,6 +44,27 @@ def embedded() -> catalog.ModelFiles:
 @given(st.text())
 def test_any_text_survives_encoding_and_decoding(text: str) -> None:
     assert TINY.decode(TINY.encode(text), skip_special=False) == text
+
+
+@pytest.fixture(scope="module")
+def gapped() -> Tokenizer:
+    """A vocabulary that lacks five bytes of UTF-8, with spare tokens for all but the last, 0xF4."""
+    missing = (0x04, 0x1D, 0x80, 0xF1, 0xF4)
+    alphabet = [letter for letter, byte in _BYTES.items() if byte not in missing]
+    built = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = tokenizers.decoders.ByteLevel()
+    special = ["<end>", "<issue_start>", "<issue_comment>", "<issue_closed>", "<file_sep>"]
+    built.add_special_tokens([tokenizers.AddedToken(name, special=True) for name in special])
+    return Tokenizer(built)
+
+
+@given(text=st.text())
+def test_bytes_without_a_token_take_spare_ones(gapped: Tokenizer, text: str) -> None:
+    unspelt = {character for character in text if character >= "\U00100000"}
+    wanted = "".join("\ufffd" if character in unspelt else character for character in text)
+    assert gapped.decode(gapped.encode(text)) == wanted
+    assert gapped.decode(gapped.encode(f"{text}<end>", special=True)) == wanted
 
 
 def test_control_token_strings_are_text_unless_asked_for() -> None:
@@ -212,7 +234,7 @@ def test_embedded_tokenizer_agrees_with_transformers(embedded: catalog.ModelFile
     ours = catalog.tokenizer_of(embedded)
     # Its GGUF reader does not keep digits apart, which shows after white space only.
     texts = [text.replace("   there 1234 5", " x1234") for text in STRINGS[:4]]
-    for text in [*texts, Path(__file__).read_text(encoding="utf-8").replace(" 1", "_1")[:2000]]:
+    for text in [*texts, Path(__file__).read_text(encoding="utf-8").replace(" 1", "_1")[:1500]]:
         assert ours.encode(text, special=True) == theirs.encode(text, add_special_tokens=False)
     theirs.chat_template = read_header(embedded.base).metadata["tokenizer.chat_template"]
     messages = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "four\n\n"}]
@@ -220,6 +242,19 @@ def test_embedded_tokenizer_agrees_with_transformers(embedded: catalog.ModelFile
     template = catalog.chat_template_of(embedded)
     assert template.render(messages) == rendered
     assert template.encode(messages, ours) == theirs.encode(rendered, add_special_tokens=False)
+
+
+@pytest.mark.model
+def test_embedded_tokenizer_loses_no_character(embedded: catalog.ModelFiles) -> None:
+    tokenizer = catalog.tokenizer_of(embedded)
+    every = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
+    ids = tokenizer.encode(every)
+    assert tokenizer.decode(ids) == every
+    assert max(ids) < tokenizer.vocab_size
+    streamed = Detokenizer(tokenizer)
+    assert "".join(streamed.push([i]) for i in ids) == every
+    for character in "\x04\x06\x13\x14\x16\x1d\U00040000\U000bffff":
+        assert tokenizer.decode(tokenizer.encode(f"a{character}b", special=True)) == f"a{character}b"
 
 
 @pytest.mark.model

@@ -13,14 +13,15 @@ import torch
 from gguf import GGMLQuantizationType, dequantize, quantize
 from safetensors.torch import load_file, save_file
 
-from tests.tiny_gguf import ARCHITECTURE, FAMILY, METADATA, write_gguf
+from tests.tiny_gguf import ARCHITECTURE, METADATA, write_gguf
 from vermilion.errors import ModelFileError
-from vermilion.models import catalog, families
+from vermilion.models import catalog
 from vermilion.models.catalog import ModelFiles
-from vermilion.models.configuration import family_from_config
+from vermilion.models.configuration import spec_of
+from vermilion.models.denoiser_file import DenoiserFile
+from vermilion.models.families import Architecture, Traits
 from vermilion.models.gguf_file import read_header
 from vermilion.models.weights import expected_shapes, load, load_adapter
-from vermilion.text import read_json
 
 KINDS = (
     GGMLQuantizationType.F32,
@@ -28,17 +29,13 @@ KINDS = (
     GGMLQuantizationType.Q8_0,
     GGMLQuantizationType.Q4_1,
 )
+SMOLLM2 = Architecture(30, 576, 9, 3, 64, 1536, 49152, 8192, rope_theta=100_000.0)
 
 
 def random_weights() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     shapes = expected_shapes(ARCHITECTURE)
     return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
-
-
-@pytest.fixture
-def tiny_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(families.FAMILIES, "tiny", FAMILY)
 
 
 def write_adapter(folder: Path, rank: int = 4, parts: int = 1) -> dict[str, torch.Tensor]:
@@ -60,7 +57,6 @@ def write_adapter(folder: Path, rank: int = 4, parts: int = 1) -> dict[str, torc
     return tensors
 
 
-@pytest.mark.usefixtures("tiny_family")
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_gguf_gives_back_the_weights_that_were_stored(tmp_path: Path, kind: GGMLQuantizationType) -> None:
     weights = random_weights()
@@ -72,7 +68,6 @@ def test_gguf_gives_back_the_weights_that_were_stored(tmp_path: Path, kind: GGML
         assert torch.equal(loaded.tensors[name], torch.from_numpy(wanted)), name
 
 
-@pytest.mark.usefixtures("tiny_family")
 def test_every_tensor_has_the_dtype_asked_for(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", random_weights(), GGMLQuantizationType.Q8_0)
     write_adapter(tmp_path / "adapter")
@@ -82,17 +77,6 @@ def test_every_tensor_has_the_dtype_asked_for(tmp_path: Path) -> None:
     assert {t.dtype for t in [*loaded.tensors.values(), *pairs, loaded.mask_embedding_H]} == {torch.bfloat16}
 
 
-@pytest.mark.usefixtures("tiny_family")
-def test_a_gguf_of_another_shape_is_refused_with_both_values(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_gguf(tmp_path / "tiny.gguf", random_weights(), GGMLQuantizationType.F32)
-    monkeypatch.setitem(families.FAMILIES, "tiny", families.SMOLLM2_135M_DIFFUSION)
-    with pytest.raises(ModelFileError, match="num_layers 2, expected 30"):
-        load(ModelFiles("gguf", "tiny", path, None))
-
-
-@pytest.mark.usefixtures("tiny_family")
 @pytest.mark.parametrize("kept_bytes", [3, 20, 5000, 60_000])
 def test_a_file_cut_short_is_refused(tmp_path: Path, kept_bytes: int) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", random_weights(), GGMLQuantizationType.F32)
@@ -107,7 +91,6 @@ def test_gguf_header_gives_metadata_as_plain_values(tmp_path: Path) -> None:
     assert {key: metadata[key] for key in METADATA} == METADATA
 
 
-@pytest.mark.usefixtures("tiny_family")
 @pytest.mark.parametrize("parts", [1, 3])
 def test_adapter_pairs_come_by_module_with_their_scale(tmp_path: Path, parts: int) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", random_weights(), GGMLQuantizationType.F32)
@@ -155,7 +138,6 @@ def _garbage(folder: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"garbage" * 9)
 
 
-@pytest.mark.usefixtures("tiny_family")
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -210,9 +192,9 @@ def test_a_hugging_face_folder_gives_the_same_tensors(tmp_path: Path, kind: str,
     }
     assert loaded.tensors.keys() == wanted.keys()
     assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in wanted.items())
-    architecture = loaded.family.architecture
+    architecture = loaded.spec.architecture
     assert (architecture.qkv_bias, architecture.qk_norm) == (kind == "Qwen2", kind == "Qwen3")
-    assert architecture.tied_embeddings == tied and loaded.family.traits.eos_token_ids == (7, 9)
+    assert architecture.tied_embeddings == tied and loaded.spec.traits.eos_token_ids == (7, 9)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -220,7 +202,7 @@ def test_a_hugging_face_folder_gives_the_same_tensors(tmp_path: Path, kind: str,
     ("change", "message"),
     [
         ({"model_type": "mamba"}, "model_type 'mamba' is not read"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "scaled RoPE"),
         ({"hidden_size": 64}, "expected \\[256, 64\\]"),
         ({"num_hidden_layers": 3}, "missing, such as model.layers.2"),
     ],
@@ -246,20 +228,45 @@ def test_a_lost_shard_is_named(tmp_path: Path) -> None:
 @pytest.mark.model
 def test_embedded_model_loads_whole() -> None:
     loaded = load(catalog.find(catalog.DEFAULT_MODEL), torch.bfloat16)
+    assert loaded.spec.architecture == SMOLLM2
+    assert loaded.spec.traits == Traits("causal", True, 16, (2,), gated=True)
     assert sum(tensor.numel() for tensor in loaded.tensors.values()) == 134_515_008
     assert loaded.adapter is not None and len(loaded.adapter) == 210 and loaded.adapter_scale == 2.0
     assert loaded.mask_embedding_H is not None and loaded.mask_embedding_H.shape == (576,)
 
 
-def test_shipped_adapter_fits_the_embedded_family() -> None:
+def test_shipped_adapter_fits_the_embedded_model() -> None:
     folder = catalog.ASSETS / catalog.DEFAULT_MODEL
-    traits = families.FAMILIES[catalog.DEFAULT_MODEL].traits
-    denoiser = json.loads((folder / "denoiser.json").read_text())
-    given = (denoiser["context"], denoiser["shift"], denoiser["gated"], denoiser["mask_token_id"])
-    assert given == (traits.context, traits.shift, traits.gated, traits.mask_token_id)
-    architecture = families.FAMILIES[catalog.DEFAULT_MODEL].architecture
-    adapter, scale = load_adapter(folder, architecture, torch.bfloat16, "cpu")
+    denoiser = DenoiserFile.read(folder)
+    wanted = Traits("causal", True, 16, (2,), gated=True)
+    assert (denoiser.traits((2,)), denoiser.weights, denoiser.block_length) == (wanted, "lora", 8)
+    assert denoiser.facts["licence"] == "Apache-2.0"
+    adapter, scale = load_adapter(folder, SMOLLM2, torch.bfloat16, "cpu")
     assert len(adapter) == 210 and scale == 2.0
+
+
+def test_a_denoisers_description_is_read_as_it_was_written(tmp_path: Path) -> None:
+    written = DenoiserFile(7, "copy", "block", False, False, 4, 8, {"licence": "none", "tokens": [1, 2]})
+    written.write(tmp_path)
+    assert DenoiserFile.read(tmp_path) == written
+    assert DenoiserFile.of(written.traits((1,)), "copy", 8, written.facts) == written
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"context": "sideways"}, "context 'sideways'; allowed: 'causal', 'block', 'full'"),
+        ({"weights": "spun"}, "weights 'spun'; allowed: 'lora', 'copy', 'tied'"),
+        ({"mask_token_id": "3"}, "mask_token_id '3'; it must be of type int"),
+        ({"shift": 1}, "shift 1; it must be of type bool"),
+    ],
+)
+def test_a_denoiser_that_makes_no_sense_is_refused(
+    tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "denoiser.json").write_text(json.dumps(given))
+    with pytest.raises(ModelFileError, match=message):
+        DenoiserFile.read(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -273,5 +280,5 @@ def test_a_denoiser_in_a_folder_sets_the_traits(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="context 'sideways'"):
         load(files)
     path.write_text(json.dumps({"context": "block", "shift": False, "block_grid": 4, "mask_token_id": 5}))
-    given = family_from_config(read_json(tmp_path / "model" / "config.json"), "model", read_json(path)).traits
+    given = spec_of(files).traits
     assert (given.context, given.shift, given.block_grid, given.mask_token_id) == ("block", False, 4, 5)

@@ -8,7 +8,7 @@ from vermilion.config import EngineConfig
 from vermilion.engine.engine import Engine
 from vermilion.engine.loading import assemble
 from vermilion.models.draft_head import DraftHead
-from vermilion.models.families import Architecture, Family, Traits
+from vermilion.models.families import FAMILIES, Architecture, ModelSpec, Traits
 from vermilion.models.transformer import Transformer
 from vermilion.types import Event, Finish, Request
 
@@ -35,8 +35,8 @@ TRAITS = {
 }
 
 
-def family(kind: str) -> Family:
-    return Family(f"tiny-{kind}", ARCHITECTURE, TRAITS[kind])
+def spec(kind: str) -> ModelSpec:
+    return ModelSpec(f"tiny-{kind}", ARCHITECTURE, TRAITS[kind], FAMILIES[0])
 
 
 def model(kind: str, seed: int = 0, *, draft_head: bool = True) -> Transformer:
@@ -96,7 +96,7 @@ class Letters:
 
 def engine(kind: str, built: Transformer, **settings: object) -> Engine:
     config = EngineConfig(**{"kv_tokens": 1024, "page_size": 8, "dtype": "float64", **settings})  # type: ignore[arg-type]
-    return assemble(built, family(kind), Letters(), config)  # type: ignore[arg-type]
+    return assemble(built, spec(kind), Letters(), config)  # type: ignore[arg-type]
 
 
 def run(one: Engine, requests: list[Request]) -> dict[str, list[Event]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quantize
 
-from vermilion.models.families import Architecture, Family, Traits
+from vermilion.models.families import Architecture
 from vermilion.text import _BYTES
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<empty_output>"]
@@ -40,7 +40,6 @@ ARCHITECTURE = Architecture(
     context_length=128,
     rope_theta=10_000.0,
 )
-FAMILY = Family("tiny", ARCHITECTURE, Traits("causal", True, 3, (2,), gated=True))
 _MODULES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",

@@ -22,6 +22,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from vermilion.errors import ConfigError
 
 Config = TypeVar("Config")
+PAGE_SIZE = 16
+"""Positions of a page of the key-value cache, where nothing else is said or needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,9 @@ class EngineConfig:
     """CPU threads of a forward pass; 0 for all cores."""
     kv_tokens: int = 8320
     """Positions the key-value cache holds, over all requests."""
-    page_size: int = 16
-    """Positions of one page, the unit in which the cache is lent out."""
+    page_size: int = 0
+    """Positions of one page, the unit in which the cache is lent out; 0: 16, or what the model
+    needs."""
     max_rows: int = 256
     """Most token rows of one forward pass."""
     prefill_chunk: int = 256
@@ -55,7 +58,7 @@ class EngineConfig:
         least = {
             "threads": 0,
             "kv_tokens": 1,
-            "page_size": 1,
+            "page_size": 0,
             "max_rows": 1,
             "prefill_chunk": 1,
             "max_running": 1,
@@ -65,10 +68,9 @@ class EngineConfig:
         for name, limit in least.items():
             if getattr(self, name) < limit:
                 raise ConfigError(f"engine.{name}: {getattr(self, name)} is too small; the least is {limit}.")
-        if self.kv_tokens < self.page_size:
-            raise ConfigError(
-                f"engine.kv_tokens: {self.kv_tokens} holds no page of engine.page_size={self.page_size}."
-            )
+        page = self.page_size or PAGE_SIZE
+        if self.kv_tokens < page:
+            raise ConfigError(f"engine.kv_tokens: {self.kv_tokens} holds no page of engine.page_size={page}.")
 
 
 class _Written(str):

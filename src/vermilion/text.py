@@ -1,7 +1,8 @@
-"""Text to token ids and back, without torch: tokenizer, streaming detokenizer, stop strings, chat template.
+"""Text to token ids and back, without torch: tokenizer, streaming detokenizer, stop strings.
 
 Only byte-level BPE tokenizers are accepted (all published diffusion families use one), so that every token
-is a fixed run of bytes and streaming needs no look-back.
+is a fixed run of bytes and streaming needs no look-back. A vocabulary may lack single bytes (SmolLM2's lacks
+eight that UTF-8 uses); the BPE library drops what it cannot spell, so those bytes get ids of their own here.
 """
 
 from __future__ import annotations
@@ -9,18 +10,13 @@ from __future__ import annotations
 import codecs
 import json
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
 import tokenizers
 
-from vermilion.errors import BadRequest, ModelFileError
+from vermilion.errors import ModelFileError
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
@@ -38,6 +34,15 @@ def _byte_of_character() -> dict[str, int]:
 
 
 _BYTES = _byte_of_character()
+_SPARE_TOKENS = (
+    "<issue_start>", "<issue_comment>", "<issue_closed>", "<gh_stars>", "<reponame>", "<filename>",
+    "<file_sep>", "<repo_name>",
+)  # fmt: skip
+"""Control tokens that SmolLM2's chat, infill and mask leave unused, in the order in which they are taken for
+the bytes without a token: those least likely to be generated first."""
+_LEAD_BYTES = range(0xC2, 0xF5)
+"""The first bytes of UTF-8 characters beyond ASCII."""
+_REPLACEMENT = "\ufffd".encode()
 
 
 def build_tokenizer(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -87,9 +92,16 @@ class Tokenizer:
         self._built = built
         added = built.get_added_tokens_decoder()
         self._special = {token.content: i for i, token in added.items() if token.special}
+        known = {byte: i for letter, byte in _BYTES.items() if (i := built.token_to_id(letter)) is not None}
+        missing = [byte for byte in (*range(0xC0), *_LEAD_BYTES) if byte not in known]
+        spare = [token for token in _SPARE_TOKENS if token in self._special]
+        given = {byte: self._special.pop(token) for byte, token in zip(missing, spare, strict=False)}
+        self._id_of_byte = known | given
+        self._unspelt = _characters_with(missing)
+        """Finds runs of characters that the library would drop; None where there are none."""
         self._special_ids = frozenset(self._special.values())
         self._split = _alternatives(self._special)
-        self._bytes: dict[int, bytes] = {}
+        self._bytes: dict[int, bytes] = {i: bytes([byte]) for byte, i in given.items()}
         self.eos_token_ids = eos_token_ids
         self.vocab_size: int = built.get_vocab_size()
 
@@ -110,9 +122,7 @@ class Tokenizer:
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of `text`. Control-token strings in it become control tokens only when `special`."""
-        if not special:
-            return list(self._built.encode(text, add_special_tokens=False).ids)
-        return self.encode_parts(self._split.split(text))
+        return self.encode_parts(self._split.split(text)) if special else self._ordinary(text)
 
     def encode_parts(self, parts: Sequence[str]) -> list[int]:
         """Ids of what `split_special` gives: ordinary text and control-token strings in turn."""
@@ -121,8 +131,24 @@ class Tokenizer:
             if i % 2:
                 ids.append(self._special[part])
             elif part:
+                ids.extend(self._ordinary(part))
+        return ids
+
+    def _ordinary(self, text: str) -> list[int]:
+        if self._unspelt is None or not self._unspelt.search(text):
+            return list(self._built.encode(text, add_special_tokens=False).ids)
+        ids: list[int] = []
+        for i, part in enumerate(self._unspelt.split(text)):
+            if i % 2:
+                ids.extend(token for character in part for token in self._spelt(character.encode()))
+            elif part:
                 ids.extend(self._built.encode(part, add_special_tokens=False).ids)
         return ids
+
+    def _spelt(self, character: bytes) -> list[int]:
+        """One id per byte; U+FFFD where even a spare token is wanting."""
+        whole = all(byte in self._id_of_byte for byte in character)
+        return [self._id_of_byte[byte] for byte in (character if whole else _REPLACEMENT)]
 
     def split_special(self, text: str) -> list[str]:
         """`text` cut for `encode_parts`."""
@@ -220,106 +246,27 @@ class StopScanner:
         return any(len(stop) > len(tail) and stop.startswith(tail) for stop in self._stops)
 
 
-class ChatTemplate:
-    """A checkpoint's Jinja chat template, run in a sandbox set up as Hugging Face transformers does."""
-
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
-        """`special_tokens`: what the template may name, such as bos_token and eos_token."""
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise ModelFileError(f"The chat template cannot be read: {error}.") from error
-        self._variables = dict(special_tokens or {})
-        self.takes_tools = bool(re.search(r"\btools\b", source))
-        """Whether the template itself writes out tools, calls and results."""
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> ChatTemplate:
-        """From chat_template.jinja or tokenizer_config.json in `folder`."""
-        config = read_json(folder / TOKENIZER_CONFIG_FILE)
-        source = config.get("chat_template")
-        if (folder / "chat_template.jinja").is_file():
-            source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        if isinstance(source, list):
-            source = {row["name"]: row["template"] for row in source}.get("default")
-        if not source:
-            raise ModelFileError(f"{folder}: no chat template; a base model answers completions, not chats.")
-        named = {key: _content(value) for key, value in config.items() if key.endswith("_token")}
-        return cls(source, {key: value for key, value in named.items() if value})
-
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-    ) -> str:
-        """The prompt as text. For ids use `encode`: this text does not say which control tokens are real."""
-        try:
-            return self._template.render(
-                **self._variables,
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise BadRequest(
-                f"The chat template refuses these messages: {error}", param="messages"
-            ) from error
-
-    def encode(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tokenizer: Tokenizer,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-    ) -> list[int]:
-        """The prompt as ids. Control-token strings inside messages and tools stay ordinary text."""
-        guard = _Guard(tokenizer.special_tokens)
-        text = self.render(guard.hide(messages), guard.hide(tools), add_generation_prompt)
-        return tokenizer.encode_parts([guard.show(part) for part in tokenizer.split_special(text)])
-
-
-class _Guard:
-    """Puts placeholders for control-token strings in caller-supplied values, and takes them out again.
-
-    A string that merely ends in the beginning of one is treated too, since templates join strings.
-    """
-
-    def __init__(self, special: Iterable[str]) -> None:
-        # Digits survive upper, lower and JSON escaping; the random run cannot be forged by a caller.
-        self._mark = f"\ue000{secrets.randbits(64)}\ue001"
-        whole = sorted(special, key=len, reverse=True)
-        begun = sorted({token[:n] for token in whole for n in range(1, len(token))}, key=len, reverse=True)
-        self._pieces = list(dict.fromkeys([*whole, *begun]))
-        self._number = {piece: i for i, piece in enumerate(self._pieces)}
-        ends = [rf"(?:{'|'.join(map(re.escape, begun))})(?=\s*\Z)"] if begun else []
-        self._hide = re.compile("|".join([*map(re.escape, whole), *ends]) or r"(?!)")
-        self._show = re.compile(rf"{self._mark}(\d+)\ue002")
-
-    def hide(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._hide.sub(lambda found: f"{self._mark}{self._number[found.group()]}\ue002", value)
-        if isinstance(value, Mapping):
-            return {self.hide(key): self.hide(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.hide(item) for item in value]
-        return value
-
-    def show(self, text: str) -> str:
-        return self._show.sub(lambda found: self._pieces[int(found.group(1))], text)
-
-
 def _alternatives(strings: Iterable[str]) -> re.Pattern[str]:
     """Matches any of them, the longest first, as one group; never when there are none."""
     ordered = sorted(strings, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, ordered))})" if ordered else r"((?!))")
+
+
+def _characters_with(missing: Sequence[int]) -> re.Pattern[str] | None:
+    """Matches runs of characters whose UTF-8 may hold one of these bytes; None for no bytes."""
+    if not missing:
+        return None
+    letters = [re.escape(chr(byte)) for byte in missing if byte < 0x80]
+    if any(0x80 <= byte < 0xC0 for byte in missing):
+        letters.append("\x80-\U0010ffff")
+    for byte in missing:
+        if byte >= 0xC0:
+            tail = 1 + (byte >= 0xE0) + (byte >= 0xF0)
+            value = (byte & (0x3F >> tail)) << 6 * tail
+            first = max(value, (0x80, 0x800, 0x10000)[tail - 1])
+            last = min(value + (1 << 6 * tail) - 1, 0x10FFFF)
+            letters.append(f"{chr(first)}-{chr(last)}")
+    return re.compile(f"([{''.join(letters)}]+)")
 
 
 def _eos_token_ids(folder: Path, built: tokenizers.Tokenizer) -> tuple[int, ...]:
@@ -327,13 +274,13 @@ def _eos_token_ids(folder: Path, built: tokenizers.Tokenizer) -> tuple[int, ...]
         ids = read_json(folder / name).get("eos_token_id")
         if ids is not None:
             return tuple(ids) if isinstance(ids, list) else (ids,)
-    token = _content(read_json(folder / TOKENIZER_CONFIG_FILE).get("eos_token"))
+    token = token_string(read_json(folder / TOKENIZER_CONFIG_FILE).get("eos_token"))
     token_id = built.token_to_id(token) if token else None
     return () if token_id is None else (token_id,)
 
 
-def _content(token: Any) -> str | None:
-    """tokenizer_config.json writes a token as a string or as an object that holds it."""
+def token_string(token: Any) -> str | None:
+    """A token of tokenizer_config.json, which is written as a string or as an object that holds it."""
     found = token.get("content") if isinstance(token, Mapping) else token
     return found if isinstance(found, str) else None
 
@@ -349,12 +296,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelFileError(f"{path}: must hold a JSON object.")
     return value
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    """Jinja's own filter escapes HTML characters and sorts keys; a prompt wants neither."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)

@@ -142,15 +142,21 @@ class TokenInfo:
     """One settled token. Given only where `Sampling.logprobs` asked for it."""
 
     id: int
-    text: str
+    raw: bytes
+    """UTF-8; perhaps only a part of a character."""
     logprob: float
     """Natural log of its probability when it settled, before temperature and filters."""
     confidence: float
     """exp(logprob): what the decoder compared with its threshold."""
     pass_number: int
     """The forward pass after prefill, from 1, in which it settled; 0 for the prefill itself."""
-    top: tuple[tuple[int, str, float], ...] = ()
-    """(id, text, logprob) of the likeliest tokens at that position."""
+    top: tuple[tuple[int, bytes, float], ...] = ()
+    """(id, raw, logprob) of the likeliest tokens at that position."""
+
+    @property
+    def text(self) -> str:
+        """What is no whole character shows as U+FFFD."""
+        return self.raw.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +233,10 @@ class ModelInfo:
     description: str = ""
     decoders: tuple[DecoderName, ...] = ()
     """Which decoders the model can run."""
+    presets: Mapping[str, Decoding] = field(default_factory=dict)
+    """Its named decodings."""
+    default_preset: str = ""
+    """The one that answers where none is named."""
     adapters: tuple[str, ...] = ()
     """Names of the adapters that requests may ask for."""
 

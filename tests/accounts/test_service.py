@@ -88,6 +88,28 @@ async def test_a_key_is_taken_from_the_header_of_each_kind_of_client(
     assert reply.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ({}, "Incorrect API key provided."),
+        ({"x-api-key": "wrong"}, "Incorrect API key provided."),
+        (
+            {"x-api-key": "right"},
+            "Incorrect API key provided. The key in Authorization: Bearer was read, not the one in "
+            "x-api-key: send only one.",
+        ),
+    ],
+)
+async def test_a_refusal_says_which_of_two_keys_was_read(
+    opened: Open, secret: Secret, others: dict[str, str], said: str
+) -> None:
+    keys = {"right": secret.text, "wrong": "wrong"}
+    headers = {"authorization": "Bearer wrong"} | {name: keys[key] for name, key in others.items()}
+    async with opened() as client:
+        reply = await client.post(CHAT, json=QUESTION, headers=headers)
+    assert (reply.status_code, reply.json()["error"]["message"]) == (401, said)
+
+
 FACES = (
     (CHAT, "openai"),
     ("/v1/completions", "openai"),

@@ -42,6 +42,32 @@ def test_it_prints_the_models_folder_alone_on_stdout(
 
 
 @pytest.mark.parametrize(
+    ("changes", "teacher", "next_token"),
+    [
+        ([], 0.7, 0.0),
+        (["method=copy"], 0.7, 0.0),
+        (["method=tied"], 0.0, 1.0),
+        (["method=tied", "context=block"], 0.0, 1.0),
+        (["method=tied", "context=block", "shift=false"], 0.0, 0.0),
+        (["method=tied", "context=full", "shift=false"], 0.0, 0.0),
+        (["method=tied", "objective.teacher=0.5"], 0.5, 1.0),
+    ],
+)
+def test_the_objectives_defaults_follow_the_method(
+    monkeypatch: pytest.MonkeyPatch, changes: list[str], teacher: float, next_token: float
+) -> None:
+    given: list[Recipe] = []
+
+    def stand_in(recipe: Recipe, on_step) -> tuple[Path, Progress]:  # type: ignore[no-untyped-def]
+        given.append(recipe)
+        return Path(), Progress()
+
+    monkeypatch.setattr(conversion, "convert", stand_in)
+    convert(RECIPES / "toy.toml", changes)
+    assert (given[0].objective.teacher, given[0].objective.next_token) == (teacher, next_token)
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ("steps=0", "steps, epochs, minutes"),

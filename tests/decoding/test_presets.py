@@ -4,19 +4,52 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
-from vermilion.decoding.presets import PRESETS, resolve
+from vermilion.decoding.presets import check, resolve
 from vermilion.errors import BadParameter
+from vermilion.models.families.family_presets import WITH_BASE, canvas_presets, default_preset
+from vermilion.types import DecoderName, Decoding, ModelInfo
+
+BASED = ModelInfo(
+    "m", 8, 8, (), 7, decoders=get_args(DecoderName), presets=WITH_BASE, default_preset="lossless"
+)
+CANVAS = replace(
+    BASED,
+    decoders=BASED.decoders[3:],
+    presets=canvas_presets(8),
+    default_preset=default_preset(canvas_presets()),
+)
 
 
 def test_knobs_are_set_over_the_preset_and_leave_it_as_it_was() -> None:
-    assert resolve(None, None) == PRESETS["lossless"]
-    assert resolve(None, {}, default="ar").decoder == "ar"
-    got = resolve("fast", {"block_length": 6, "accept_above": 1, "branches": 2})
-    assert got == replace(PRESETS["fast"], block_length=6, accept_above=1.0, branches=2)
-    assert PRESETS["fast"].block_length != 6 and resolve("fast", None) is PRESETS["fast"]
+    assert resolve(BASED, None) == WITH_BASE["lossless"]
+    assert resolve(BASED, "ar", {}).decoder == "ar"
+    got = resolve(BASED, "fast", {"block_length": 6, "accept_above": 1, "branches": 2})
+    assert got == replace(WITH_BASE["fast"], block_length=6, accept_above=1.0, branches=2)
+    assert WITH_BASE["fast"].block_length != 6 and resolve(BASED, "fast") == WITH_BASE["fast"]
+
+
+def test_a_model_without_a_base_has_presets_of_its_own() -> None:
+    assert resolve(CANVAS, None) == Decoding("threshold", threshold=0.9, block_length=8)
+    assert resolve(CANVAS, "quality").decoder == "schedule"
+    assert resolve(CANVAS, "fast").threshold < resolve(CANVAS, "balanced").threshold
+
+
+@pytest.mark.parametrize("preset", ["lossless", "ar"])
+def test_what_needs_a_base_is_refused_with_the_reason_where_there_is_none(preset: str) -> None:
+    with pytest.raises(BadParameter, match=r"needs an autoregressive base .*m has none") as caught:
+        resolve(CANVAS, preset)
+    assert "allowed: quality, balanced, fast" in str(caught.value)
+    with pytest.raises(BadParameter, match="needs an autoregressive base"):
+        resolve(CANVAS, None, {"decoder": preset})
+
+
+def test_every_preset_can_be_run_by_the_models_that_offer_it() -> None:
+    for model in (BASED, CANVAS):
+        assert all(resolve(model, name) for name in model.presets)
 
 
 @pytest.mark.parametrize(
@@ -41,18 +74,20 @@ def test_knobs_are_set_over_the_preset_and_leave_it_as_it_was() -> None:
 )
 def test_a_bad_knob_is_named_with_what_is_allowed(knob: str, value: object) -> None:
     with pytest.raises(BadParameter) as caught:
-        resolve(None, {knob: value})
+        check(None, {knob: value})
     assert caught.value.param == f"decoding.{knob}"
     assert "allowed" in str(caught.value)
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(BadParameter, match="lossless, balanced, fast"):
-        resolve("quick", None)
+        resolve(BASED, "quick")
+    with pytest.raises(BadParameter, match="fast, quality"):
+        check("quick")
 
 
 @pytest.mark.parametrize("decoder", ["threshold", "cumulative"])
 def test_a_probability_above_one_is_refused_but_nats_are_not(decoder: str) -> None:
     with pytest.raises(BadParameter, match="probability"):
-        resolve(None, {"decoder": decoder, "threshold": 1.5})
-    assert resolve(None, {"decoder": "entropy", "threshold": 1.5}).threshold == 1.5
+        resolve(BASED, None, {"decoder": decoder, "threshold": 1.5})
+    assert resolve(BASED, None, {"decoder": "entropy", "threshold": 1.5}).threshold == 1.5

@@ -18,7 +18,7 @@ from vermilion.decoding.speculative import Speculative
 from vermilion.engine.engine import Engine
 from vermilion.engine.loading import assemble
 from vermilion.errors import BadRequest
-from vermilion.models.families import Family
+from vermilion.models.families import FAMILIES, ModelSpec
 from vermilion.models.transformer import Transformer
 from vermilion.serving.generation.choices import Choice
 from vermilion.serving.wire.openai_replies import Head, chat_reply
@@ -80,7 +80,7 @@ def model() -> Transformer:
 
 def engine(built: Transformer, **settings: Any) -> Engine:
     config = EngineConfig(**{"kv_tokens": 2048, "page_size": 8, "dtype": "float64", **settings})
-    return assemble(built, Family("tiny-json", ARCHITECTURE, TRAITS), Bytes(), config)  # type: ignore[arg-type]
+    return assemble(built, ModelSpec("tiny-json", ARCHITECTURE, TRAITS, FAMILIES[0]), Bytes(), config)  # type: ignore[arg-type]
 
 
 def request(name: str, grammar: Grammar | None, decoding: Decoding, **sampling: Any) -> Request:

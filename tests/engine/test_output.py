@@ -162,7 +162,7 @@ def test_token_details_carry_the_pass_and_the_alternatives() -> None:
     infos = [info for event in events if isinstance(event, Text) for info in event.tokens]
     assert [(info.id, info.text, info.pass_number) for info in infos[:2]] == [(10, "a", 1), (13, "ab", 1)]
     assert [info.pass_number for info in infos] == [1, 1, 2, 3]
-    assert infos[1].top == ((13, "ab", -0.5), (12, "c", -1.5))
+    assert infos[1].top == ((13, b"ab", -0.5), (12, b"c", -1.5))
     assert infos[0].logprob == -0.5 and infos[0].confidence == pytest.approx(0.60653066)
     plain, _ = told(request(max_tokens=4), [[10, 13], [15], [16]])
     assert not any(event.tokens for event in plain if isinstance(event, Text))

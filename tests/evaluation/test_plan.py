@@ -16,7 +16,7 @@ from vermilion.errors import BadParameter, ConfigError
 from vermilion.evaluation.environment import command
 from vermilion.evaluation.plan import Plan, evaluate
 from vermilion.evaluation.results import read_rows
-from vermilion.evaluation.sampler import Ask, Sampler, decoding_of, parse
+from vermilion.evaluation.sampler import Ask, Sampler, parse
 from vermilion.evaluation.suite import TASKS, chosen
 from vermilion.evaluation.table import tables
 from vermilion.evaluation.task import Setting, Silent, Task, asked
@@ -34,8 +34,10 @@ class Llm:
 
 def test_a_sampler_is_a_preset_or_a_decoder_with_knobs_on_a_model() -> None:
     plain, knobs, other = parse("lossless threshold:threshold=0.7,block_length=8 some/folder@fast", "m")
-    assert (plain.name, plain.model, plain.decoding.decoder) == ("lossless", "m", "lossless")
-    assert knobs.decoding == replace(decoding_of("threshold"), threshold=0.7, block_length=8)
+    assert (plain.name, plain.model, plain.preset, plain.knobs) == ("lossless", "m", "lossless", {})
+    model = Llm().model
+    wanted = replace(model.presets["lossless"], decoder="threshold", threshold=0.7, block_length=8)
+    assert knobs.decoding(model) == wanted
     assert (other.model, other.name) == ("some/folder", "some/folder@fast")
     assert len(parse("curve", "m")) > 10
     assert {spec.model for spec in parse("x@curve", "m")} == {"x"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from vermilion.decoding.passes import Pass, Segment
 from vermilion.engine.worker import Worker
 from vermilion.models import catalog, weights
 from vermilion.models.attention import Visibility, attend, plan_groups
-from vermilion.models.families import Architecture, Family
+from vermilion.models.families import Architecture, ModelSpec
 from vermilion.models.layers import Rotary
 from vermilion.models.transformer import Rows, Transformer, load_tensors
 
@@ -63,13 +65,18 @@ def hugging_face(name: str) -> Any:
     return model
 
 
-def ours(theirs: Any, folder: Path, dtype: torch.dtype) -> tuple[Transformer, Family]:
+def ours(
+    theirs: Any, folder: Path, dtype: torch.dtype, changes: Mapping[str, Any] | None = None
+) -> tuple[Transformer, ModelSpec]:
+    """Our model of their weights, with `changes` to their config.json."""
     theirs.save_pretrained(folder)
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **(changes or {})}))
     (folder / "tokenizer.json").write_text("{}")
     checkpoint = weights.load(catalog.find(str(folder)), dtype)
-    model = Transformer(checkpoint.family.architecture)
+    model = Transformer(checkpoint.spec.architecture)
     load_tensors(model, checkpoint.tensors)
-    return model.eval(), checkpoint.family
+    return model.eval(), checkpoint.spec
 
 
 def run(model: Transformer, segments: list[tuple[int, int]], slots: list[int], ids: list[int]) -> Tensor:
@@ -97,11 +104,11 @@ def run(model: Transformer, segments: list[tuple[int, int]], slots: list[int], i
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_logits_equal_hugging_face(tmp_path: Path, name: str, dtype: torch.dtype, tolerance: float) -> None:
     theirs = hugging_face(name)
-    model, family = ours(theirs, tmp_path, dtype)
-    assert family.architecture.tied_embeddings == (name == "llama-tied")
+    model, spec = ours(theirs, tmp_path, dtype)
+    assert spec.architecture.tied_embeddings == (name == "llama-tied")
     theirs = theirs.to(dtype)
     if dtype == torch.float64:
-        without_casts(theirs, family.architecture)
+        without_casts(theirs, spec.architecture)
     with torch.inference_mode():
         wanted = theirs(torch.tensor([IDS])).logits[0]
     count = len(IDS)

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from vermilion.accounts.gate import Accounts
 from vermilion.errors import ModelFileError, ModelNotFound, Overloaded
+from vermilion.models.families.family_presets import WITH_BASE
 from vermilion.serving.backend import Served
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.service_state import ServiceState
@@ -38,6 +39,8 @@ MODEL = ModelInfo(
     created=1,
     description="A fake.",
     decoders=tuple(name for name in get_args(DecoderName) if name != "schedule"),
+    presets=WITH_BASE,
+    default_preset="lossless",
 )
 
 
@@ -143,7 +146,7 @@ class FakeBackend:
         tokens = []
         for number in range(seeds.ids.count(None)):
             candidates = seeds.candidates[number] if seeds.candidates else (ord("."),)
-            top = tuple((one, chr(one), float(request.prompt.count(one)) - 9) for one in candidates)
+            top = tuple((one, chr(one).encode(), float(request.prompt.count(one)) - 9) for one in candidates)
             best = max(top, key=lambda row: row[2])
             tokens.append(TokenInfo(best[0], best[1], best[2], 0.5, 1, top))
         text = "".join(token.text for token in tokens)
@@ -152,8 +155,8 @@ class FakeBackend:
     def _tokens(self, request: Request, word: str, number: int) -> tuple[TokenInfo, ...]:
         if request.sampling.logprobs is None:
             return ()
-        top = tuple((i, f"t{i}", -1.0 - i) for i in range(request.sampling.logprobs))
-        return (TokenInfo(number, word, math.log(0.5), 0.5, number, top),)
+        top = tuple((i, f"t{i}".encode(), -1.0 - i) for i in range(request.sampling.logprobs))
+        return (TokenInfo(number, word.encode(), math.log(0.5), 0.5, number, top),)
 
 
 def fake_service(

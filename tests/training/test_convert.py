@@ -73,7 +73,7 @@ def recipe(base: Path, output: Path, way: str, **changes: object) -> Recipe:
 
 def read(folder: Path) -> Transformer:
     loaded = weights.load(catalog.find(str(folder)))
-    model = Transformer(loaded.family.architecture)
+    model = Transformer(loaded.spec.architecture)
     load_tensors(model, loaded.tensors)
     attach_denoiser(model, loaded)
     return model

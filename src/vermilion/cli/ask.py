@@ -44,8 +44,8 @@ def run(
         raise BadParameter("PROMPT", prompt, "text that is not blank")
     if raw and system is not None:
         raise BadRequest("--system has no place in --raw text; put it into the prompt.")
-    decoding = _decoding(options)
     with _loaded(options) as llm:
+        decoding = _decoding(options, llm)
         tokens: str | list[int] = prompt if raw else llm.chat_prompt(_opening(system, prompt))
         reply = _answer(llm, tokens, Question(_sampling(options), decoding, json=options.json))
     if reply.reason == "abort":
@@ -55,8 +55,8 @@ def run(
 @with_options(AnswerOptions)
 def chat(system: System = None, *, options: AnswerOptions) -> None:
     """Talk in turns. /reset forgets the conversation, /exit leaves, Ctrl-C stops an answer."""
-    question = Question(_sampling(options), _decoding(options), json=options.json)
     with _loaded(options) as llm:
+        question = Question(_sampling(options), _decoding(options, llm), json=options.json)
         messages = _opening(system)
         for line in _lines():
             if line == "/exit":
@@ -90,14 +90,14 @@ def complete(
     here = cursor.parse(place)
     if not here.text.strip():
         raise BadRequest(f"{here.path}: there is no text to go by.")
-    question = Question(
-        _sampling(options, DEFAULT_COMPLETION_TOKENS),
-        _decoding(options),
-        suffix=here.after,
-        json=options.json,
-        quiet=write or diff,
-    )
     with _loaded(options) as llm:
+        question = Question(
+            _sampling(options, DEFAULT_COMPLETION_TOKENS),
+            _decoding(options, llm),
+            suffix=here.after,
+            json=options.json,
+            quiet=write or diff,
+        )
         reply = _answer(llm, here.before, question)
     if reply.reason == "abort":
         raise typer.Exit(INTERRUPTED)
@@ -183,6 +183,7 @@ def _loaded(options: AnswerOptions) -> Iterator[LLM]:
     from vermilion.config import EngineConfig, build
 
     config = build(EngineConfig, {"dtype": options.dtype, "device": options.device})
+    _knobs(options)  # a mistake in them is told before the model is read
     with errors().status(f"Loading {options.model}"):
         from vermilion.engine.llm import LLM
 
@@ -191,11 +192,20 @@ def _loaded(options: AnswerOptions) -> Iterator[LLM]:
         yield llm
 
 
-def _decoding(options: AnswerOptions) -> Decoding:
-    from vermilion.decoding.presets import resolve
+def _knobs(options: AnswerOptions) -> dict[str, object]:
+    """Those given. Raises BadParameter for a value, or a preset, that no model takes."""
+    from vermilion.decoding.presets import check
 
     knobs = {name: getattr(options, name) for name in DECODING_KNOBS}
-    decoding = resolve(options.preset, {name: value for name, value in knobs.items() if value is not None})
+    given = {name: value for name, value in knobs.items() if value is not None}
+    check(options.preset, given)
+    return given
+
+
+def _decoding(options: AnswerOptions, llm: LLM) -> Decoding:
+    from vermilion.decoding.presets import resolve
+
+    decoding = resolve(llm.model, options.preset, _knobs(options))
     if options.threshold is not None and decoding.decoder not in DECODERS_WITH_THRESHOLD:
         raise BadParameter(
             "--threshold", options.threshold, "with --decoder " + ", ".join(DECODERS_WITH_THRESHOLD)

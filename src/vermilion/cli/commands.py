@@ -100,12 +100,12 @@ def rm(model: Annotated[str, typer.Argument(help="A name of `vermilion models`."
 def bench(*, options: BenchOptions) -> None:
     """Measure the presets side by side; a table, then one JSON document."""
     from vermilion.config import EngineConfig, build
-    from vermilion.decoding.presets import resolve
+    from vermilion.decoding.presets import check
     from vermilion.evaluation import speed
 
-    presets = tuple(options.presets.split(","))
+    presets = tuple(options.presets.split(",")) if options.presets else ()
     for preset in presets:
-        resolve(preset, None)
+        check(preset)
     try:
         concurrency = tuple(int(number) for number in options.concurrency.split(","))
     except ValueError:

@@ -89,6 +89,7 @@ async def _model(settings: Settings) -> AsyncIterator[Served]:
 
 
 def _load(settings: Settings) -> tuple[Service, Served]:
+    from vermilion.decoding.presets import resolve
     from vermilion.engine.llm import LLM
     from vermilion.engine.loading import load_model, read_adapter
     from vermilion.engine.service import Service
@@ -98,6 +99,7 @@ def _load(settings: Settings) -> tuple[Service, Served]:
         raise ModelFileError(f"{settings.model} has no chat template, and the service needs one to chat.")
     for name, folder in settings.adapters.items():
         loaded.engine.adapters.add(name, read_adapter(loaded.engine, folder))
+    resolve(loaded.engine.model, settings.serve.default_preset)
     # The first forwards allocate and choose kernels; nobody should wait for that.
     LLM(loaded=loaded).generate("Once upon a time", Sampling(max_tokens=WARM_UP_TOKENS))
     service = Service(loaded.engine, settings.engine.max_waiting)

@@ -13,7 +13,10 @@ import typer
 DEFAULT_MODEL = "smollm2-135m-diffusion"
 
 Model = Annotated[str, typer.Option(help="A name of `vermilion models`, or a folder.")]
-Preset = Annotated[str, typer.Option(help="How the canvas is decoded: lossless, ar, or a faster, lossy one.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="lossless, ar, balanced, fast or quality, as the model has them; else its default."),
+]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 
@@ -23,7 +26,7 @@ class AnswerOptions:
     """What shapes one answer; None leaves it to the preset or to the command."""
 
     model: Model = DEFAULT_MODEL
-    preset: Preset = "lossless"
+    preset: Preset = None
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of the answer.")] = None
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token.")] = 0.0
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0
@@ -78,7 +81,9 @@ class BenchOptions:
     """What a benchmark runs."""
 
     model: Model = DEFAULT_MODEL
-    presets: Annotated[str, typer.Option(help="Separated by commas.")] = "ar,lossless,balanced,fast"
+    presets: Annotated[
+        str | None, typer.Option(help="Separated by commas; all of the model's unless given.")
+    ] = None
     concurrency: Annotated[str, typer.Option(help="Streams at once, separated by commas.")] = "1"
     prompts: Annotated[int, typer.Option(min=1, help="How many of the fixed prompts.")] = 6
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 64

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vermilion.config import build, load, merge, read
+from vermilion.config import build, merge, read
 
 if TYPE_CHECKING:
     from vermilion.training.run import Progress
@@ -31,7 +31,7 @@ def convert(
     from vermilion.training import convert as conversion
     from vermilion.training.recipe import Recipe
 
-    settings = load(Recipe, recipe, change or ())
+    settings = build(Recipe, conversion.with_defaults(merge(read(recipe), change or ())))
     with _reporter() as on_step:
         folder, progress = conversion.convert(settings, on_step)
     _finished(folder, progress)

@@ -150,7 +150,7 @@ def _answers(
 
     What has begun is brought to its end: the answers cut off by the clock would be the long ones.
     """
-    engine, decoding = llm.engine, resolve("ar", None)
+    engine, decoding = llm.engine, resolve(llm.model, "ar")
     running: dict[str, tuple[int, Prompt]] = {}
     texts: dict[str, list[str]] = {}
     while True:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vermilion.chat_template import ChatTemplate
 from vermilion.data.corpus import Document
 from vermilion.errors import BadRequest, ConfigError
-from vermilion.text import ChatTemplate, Tokenizer
+from vermilion.text import Tokenizer
 
 MAX_REPORTED = 100
 """Bad lines that an error lists; of the others it gives the number."""

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vermilion.chat_template import ChatTemplate
 from vermilion.data.archives import Sdist, fetch_sdist, sha256_of
 from vermilion.data.cleaning import Decontamination, Deduplicator
 from vermilion.data.corpus import MANIFEST, Document, write_corpus
@@ -35,7 +36,7 @@ from vermilion.data.projects import (
 )
 from vermilion.errors import ConfigError
 from vermilion.models import catalog
-from vermilion.text import ChatTemplate, Tokenizer
+from vermilion.text import Tokenizer
 
 _ROUNDS = 200
 

@@ -1,38 +1,45 @@
-"""The named decodings a request can choose, and the reading of its own knobs over them."""
+"""What a request asked for, a preset of its model and knobs over it, as a `Decoding`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from types import MappingProxyType
 
 from vermilion.decoding.knobs import DECODING, check_decoding
 from vermilion.errors import BadParameter
-from vermilion.types import Decoding
-
-PRESETS: Mapping[str, Decoding] = MappingProxyType(
-    {
-        "ar": Decoding(decoder="ar"),
-        "lossless": Decoding(decoder="lossless", block_length=3, draft_nodes=3, lookup=16),
-        "balanced": Decoding(decoder="relaxed", block_length=4, draft_nodes=3, accept_above=0.3),
-        "fast": Decoding(decoder="relaxed", block_length=4, draft_nodes=4, accept_above=0.05),
-    }
-)
+from vermilion.models.families.family_presets import PRESET_NAMES, WITH_BASE
+from vermilion.types import Decoding, ModelInfo
 
 
-def resolve(preset: str | None, knobs: Mapping[str, object] | None, default: str = "lossless") -> Decoding:
-    """The decoding a request asked for: a preset (`default` if None) with single knobs set over it.
+def resolve(model: ModelInfo, preset: str | None, knobs: Mapping[str, object] | None = None) -> Decoding:
+    """The decoding a request asked of `model`: a preset (its default if None) with single knobs set over it.
 
-    Raises `BadParameter` for an unknown preset or knob, or a value out of range.
+    Raises `BadParameter` for a preset or a decoder that the model does not have, an unknown knob, or a value
+    out of range.
     """
-    name = default if preset is None else preset
-    if name not in PRESETS:
-        raise BadParameter("preset", name, ", ".join(PRESETS))
-    chosen = PRESETS[name]
-    for knob, value in (knobs or {}).items():
-        chosen = replace(chosen, **{knob: _checked(knob, value)})  # type: ignore[arg-type]
-    check_decoding(chosen)
+    name = preset or model.default_preset
+    if name not in model.presets:
+        raise BadParameter("preset", name, ", ".join(model.presets), _without_base(model, name))
+    chosen = with_knobs(model.presets[name], knobs or {})
+    if model.decoders and chosen.decoder not in model.decoders:
+        why = _without_base(model, chosen.decoder) or f"{model.id} cannot run others."
+        raise BadParameter("decoding.decoder", chosen.decoder, ", ".join(model.decoders), why)
     return chosen
+
+
+def check(preset: str | None, knobs: Mapping[str, object] | None = None) -> None:
+    """Raise the error that `resolve` would for any model, before one is loaded."""
+    if preset and preset not in PRESET_NAMES:
+        raise BadParameter("preset", preset, ", ".join(PRESET_NAMES))
+    with_knobs(Decoding(), knobs or {})
+
+
+def with_knobs(decoding: Decoding, knobs: Mapping[str, object]) -> Decoding:
+    """`decoding` with the knobs that a request set. Raises `BadParameter`."""
+    for knob, value in knobs.items():
+        decoding = replace(decoding, **{knob: _checked(knob, value)})  # type: ignore[arg-type]
+    check_decoding(decoding)
+    return decoding
 
 
 def _checked(name: str, value: object) -> object:
@@ -42,3 +49,11 @@ def _checked(name: str, value: object) -> object:
         known = ", ".join(field.name for field in fields(Decoding))
         raise BadParameter(f"decoding.{name}", value, f"the settings {known}")
     return DECODING[name].checked(f"decoding.{name}", value)
+
+
+def _without_base(model: ModelInfo, name: str) -> str:
+    """Why a model without an autoregressive base refuses what needs one; empty for other reasons."""
+    needs_base = name in WITH_BASE or name in {decoding.decoder for decoding in WITH_BASE.values()}
+    if not needs_base or "lossless" in model.decoders:
+        return ""
+    return f"{name} needs an autoregressive base to verify tokens, and {model.id} has none."

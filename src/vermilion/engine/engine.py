@@ -20,7 +20,6 @@ from vermilion.decoding.jobs import Job, Wanted
 from vermilion.decoding.knobs import check_decoding, check_sampling
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import Penalties, needed
-from vermilion.decoding.presets import resolve
 from vermilion.decoding.program import Program, Task
 from vermilion.decoding.seeded import Seeded
 from vermilion.decoding.speculative import SPECULATIVE, Speculative
@@ -29,6 +28,7 @@ from vermilion.engine.output import Output
 from vermilion.engine.scheduler import Scheduler, Sequence, Work
 from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded
 from vermilion.models.families import Traits
+from vermilion.models.families.family_presets import WITH_BASE
 from vermilion.text import Tokenizer
 from vermilion.types import EngineStats, Event, Finish, Grammar, ModelInfo, Request, Seeds
 
@@ -184,7 +184,7 @@ class Engine:
         """A grammar decides from left to right, as verified drafting does; other decoders fall back to it."""
         decoding = task.decoding
         if decoding.decoder not in SPECULATIVE:
-            decoding = resolve("lossless", None)
+            decoding = WITH_BASE["lossless"]
         # The grammar says where the answer may end, whatever `ignore_eos` asks for.
         eos = frozenset(self.model.eos_token_ids)
         constraint = self.grammars.constraint(grammar)

@@ -93,11 +93,12 @@ class LLM:
         self,
         prompts: str | Sequence[int] | Sequence[str | Sequence[int]],
         sampling: Sampling | None = None,
-        decoding: Decoding | str = "lossless",
+        decoding: Decoding | str | None = None,
         grammar: Grammar | None = None,
     ) -> list[Answer]:
         """Answers to one prompt or many, batched, in the prompts' order. Text is taken as it is: for a chat
-        pass `chat_prompt`'s ids. Where one prompt is refused or fails, none of them goes on."""
+        pass `chat_prompt`'s ids. Without a `decoding` the model's default preset decodes. Where one
+        prompt is refused or fails, none of them goes on."""
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         listed: Any = [prompts] if single else prompts
         shape = Request("", (), grammar=grammar)
@@ -113,7 +114,7 @@ class LLM:
         self,
         prompt: str | Sequence[int],
         sampling: Sampling | None = None,
-        decoding: Decoding | str = "lossless",
+        decoding: Decoding | str | None = None,
         *,
         suffix: str | Sequence[int] = "",
         canvas: bool = False,
@@ -146,12 +147,12 @@ class LLM:
         self,
         prompt: str | Sequence[int],
         sampling: Sampling | None,
-        decoding: Decoding | str,
+        decoding: Decoding | str | None,
         suffix: str | Sequence[int],
         shape: Request,
     ) -> tuple[Request, Program]:
         """`shape` with an id, the tokens and the settings, and the program that will answer it."""
-        chosen = resolve(decoding, None) if isinstance(decoding, str) else decoding
+        chosen = decoding if isinstance(decoding, Decoding) else resolve(self.model, decoding)
         ids = self._ids(prompt)
         after = self._ids(suffix)
         wanted = sampling or Sampling()

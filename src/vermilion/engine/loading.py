@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from vermilion.config import EngineConfig
+from vermilion.chat_template import ChatTemplate
+from vermilion.config import PAGE_SIZE, EngineConfig
 from vermilion.engine.cache import PageCache
 from vermilion.engine.engine import Engine
 from vermilion.engine.scheduler import Limits, Scheduler
@@ -16,10 +18,11 @@ from vermilion.engine.worker import Worker
 from vermilion.errors import ConfigError, ModelFileError
 from vermilion.models import adapters, catalog, weights
 from vermilion.models.adapters import Adapter
+from vermilion.models.catalog import ModelFiles
 from vermilion.models.denoiser import attach_denoiser
-from vermilion.models.families import Family
+from vermilion.models.families import ModelSpec
 from vermilion.models.transformer import Transformer, load_tensors
-from vermilion.text import ChatTemplate, Tokenizer
+from vermilion.text import Tokenizer
 from vermilion.types import DecoderName, ModelInfo
 
 _CANVAS_RESERVE = 128
@@ -50,31 +53,33 @@ def load_model(name: str, config: EngineConfig, denoiser: Path | None = None) ->
     if denoiser is not None:
         files = replace(files, adapter=denoiser)
     checkpoint = weights.load(files, _dtype(config.dtype, device), device)
-    if checkpoint.family.traits.mask_token_id < 0:
+    if checkpoint.spec.is_autoregressive:
         raise ModelFileError(f"{name} is an autoregressive model; convert it to a diffusion model first.")
-    model = Transformer(checkpoint.family.architecture).to(device)
+    model = Transformer(checkpoint.spec.architecture).to(device)
     load_tensors(model, checkpoint.tensors)
     attach_denoiser(model, checkpoint)
     tokenizer = catalog.tokenizer_of(files)
+    engine = assemble(model, checkpoint.spec, tokenizer, config)
+    return Loaded(engine, tokenizer, _template_of(files, checkpoint.spec))
+
+
+def _template_of(files: ModelFiles, spec: ModelSpec) -> ChatTemplate | None:
     try:
-        template = catalog.chat_template_of(files)
+        return catalog.chat_template_of(files)
     except ModelFileError:
-        template = None
-    return Loaded(assemble(model, checkpoint.family, tokenizer, config), tokenizer, template)
+        return ChatTemplate(spec.family.chat_template) if spec.family.chat_template else None
 
 
-def assemble(model: Transformer, family: Family, tokenizer: Tokenizer, config: EngineConfig) -> Engine:
+def assemble(model: Transformer, spec: ModelSpec, tokenizer: Tokenizer, config: EngineConfig) -> Engine:
     """An engine over a model that has its weights."""
-    traits = family.traits
+    traits = spec.traits
     model.eval().requires_grad_(False)
-    size = config.page_size
-    if traits.block_grid and size % traits.block_grid:
-        raise ConfigError(
-            f"engine.page_size: {size} is not a multiple of the block length of {family.name}, "
-            f"{traits.block_grid}."
-        )
+    multiple = math.lcm(spec.family.page_multiple, traits.block_grid or 1)
+    size = config.page_size or math.lcm(PAGE_SIZE, multiple)
+    if size % multiple:
+        raise ConfigError(f"engine.page_size: {size} is not a multiple of {multiple}, as {spec.name} needs.")
     num_pages = config.kv_tokens // size
-    context = min(family.architecture.context_length, num_pages * size - _CANVAS_RESERVE)
+    context = min(spec.architecture.context_length, num_pages * size - _CANVAS_RESERVE)
     if context < size:
         raise ConfigError(
             f"engine.kv_tokens: {config.kv_tokens} leaves no room for a prompt; give at least 512."
@@ -82,7 +87,7 @@ def assemble(model: Transformer, family: Family, tokenizer: Tokenizer, config: E
     device = model.norm.weight.device
     # A fully bidirectional model stores nothing that a later pass could use.
     share = config.prefix_cache and traits.context != "full"
-    cache = PageCache(num_pages, size, share=share, salt=family.name.encode())
+    cache = PageCache(num_pages, size, share=share, salt=spec.name.encode())
     limits = Limits(
         max_rows=config.max_rows,
         prefill_chunk=config.prefill_chunk,
@@ -90,7 +95,7 @@ def assemble(model: Transformer, family: Family, tokenizer: Tokenizer, config: E
         draft_rows=config.draft_rows or _CHEAP_ROWS.get(device.type, 64),
     )
     worker = Worker(model, num_pages, size, traits.mask_token_id)
-    return Engine(worker, Scheduler(limits, cache), tokenizer, _info(family, context), traits)
+    return Engine(worker, Scheduler(limits, cache), tokenizer, _info(spec, context), traits)
 
 
 def read_adapter(engine: Engine, folder: Path) -> Adapter:
@@ -102,17 +107,19 @@ def read_adapter(engine: Engine, folder: Path) -> Adapter:
     return adapters.read(folder, engine.worker.model)
 
 
-def _info(family: Family, context_length: int) -> ModelInfo:
+def _info(spec: ModelSpec, context_length: int) -> ModelInfo:
     decoders: tuple[DecoderName, ...] = ("threshold", "schedule", "entropy", "cumulative")
-    if family.traits.has_next_token:
+    if spec.traits.has_next_token:
         decoders = ("ar", "lossless", "relaxed", *decoders)
     return ModelInfo(
-        id=family.name,
+        id=spec.name,
         context_length=context_length,
-        vocab_size=family.architecture.vocab_size,
-        eos_token_ids=family.traits.eos_token_ids,
-        mask_token_id=family.traits.mask_token_id,
+        vocab_size=spec.architecture.vocab_size,
+        eos_token_ids=spec.traits.eos_token_ids,
+        mask_token_id=spec.traits.mask_token_id,
         decoders=decoders,
+        presets=spec.presets,
+        default_preset=spec.default_preset,
     )
 
 

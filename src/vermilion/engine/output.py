@@ -85,13 +85,13 @@ class Output:
     def _info(self, settled: Settled) -> TokenInfo:
         reading = settled.reading
         top = tuple(
-            (token, self._tokenizer.token_text(token), logprob)
+            (token, self._tokenizer.token_bytes(token), logprob)
             for token, logprob in reading.top[: self._request.sampling.logprobs]
         )
-        text = self._tokenizer.token_text(settled.token)
+        raw = self._tokenizer.token_bytes(settled.token)
         # Rounding can put the logarithm of a certainty a hair above zero.
         logprob = min(0.0, reading.logprob)
-        return TokenInfo(settled.token, text, logprob, 2.718281828459045**logprob, settled.pass_number, top)
+        return TokenInfo(settled.token, raw, logprob, 2.718281828459045**logprob, settled.pass_number, top)
 
     def _canvas(self, program: Program) -> Canvas:
         text = "".join(self._text)

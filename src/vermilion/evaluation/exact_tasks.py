@@ -126,7 +126,7 @@ def _agent(sampler: Sampler, setting: Setting) -> dict[str, Any]:
     figures: dict[str, Any] = {"calls": AGENT_CALLS, "right": mine.right / AGENT_CALLS}
     figures |= _cost(mine, "")
     if sampler.llm.engine.traits.has_next_token:
-        baseline = _loop(replace(sampler, decoding=resolve("ar", None)), setting)
+        baseline = _loop(replace(sampler, decoding=resolve(sampler.llm.model, "ar")), setting)
         figures |= _cost(baseline, "_ar")
         figures["speed_vs_ar"] = round(baseline.wall_s / mine.wall_s, 3)
         figures["same_calls"] = [r.text for r in mine.replies] == [r.text for r in baseline.replies]

@@ -42,7 +42,7 @@ class VermilionLM(TemplateLM):  # type: ignore[misc]
     def __init__(
         self,
         model: str = DEFAULT_MODEL,
-        preset: str = "lossless",
+        preset: str | None = None,
         denoiser: str | None = None,
         max_tokens: int = 256,
         llm: LLM | None = None,
@@ -65,7 +65,7 @@ class VermilionLM(TemplateLM):  # type: ignore[misc]
             engine["device"] = "auto"  # the harness says cuda:0 wherever nobody chose a device
         config = build(EngineConfig, engine)
         loaded = llm or load(model, Path(denoiser) if denoiser else None, config)
-        self.sampler = Sampler("vermilion", loaded, resolve(preset, knobs))
+        self.sampler = Sampler("vermilion", loaded, resolve(loaded.model, preset, knobs))
         self.max_tokens = max_tokens
 
     @property

@@ -73,7 +73,7 @@ def _measured(
     where = environment(llm)
     for number, (head, spec, task) in enumerate(missing, 1):
         with _bar(console, f"{number}/{len(missing)} {head['sampler']} {task.name}") as watch:
-            sampler = Sampler(spec.name, llm, spec.decoding, plan.setting.seed)
+            sampler = Sampler(spec.name, llm, spec.decoding(llm.model), plan.setting.seed)
             figures = task.measure(sampler, replace(plan.setting, watch=watch))
         row = {**head, **where, "command": command(), "figures": figures}
         append(plan.output, row)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vermilion.config import EngineConfig
-from vermilion.decoding.presets import PRESETS, resolve
+from vermilion.decoding import presets
 from vermilion.engine.engine import Engine
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import BadParameter, EngineFailure
-from vermilion.types import DecoderName, Decoding, Finish, Grammar, Request, Sampling, Text, Usage
+from vermilion.models.families.family_presets import PRESET_NAMES
+from vermilion.types import DecoderName, Decoding, Finish, Grammar, ModelInfo, Request, Sampling, Text, Usage
 
 CURVE = (
     "ar", "lossless", "balanced", "fast",
@@ -137,7 +138,12 @@ class Spec:
 
     name: str
     model: str
-    decoding: Decoding
+    preset: str | None
+    knobs: Mapping[str, object]
+
+    def decoding(self, model: ModelInfo) -> Decoding:
+        """On the loaded model. Raises BadParameter where it cannot decode so."""
+        return presets.resolve(model, self.preset, self.knobs)
 
 
 def parse(text: str, model: str) -> list[Spec]:
@@ -150,25 +156,28 @@ def parse(text: str, model: str) -> list[Spec]:
     for word in text.split():
         owner, at, way = word.rpartition("@")
         for name in CURVE if way == "curve" else (way,):
-            specs.append(Spec(f"{owner}{at}{name}", owner or model, decoding_of(name)))
+            specs.append(Spec(f"{owner}{at}{name}", owner or model, *_way(name)))
     if not specs:
-        raise BadParameter("--samplers", text, f"{', '.join(PRESETS)}, a decoder, or curve")
+        raise BadParameter("--samplers", text, f"{', '.join(PRESET_NAMES)}, a decoder, or curve")
     return specs
 
 
-def decoding_of(way: str) -> Decoding:
-    """`fast`, or `threshold:threshold=0.7,block_length=8`. Raises BadParameter."""
+def _way(way: str) -> tuple[str | None, dict[str, object]]:
+    """`fast`, or `threshold:threshold=0.7,block_length=8`, as a preset and knobs. Raises BadParameter."""
     name, _, written = way.partition(":")
     decoders = get_args(DecoderName)
-    if name not in PRESETS and name not in decoders:
-        raise BadParameter("--samplers", name, f"{', '.join(dict.fromkeys([*PRESETS, *decoders]))}, curve")
-    knobs: dict[str, object] = {} if name in PRESETS else {"decoder": name}
+    if name not in PRESET_NAMES and name not in decoders:
+        known = ", ".join(dict.fromkeys([*PRESET_NAMES, *decoders]))
+        raise BadParameter("--samplers", name, f"{known}, curve")
+    preset = name if name in PRESET_NAMES else None
+    knobs: dict[str, object] = {} if preset else {"decoder": name}
     for pair in written.split(",") if written else []:
         knob, equals, value = pair.partition("=")
         if not equals:
             raise BadParameter("--samplers", pair, "KNOB=VALUE")
         knobs[knob] = _number(knob, value)
-    return resolve(name if name in PRESETS else None, knobs)
+    presets.check(preset, knobs)
+    return preset, knobs
 
 
 def _number(knob: str, value: str) -> int | float | str:

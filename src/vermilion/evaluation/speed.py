@@ -46,7 +46,8 @@ class BenchConfig:
     """What to measure."""
 
     model: str = DEFAULT_MODEL
-    presets: tuple[str, ...] = ("ar", "lossless", "balanced", "fast")
+    presets: tuple[str, ...] = ()
+    """Empty: all that the model has."""
     concurrency: tuple[int, ...] = (1,)
     prompts: int = 6
     """How many of the fixed prompts, taken chat, code, prose in turn."""
@@ -101,17 +102,18 @@ def main(config: BenchConfig) -> dict[str, Any]:
     """Measure, print a table and, last, one JSON document; returns the document."""
     llm = LLM(config.model, config=config.engine)
     prompts = [_ids(llm, prompt) for prompt in fixed(config.prompts)]
-    decodings = {preset: resolve(preset, None) for preset in config.presets}
+    presets = config.presets or tuple(llm.model.presets)
+    decodings = {preset: resolve(llm.model, preset) for preset in presets}
     sampling = Sampling(max_tokens=config.max_tokens)
     rounds: dict[tuple[str, int], list[_Round]] = {}
-    jobs = [(n, p) for n in config.concurrency for _ in range(config.repeats) for p in config.presets]
+    jobs = [(n, p) for n in config.concurrency for _ in range(config.repeats) for p in presets]
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        _round(llm, prompts[:1], Sampling(max_tokens=8), decodings[config.presets[0]], 1)
+        _round(llm, prompts[:1], Sampling(max_tokens=8), decodings[presets[0]], 1)
         for concurrency, preset in bar.track(jobs, description="measuring"):
             wanted = _cycled(prompts, concurrency)
             measured = _round(llm, wanted, sampling, decodings[preset], concurrency)
             rounds.setdefault((preset, concurrency), []).append(measured)
-    shares = {preset: _product_share(llm, prompts[0], decodings[preset]) for preset in config.presets}
+    shares = {preset: _product_share(llm, prompts[0], decodings[preset]) for preset in presets}
     rows = [_row(llm, key, rounds, _cycled(prompts, key[1]), shares) for key in rounds]
     document = {**_environment(config, llm), "rows": [asdict(row) for row in rows]}
     _print(rows)

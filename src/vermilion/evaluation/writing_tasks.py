@@ -33,7 +33,7 @@ def _autoregressive(sampler: Sampler) -> Sampler:
     """The baseline on the same model; the sampler itself where the model has no base."""
     if not sampler.llm.engine.traits.has_next_token:
         return sampler
-    return replace(sampler, name="ar", decoding=resolve("ar", None))
+    return replace(sampler, name="ar", decoding=resolve(sampler.llm.model, "ar"))
 
 
 @lru_cache(maxsize=1024)

@@ -17,6 +17,7 @@ from typing import Literal
 import platformdirs
 
 from vermilion import text
+from vermilion.chat_template import ChatTemplate
 from vermilion.errors import ModelFileError, ModelNotFound
 from vermilion.models.download import Progress, Wheel, fetch_wheel, file_sha256
 from vermilion.models.gguf_file import read_header
@@ -162,9 +163,9 @@ def tokenizer_of(files: ModelFiles) -> text.Tokenizer:
     return text.Tokenizer.from_folder(files.text_folder)
 
 
-def chat_template_of(files: ModelFiles) -> text.ChatTemplate:
+def chat_template_of(files: ModelFiles) -> ChatTemplate:
     """The model's chat template; raises ModelFileError for a base model that has none."""
-    return text.ChatTemplate.from_folder(files.text_folder)
+    return ChatTemplate.from_folder(files.text_folder)
 
 
 def _folder(name: str) -> Path:

@@ -1,103 +1,162 @@
-"""Maps a checkpoint's own description (GGUF metadata, config.json) to our family row."""
+"""From a checkpoint's own description (config.json, GGUF metadata) and the family table to a `ModelSpec`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any
 
 from vermilion.errors import ModelFileError
-from vermilion.models.families import Architecture, Family, Traits
-from vermilion.models.gguf_file import GGUFHeader
+from vermilion.models.catalog import ModelFiles
+from vermilion.models.denoiser_file import DenoiserFile
+from vermilion.models.families import (
+    AUTOREGRESSIVE,
+    Architecture,
+    Family,
+    GGUFKind,
+    ModelSpec,
+    RopeScaling,
+    Traits,
+    family_of,
+    family_of_gguf,
+)
+from vermilion.models.gguf_file import GGUFHeader, read_header
+from vermilion.text import read_json
 
-NO_MASK_ID = -1
-"""Mask id of an autoregressive model without a denoiser: no token has it, only `ar` can run."""
-_MODEL_TYPES = ("llama", "qwen2", "qwen3")
+_TRAITS = {each.name for each in fields(Traits)}
+_REQUIRED = {
+    "num_layers", "hidden_size", "num_heads", "ffn_size", "vocab_size", "context_length",
+}  # fmt: skip
 
 
-def architecture_from_gguf(header: GGUFHeader, path: Path) -> Architecture:
-    """Sizes as the GGUF's metadata states them; raises ModelFileError for what is not a Llama."""
-    metadata = header.metadata
-    if metadata.get("general.architecture") != "llama":
-        raise ModelFileError(
-            f"{path}: architecture {metadata.get('general.architecture')!r}; only 'llama' is read."
+def spec_of(files: ModelFiles) -> ModelSpec:
+    """What `files` hold, from their descriptions alone.
+
+    Raises ModelFileError for a type that no family has, for an entry that is missing or of the wrong kind,
+    and for a shape that the backbone does not compute.
+    """
+    denoiser = DenoiserFile.read(files.adapter) if files.adapter else None
+    if files.kind == "gguf":
+        return spec_from_gguf(read_header(files.base), files.name, denoiser)
+    path = files.base / "config.json"
+    if not path.is_file():
+        raise ModelFileError(f"{path} is missing.")
+    return spec_from_config(read_json(path), files.name, denoiser)
+
+
+def spec_from_config(config: Mapping[str, Any], name: str, denoiser: DenoiserFile | None = None) -> ModelSpec:
+    """The spec of a Hugging Face config.json, with the denoiser beside it. Raises as `spec_of`."""
+    family = family_of(config, name)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    given = {**config, "rope_theta": config.get("rope_theta") or rope.get("rope_theta")}
+    found = {field: given[key] for field, key in family.keys.items() if given.get(key) is not None}
+    missing = sorted(
+        family.keys.get(field, field) for field in _REQUIRED - found.keys() - family.fixed.keys()
+    )
+    if missing:
+        raise ModelFileError(f"{name}: config.json lacks {', '.join(missing)}.")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        found["rope_scaling"] = RopeScaling(
+            kind, {k: v for k, v in rope.items() if isinstance(v, float | int)}
         )
+    found["layers"] = family.layers(config)
+    return _spec(family, {**found, **family.fixed}, name, denoiser)
 
-    def number(name: str) -> Any:
-        if f"llama.{name}" not in metadata:
-            raise ModelFileError(f"{path}: metadata lacks llama.{name}.")
-        return metadata[f"llama.{name}"]
+
+def hugging_face_config(spec: ModelSpec) -> dict[str, Any]:
+    """The config.json that `spec_from_config` reads back as the same architecture.
+
+    Raises ModelFileError for a size that the family's config has no entry for.
+    """
+    a, default, keys = (
+        spec.architecture,
+        {each.name: each.default for each in fields(Architecture)},
+        spec.family.keys,
+    )
+    values = {name: getattr(a, name) for name in default}
+    unsaid = values.keys() - keys.keys() - spec.family.fixed.keys()
+    lost = sorted(name for name in unsaid if values[name] != default[name])
+    if lost:
+        raise ModelFileError(f"{spec.name}: {', '.join(lost)} cannot be written into a config.json.")
+    told = {keys[name]: values[name] for name in default if name in keys}
+    eos = {keys["eos_token_ids"]: list(spec.traits.eos_token_ids)}
+    return {"model_type": spec.family.model_types[0], **told, **eos}
+
+
+def spec_from_gguf(header: GGUFHeader, name: str, denoiser: DenoiserFile | None = None) -> ModelSpec:
+    """The spec of a GGUF's metadata, with the denoiser beside it. Raises as `spec_of`."""
+    metadata = header.metadata
+    family = family_of_gguf(metadata.get("general.architecture"), name)
+    assert family.gguf is not None
+    found = _gguf_fields(header, family.gguf, name)
+    return _spec(family, {**found, **family.fixed}, name, denoiser)
+
+
+def _gguf_fields(header: GGUFHeader, kind: GGUFKind, name: str) -> dict[str, Any]:
+    metadata, prefix = header.metadata, kind.architecture
+
+    def number(key: str) -> Any:
+        if f"{prefix}.{key}" not in metadata:
+            raise ModelFileError(f"{name}: metadata lacks {prefix}.{key}.")
+        return metadata[f"{prefix}.{key}"]
 
     hidden_size, num_heads = number("embedding_length"), number("attention.head_count")
-    head_dim = metadata.get("llama.attention.key_length", hidden_size // num_heads)
-    return Architecture(
-        num_layers=number("block_count"),
-        hidden_size=hidden_size,
-        num_heads=num_heads,
-        num_kv_heads=number("attention.head_count_kv"),
-        head_dim=head_dim,
-        ffn_size=number("feed_forward_length"),
-        vocab_size=metadata.get("llama.vocab_size", len(metadata.get("tokenizer.ggml.tokens", ()))),
-        context_length=number("context_length"),
-        rope_theta=number("rope.freq_base"),
-        rope_fraction=metadata.get("llama.rope.dimension_count", head_dim) / head_dim,
+    head_dim = metadata.get(f"{prefix}.attention.key_length", hidden_size // num_heads)
+    eos = metadata.get("tokenizer.ggml.eos_token_id")
+    scaling = metadata.get(f"{prefix}.rope.scaling.type", "none")
+    return {
+        "num_layers": number("block_count"),
+        "hidden_size": hidden_size,
+        "num_heads": num_heads,
+        "num_kv_heads": number("attention.head_count_kv"),
+        "head_dim": head_dim,
+        "ffn_size": number("feed_forward_length"),
+        "vocab_size": metadata.get(
+            f"{prefix}.vocab_size", len(metadata.get("tokenizer.ggml.tokens", ()))
+        ),
+        "context_length": number("context_length"),
+        "rope_theta": number("rope.freq_base"),
+        "rope_fraction": metadata.get(f"{prefix}.rope.dimension_count", head_dim) / head_dim,
+        "rope_scaling": None if scaling == "none" else RopeScaling(scaling),
         # Stored as fp32: 1e-5 comes back as 9.99999974e-06.
-        norm_eps=float(f"{number('attention.layer_norm_rms_epsilon'):.6g}"),
-        tied_embeddings=all(entry.name != "output.weight" for entry in header.tensors),
-    )
+        "norm_eps": float(f"{number('attention.layer_norm_rms_epsilon'):.6g}"),
+        "tied_embeddings": all(entry.name != f"{kind.names.head}.weight" for entry in header.tensors),
+        "eos_token_ids": () if eos is None else eos,
+    }  # fmt: skip
 
 
-def family_from_config(config: Mapping[str, Any], name: str, denoiser: Mapping[str, Any]) -> Family:
-    """The row for a Hugging Face config.json; `denoiser` is the adapter's denoiser.json, or empty.
-
-    Raises ModelFileError for a model type or an option that our backbone does not compute.
-    """
-    model_type = config.get("model_type")
-    if model_type not in _MODEL_TYPES:
-        raise ModelFileError(
-            f"{name}: model_type {model_type!r} is not read; these are: {', '.join(_MODEL_TYPES)}."
+def _spec(family: Family, found: Mapping[str, Any], name: str, denoiser: DenoiserFile | None) -> ModelSpec:
+    architecture = _architecture({k: v for k, v in found.items() if k not in _TRAITS})
+    needs = list(architecture.beyond_backbone())
+    if family.traits is not None and family.traits.noise == "uniform":
+        needs.append("uniform noise")
+    if needs:
+        raise ModelFileError(f"{name} has {', '.join(needs)}, which is not supported.")
+    told = {k: v for k, v in found.items() if k in _TRAITS}
+    eos = told.get("eos_token_ids", ())
+    told["eos_token_ids"] = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+    if denoiser is not None:
+        traits = denoiser.traits(told["eos_token_ids"])
+        return ModelSpec(name, architecture, traits, family, denoiser.block_length)
+    if family.traits is None:
+        return ModelSpec(
+            name, architecture, replace(AUTOREGRESSIVE, eos_token_ids=told["eos_token_ids"]), family
         )
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    refused = {
-        "hidden_act": config.get("hidden_act", "silu") != "silu",
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
-        "use_sliding_window": bool(config.get("use_sliding_window")),
-        "mlp_bias": bool(config.get("mlp_bias")),
-        "attention_bias": bool(config.get("attention_bias")),
+    told["eos_token_ids"] = told["eos_token_ids"] or family.traits.eos_token_ids
+    return ModelSpec(name, architecture, replace(family.traits, **told), family)
+
+
+def _architecture(found: Mapping[str, Any]) -> Architecture:
+    hidden_size, num_heads = found["hidden_size"], found["num_heads"]
+    derived = {
+        "num_kv_heads": num_heads,
+        "head_dim": hidden_size // num_heads,
+        "norm_eps": 1e-6,
+        "tied_embeddings": False,
     }
-    found = [key for key, bad in refused.items() if bad]
-    if found:
-        raise ModelFileError(f"{name}: config.json asks for {', '.join(found)}, which is not supported.")
-    try:
-        architecture = Architecture(
-            num_layers=config["num_hidden_layers"],
-            hidden_size=config["hidden_size"],
-            num_heads=config["num_attention_heads"],
-            num_kv_heads=config.get("num_key_value_heads", config["num_attention_heads"]),
-            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-            ffn_size=config["intermediate_size"],
-            vocab_size=config["vocab_size"],
-            context_length=config["max_position_embeddings"],
-            rope_theta=float(config.get("rope_theta") or rope.get("rope_theta", 10_000.0)),
-            norm_eps=config.get("rms_norm_eps", 1e-6),
-            qk_norm=model_type == "qwen3",
-            qkv_bias=model_type == "qwen2",
-            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        )
-    except KeyError as error:
-        raise ModelFileError(f"{name}: config.json lacks {error}.") from error
-    return Family(name, architecture, _traits(config, denoiser))
-
-
-def _traits(config: Mapping[str, Any], denoiser: Mapping[str, Any]) -> Traits:
-    eos, context = config.get("eos_token_id"), denoiser.get("context", "causal")
-    if context not in ("causal", "block", "full"):
-        raise ModelFileError(f"denoiser.json: context {context!r}; allowed: 'causal', 'block', 'full'.")
-    return Traits(
-        context=context,
-        shift=denoiser.get("shift", True),
-        mask_token_id=denoiser.get("mask_token_id", NO_MASK_ID),
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
-        block_grid=denoiser.get("block_grid", 0),
-        gated=denoiser.get("gated", bool(denoiser)),
-    )
+    whole = {**derived, **found}
+    whole["rope_theta"] = float(whole.get("rope_theta", 10_000.0))
+    for name in ("qkv_bias", "output_bias", "ffn_bias", "tied_embeddings"):
+        whole[name] = bool(whole.get(name, False))
+    return Architecture(**whole)

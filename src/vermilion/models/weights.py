@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from vermilion.errors import ModelFileError
 from vermilion.models.catalog import ModelFiles
-from vermilion.models.configuration import architecture_from_gguf, family_from_config
-from vermilion.models.families import FAMILIES, Architecture, Family
+from vermilion.models.configuration import spec_of
+from vermilion.models.denoiser_file import DenoiserFile
+from vermilion.models.families import Architecture, ModelSpec
 from vermilion.models.gguf_file import TensorEntry, read_header
 from vermilion.text import read_json
 
@@ -52,7 +53,7 @@ _PEFT_PREFIX = "base_model.model."
 class Checkpoint:
     """Everything a model is built from; all tensors have the dtype and device asked for."""
 
-    family: Family
+    spec: ModelSpec
     tensors: dict[str, Tensor]
     adapter: dict[str, tuple[Tensor, Tensor]] | None
     """Module name (`model.layers.0.self_attn.q_proj`) to (A_RI, B_OR); noisy rows add scale * x A^T B^T."""
@@ -70,22 +71,18 @@ def load(
     files: ModelFiles, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Checkpoint:
     """Read a model; raises ModelFileError where files and family disagree or a format is not supported."""
-    if files.kind == "gguf":
-        family, tensors = FAMILIES[files.name], _load_gguf(files, dtype, device)
-    else:
-        family, tensors = _load_folder(files, dtype, device)
+    spec = spec_of(files)
+    tensors = (_load_gguf if files.kind == "gguf" else _load_folder)(files, spec, dtype, device)
     if files.adapter is None:
-        return Checkpoint(family, tensors, None, 0.0, None)
-    mask = _mask_embedding(files.adapter, family, dtype, device)
-    head = _draft_head(files.adapter, family, dtype, device)
-    kind = read_json(files.adapter / "denoiser.json").get("weights", "lora")
+        return Checkpoint(spec, tensors, None, 0.0, None)
+    mask = _mask_embedding(files.adapter, spec, dtype, device)
+    head = _draft_head(files.adapter, spec, dtype, device)
+    kind = DenoiserFile.read(files.adapter).weights
     if kind == "lora":
-        adapter, scale = load_adapter(files.adapter, family.architecture, dtype, device)
-        return Checkpoint(family, tensors, adapter, scale, mask, draft_head=head)
-    if kind not in ("copy", "tied"):
-        raise ModelFileError(f"{files.adapter}: weights {kind!r}; allowed: 'lora', 'copy', 'tied'.")
-    noisy = _load_noisy(files.adapter, family.architecture, dtype, device) if kind == "copy" else None
-    return Checkpoint(family, tensors, None, 0.0, mask, noisy, head)
+        adapter, scale = load_adapter(files.adapter, spec.architecture, dtype, device)
+        return Checkpoint(spec, tensors, adapter, scale, mask, draft_head=head)
+    noisy = _load_noisy(files.adapter, spec.architecture, dtype, device) if kind == "copy" else None
+    return Checkpoint(spec, tensors, None, 0.0, mask, noisy, head)
 
 
 def load_adapter(
@@ -165,14 +162,11 @@ def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _load_gguf(files: ModelFiles, dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
-    header, wanted = read_header(files.base), FAMILIES[files.name].architecture
-    given = architecture_from_gguf(header, files.base)
-    if given != wanted:
-        names = [field.name for field in fields(Architecture)]
-        differing = [f for f in names if getattr(given, f) != getattr(wanted, f)]
-        shown = "; ".join(f"{f} {getattr(given, f)}, expected {getattr(wanted, f)}" for f in differing)
-        raise ModelFileError(f"{files.base} is not a {files.name} base: {shown}.")
+def _load_gguf(
+    files: ModelFiles, spec: ModelSpec, dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
+    header, wanted = read_header(files.base), spec.architecture
+    interleaved = spec.family.gguf is not None and spec.family.gguf.interleaved
     entries = {_hugging_face_name(entry.name): entry for entry in header.tensors}
     shapes = {name: entry.shape for name, entry in entries.items()}
     _check_shapes(files.base, shapes, expected_shapes(wanted))
@@ -181,7 +175,8 @@ def _load_gguf(files: ModelFiles, dtype: torch.dtype, device: torch.device | str
 
     def read(item: tuple[str, TensorEntry]) -> tuple[str, Tensor]:
         name, entry = item
-        heads = {"q_proj": wanted.num_heads, "k_proj": wanted.num_kv_heads}.get(name.split(".")[-2], 0)
+        turned = {"q_proj": wanted.num_heads, "k_proj": wanted.num_kv_heads} if interleaved else {}
+        heads = turned.get(name.split(".")[-2], 0)
         return name, _dequantize(data, entry, heads, homes[name])
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -247,20 +242,18 @@ def _hugging_face_name(name: str) -> str:
 
 
 def _load_folder(
-    files: ModelFiles, dtype: torch.dtype, device: torch.device | str
-) -> tuple[Family, dict[str, Tensor]]:
-    denoiser = _required_json(files.adapter / "denoiser.json") if files.adapter else {}
-    family = family_from_config(_required_json(files.base / "config.json"), files.name, denoiser)
+    files: ModelFiles, spec: ModelSpec, dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
     tensors = dict(_read_safetensors(_shards(files.base, "model"), dtype, device))
-    if family.architecture.tied_embeddings:
+    if spec.architecture.tied_embeddings:
         tensors.pop("lm_head.weight", None)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    _check_shapes(files.base, shapes, expected_shapes(family.architecture))
-    return family, tensors
+    _check_shapes(files.base, shapes, expected_shapes(spec.architecture))
+    return tensors
 
 
 def _mask_embedding(
-    folder: Path, family: Family, dtype: torch.dtype, device: torch.device | str
+    folder: Path, spec: ModelSpec, dtype: torch.dtype, device: torch.device | str
 ) -> Tensor | None:
     path = folder / "denoiser.safetensors"
     if not path.is_file():
@@ -269,13 +262,13 @@ def _mask_embedding(
     if "mask_embedding" not in tensors:
         raise ModelFileError(f"{path}: holds no mask_embedding.")
     _check_shape(
-        path, "mask_embedding", tuple(tensors["mask_embedding"].shape), (family.architecture.hidden_size,)
+        path, "mask_embedding", tuple(tensors["mask_embedding"].shape), (spec.architecture.hidden_size,)
     )
     return tensors["mask_embedding"]
 
 
 def _draft_head(
-    folder: Path, family: Family, dtype: torch.dtype, device: torch.device | str
+    folder: Path, spec: ModelSpec, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[Tensor, Tensor] | None:
     path = folder / "draft_head.safetensors"
     if not path.is_file():
@@ -283,7 +276,7 @@ def _draft_head(
     tensors = dict(_read_safetensors([path], dtype, device))
     if sorted(tensors) != ["down", "up"]:
         raise ModelFileError(f"{path}: holds {', '.join(sorted(tensors))}; needed: down, up.")
-    size, rank = family.architecture.hidden_size, tensors["down"].shape[0]
+    size, rank = spec.architecture.hidden_size, tensors["down"].shape[0]
     _check_shape(path, "down", tuple(tensors["down"].shape), (rank, 2 * size))
     _check_shape(path, "up", tuple(tensors["up"].shape), (size, rank))
     return tensors["down"], tensors["up"]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 from vermilion.types import EngineStats, Event, Finish, ModelInfo, Request, Text, Usage
 
 if TYPE_CHECKING:
-    from vermilion.text import ChatTemplate, Tokenizer
+    from vermilion.chat_template import ChatTemplate
+    from vermilion.text import Tokenizer
 
 
 class EventSource(Protocol):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vermilion.accounts.accounts_config import AccountsConfig
-from vermilion.decoding.presets import PRESETS
 from vermilion.errors import ConfigError
+from vermilion.models.families.family_presets import PRESET_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class ServeConfig:
     """A stream that has been silent for so long gets a comment, so that no proxy gives it up."""
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may call the service; `*` for all. Pages of this computer always may."""
-    default_preset: str = "lossless"
-    """The decoding of a request that names none."""
+    default_preset: str = ""
+    """The decoding of a request that names none; empty for the model's own default."""
     default_max_tokens: int = 4096
     """The length limit of a chat answer whose request names none."""
 
@@ -79,8 +79,9 @@ class ServeConfig:
         ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be above 0.")
-        if self.default_preset not in PRESETS:
-            raise ConfigError(f"default_preset: {self.default_preset!r} is not one of {', '.join(PRESETS)}.")
+        if self.default_preset and self.default_preset not in PRESET_NAMES:
+            known = ", ".join(PRESET_NAMES)
+            raise ConfigError(f"default_preset: {self.default_preset!r} is not one of {known}.")
         if self.drain_timeout_s < 0:
             raise ConfigError(f"drain_timeout_s: {self.drain_timeout_s} is not allowed; allowed: 0 or more.")
 

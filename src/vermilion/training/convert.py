@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +15,7 @@ from vermilion.models import catalog, weights
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.denoiser import attach_denoiser
 from vermilion.models.draft_head import DraftHead
-from vermilion.models.families import Family, Traits
+from vermilion.models.families import ModelSpec, Traits
 from vermilion.models.transformer import PARTS, Transformer, load_tensors
 from vermilion.training import toy
 from vermilion.training.distributed import joined
@@ -22,6 +24,22 @@ from vermilion.training.loop import OnStep, train
 from vermilion.training.opening import dataset_of, device_of, dtype_of
 from vermilion.training.recipe import CONVERSIONS, Recipe
 from vermilion.training.run import Adapter, Progress, Run
+
+
+def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe, with those of the objective that its method needs where it leaves them out.
+
+    Only a frozen causal base can teach; weights that clean rows share forget the language unless the next
+    token is trained along (arXiv 2607.05722), for which a row must not see it.
+    """
+    tied, context = given.get("method") == "tied", given.get("context", "causal")
+    shift = str(given.get("shift", True)).lower() == "true"
+    ours: dict[str, float] = {}
+    if tied or context != "causal":
+        ours["teacher"] = 0.0
+    if tied and (context == "causal" or (context == "block" and shift)):
+        ours["next_token"] = 1.0
+    return {**given, "objective": {**ours, **given.get("objective", {})}}
 
 
 def convert(recipe: Recipe, on_step: OnStep = lambda figures: None) -> tuple[Path, Progress]:
@@ -52,15 +70,14 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     device, goes_on = device_of(recipe), recipe.method in ("adapter", "draft_head")
     start = replace(files, adapter=recipe.adapter if goes_on else None)
     loaded = weights.load(start, torch.float32, device)
-    traits = _traits(recipe, loaded.family)
-    model = Transformer(loaded.family.architecture).to(device)
+    traits = _traits(recipe, loaded.spec)
+    model = Transformer(loaded.spec.architecture).to(device)
     load_tensors(model, loaded.tensors)
-    facts = {"block_length": recipe.longest_block, "base": files.base.name}
-    rank, alpha = recipe.rank, recipe.alpha
+    facts, rank, alpha = {"base": files.base.name}, recipe.rank, recipe.alpha
     if loaded.adapter is not None:
         rank = next(iter(loaded.adapter.values()))[0].shape[0]
         alpha = rank * loaded.adapter_scale
-    adapter = Adapter(rank, alpha, traits, files.name, dtype_of(recipe), facts)
+    adapter = Adapter(rank, alpha, traits, files.name, dtype_of(recipe), recipe.longest_block, facts)
     attach_denoiser(model, loaded)
     if recipe.method == "adapter" and loaded.adapter is None:
         attach_adapter(model, adapter, recipe.seed)
@@ -75,7 +92,7 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
                 linear.noisy_weight = torch.nn.Parameter(linear.weight.detach().clone())
     if model.mask_embedding is None:
         model.mask_embedding = torch.nn.Parameter(model.embedding.detach().mean(0))
-    return Run(model, dataset_of(recipe, files, loaded.family), recipe, adapter)
+    return Run(model, dataset_of(recipe, files, loaded.spec), recipe, adapter)
 
 
 def _own_denoiser(files: ModelFiles) -> Path:
@@ -105,15 +122,15 @@ def attach_adapter(model: Transformer, adapter: Adapter, seed: int) -> None:
             )
 
 
-def _traits(recipe: Recipe, family: Family) -> Traits:
-    base = family.traits
+def _traits(recipe: Recipe, spec: ModelSpec) -> Traits:
+    base = spec.traits
     mask = recipe.mask_token_id if recipe.mask_token_id >= 0 else base.mask_token_id
     if base.context != "causal" or not base.shift:
         raise ModelFileError(f"{recipe.base} is a diffusion model already; a causal base is converted.")
-    if not 0 <= mask < family.architecture.vocab_size:
+    if not 0 <= mask < spec.architecture.vocab_size:
         raise ConfigError(
             f"mask_token_id: {recipe.base} has no mask token; name an unused token of its vocabulary, "
-            f"0 to {family.architecture.vocab_size - 1}."
+            f"0 to {spec.architecture.vocab_size - 1}."
         )
     grid = recipe.stages[-1].block_length if recipe.context == "block" else 0
     gated = recipe.method != "tied"

@@ -6,16 +6,16 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vermilion.errors import ModelFileError
 from vermilion.models import weights
 from vermilion.models.catalog import ModelFiles
-from vermilion.models.families import Architecture, Traits
+from vermilion.models.configuration import hugging_face_config, spec_of
+from vermilion.models.denoiser_file import DenoiserFile, Weights
 from vermilion.models.transformer import NORMS, PARTS, Layer, Transformer
 from vermilion.training import tuning
 from vermilion.training.distributed import World, whole
@@ -33,7 +33,8 @@ def write_adapter(folder: Path, run: Run) -> None:
     if run.recipe.method == "lora":
         _write_lora(folder, _peft(tuning.pairs_of(model), adapter.dtype), adapter)
         return
-    kind, linear = "tied", cast(Layer, model.layers[0]).qkv
+    kind: Weights = "tied"
+    linear = cast(Layer, model.layers[0]).qkv
     if linear.lora_a is not None:
         kind = "lora"
         _write_lora(folder, adapter_tensors(model, adapter), adapter)
@@ -47,17 +48,7 @@ def write_adapter(folder: Path, run: Run) -> None:
     if model.draft_head is not None:
         head = {name: _stored(value, adapter.dtype) for name, value in model.draft_head.named_parameters()}
         save_file(head, folder / "draft_head.safetensors")
-    traits = adapter.traits
-    facts = {
-        "weights": kind,
-        "context": traits.context,
-        "shift": traits.shift,
-        "gated": traits.gated,
-        "mask_token_id": traits.mask_token_id,
-        "block_grid": traits.block_grid,
-        **adapter.facts,
-    }
-    (folder / "denoiser.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    DenoiserFile.of(adapter.traits, kind, adapter.block_length, adapter.facts).write(folder)
 
 
 def adapter_tensors(model: Transformer, adapter: Adapter) -> dict[str, Tensor]:
@@ -91,7 +82,7 @@ def write_model(run: Run, files: ModelFiles, world: World) -> Path:
             if not stale and not path.name.endswith(".verified.json"):
                 shutil.copy(path, draft)
     if files.kind == "gguf":
-        config = _hugging_face_config(run.model.architecture, run.adapter.traits)
+        config = hugging_face_config(spec_of(files))
         (draft / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     if changed:
         tensors = hugging_face_tensors(run.model)
@@ -196,25 +187,3 @@ def _write_lora(folder: Path, tensors: Mapping[str, Tensor], adapter: Adapter) -
         "base_model_name_or_path": adapter.base,
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-
-
-def _hugging_face_config(a: Architecture, traits: Traits) -> dict[str, Any]:
-    """A config.json that `models.configuration` reads back as the same architecture."""
-    if a.rope_fraction != 1.0:
-        raise ModelFileError("A base that rotates a part of each head has no config.json of ours.")
-    return {
-        "model_type": "qwen3" if a.qk_norm else "qwen2" if a.qkv_bias else "llama",
-        "num_hidden_layers": a.num_layers,
-        "hidden_size": a.hidden_size,
-        "num_attention_heads": a.num_heads,
-        "num_key_value_heads": a.num_kv_heads,
-        "head_dim": a.head_dim,
-        "intermediate_size": a.ffn_size,
-        "vocab_size": a.vocab_size,
-        "max_position_embeddings": a.context_length,
-        "rope_theta": a.rope_theta,
-        "rms_norm_eps": a.norm_eps,
-        "hidden_act": "silu",
-        "tie_word_embeddings": a.tied_embeddings,
-        "eos_token_id": list(traits.eos_token_ids),
-    }

@@ -77,11 +77,11 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     """The model with its denoiser, and a LoRA on it where that is what is trained; the opened data."""
     device = device_of(recipe)
     loaded = weights.load(files, torch.float32, device)
-    traits = loaded.family.traits
+    traits = loaded.spec.traits
     recipe = replace(recipe, context=traits.context, shift=traits.shift)
     if traits.mask_token_id < 0 and recipe.objective.denoise:
         raise ConfigError(f"{recipe.base} has no denoiser; convert it first, or set objective.denoise to 0.")
-    model = Transformer(loaded.family.architecture).to(device)
+    model = Transformer(loaded.spec.architecture).to(device)
     load_tensors(model, loaded.tensors)
     rank, scale = recipe.rank, recipe.alpha / recipe.rank
     attach_denoiser(model, loaded)
@@ -92,14 +92,14 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
         pairs = tuning.fresh(model, rank, recipe.target_modules, recipe.seed)
         if recipe.adapter is not None:
             pairs, scale = weights.load_adapter(
-                recipe.adapter, loaded.family.architecture, torch.float32, device
+                recipe.adapter, loaded.spec.architecture, torch.float32, device
             )
             rank = next(iter(pairs.values()))[0].shape[0]
         tuning.attach(model, pairs, scale)
     elif loaded.adapter is not None:
         rank, scale = next(iter(loaded.adapter.values()))[0].shape[0], loaded.adapter_scale
     adapter = Adapter(rank, scale * rank, traits, files.name, dtype_of(recipe))
-    return Run(model, dataset_of(recipe, files, loaded.family), recipe, adapter)
+    return Run(model, dataset_of(recipe, files, loaded.spec), recipe, adapter)
 
 
 def _write_adapter(run: Run, world: World) -> Path:

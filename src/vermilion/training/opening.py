@@ -12,15 +12,15 @@ from vermilion.data.packing import MAX_FITTED_LENGTH, Dataset, DataSource, fitti
 from vermilion.errors import ConfigError
 from vermilion.models import catalog
 from vermilion.models.catalog import ModelFiles
-from vermilion.models.families import Family
+from vermilion.models.families import ModelSpec
 from vermilion.training.recipe import Recipe
 
 
-def dataset_of(recipe: Recipe, files: ModelFiles, family: Family) -> Dataset:
+def dataset_of(recipe: Recipe, files: ModelFiles, spec: ModelSpec) -> Dataset:
     """Raises ConfigError for data that is missing or does not fit the base."""
     longest = recipe.data.length or MAX_FITTED_LENGTH
     corpora, validation = (
-        tuple(_corpus(source, files, family, longest) for source in sources)
+        tuple(_corpus(source, files, spec, longest) for source in sources)
         for sources in (recipe.data.sources, recipe.data.validation)
     )
     # What follows an end is only ever seen by noisy rows.
@@ -28,15 +28,15 @@ def dataset_of(recipe: Recipe, files: ModelFiles, family: Family) -> Dataset:
     length = recipe.data.length or fitting_length((*corpora, *validation), num_fill)
     if recipe.context == "full":
         num_fill = length  # at inference the whole answer is one canvas, however long it was made
-    if length > family.architecture.context_length:
+    if length > spec.architecture.context_length:
         raise ConfigError(
-            f"data.length: {length} is more than the base's context of {family.architecture.context_length}."
+            f"data.length: {length} is more than the base's context of {spec.architecture.context_length}."
         )
     data = replace(recipe.data, length=length)
-    if any(token >= family.architecture.vocab_size for token in data.fim_token_ids):
+    if any(token >= spec.architecture.vocab_size for token in data.fim_token_ids):
         raise ConfigError(f"data.fim_token_ids: {data.fim_token_ids}; the vocabulary ends before.")
-    breaks = _line_breaks(files, family.architecture.vocab_size) if data.fim else frozenset[int]()
-    return Dataset(data, corpora, validation, family.traits.eos_token_ids, num_fill, breaks)
+    breaks = _line_breaks(files, spec.architecture.vocab_size) if data.fim else frozenset[int]()
+    return Dataset(data, corpora, validation, spec.traits.eos_token_ids, num_fill, breaks)
 
 
 def device_of(recipe: Recipe) -> torch.device:
@@ -64,12 +64,12 @@ def _line_breaks(files: ModelFiles, vocab_size: int) -> frozenset[int]:
     return frozenset(token for token, text in enumerate(texts) if text.endswith("\n"))
 
 
-def _corpus(source: DataSource, files: ModelFiles, family: Family, row_length: int) -> Corpus:
+def _corpus(source: DataSource, files: ModelFiles, spec: ModelSpec, row_length: int) -> Corpus:
     if source.path.suffix != ".jsonl":
         corpus = Corpus.open(source.path)
     else:
         tokenizer, template = catalog.tokenizer_of(files), catalog.chat_template_of(files)
         corpus = Corpus.of(read_answers(source.path, tokenizer, template, row_length))
-    if corpus.largest_id() >= family.architecture.vocab_size:
+    if corpus.largest_id() >= spec.architecture.vocab_size:
         raise ConfigError(f"{source.path}: holds token ids that the base's vocabulary lacks.")
     return corpus

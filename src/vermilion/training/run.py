@@ -39,6 +39,8 @@ class Adapter:
     traits: Traits
     base: str
     dtype: torch.dtype
+    block_length: int = 0
+    """Longest block of the training."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Further entries of denoiser.json."""
 

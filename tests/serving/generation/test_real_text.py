@@ -8,11 +8,12 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from serving.fake import FakeBackend
+from vermilion.chat_template import ChatTemplate
 from vermilion.serving.backend import Served
 from vermilion.serving.http.app import create_app
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.service_state import ServiceState
-from vermilion.text import ChatTemplate, Tokenizer
+from vermilion.text import Tokenizer
 
 pytestmark = pytest.mark.anyio
 START, END = 256, 257

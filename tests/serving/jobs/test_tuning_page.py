@@ -15,7 +15,7 @@ from serving import toy
 from serving.http.test_api_page import shape
 from tests import peft
 from vermilion.models import catalog
-from vermilion.models.configuration import family_from_config
+from vermilion.models.configuration import spec_from_config
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "FINE_TUNING.md").read_text(encoding="utf-8")
@@ -42,7 +42,7 @@ def request(command: str, folder: Path) -> httpx.Request:
 async def test_the_page_does_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = toy.make(tmp_path / "toy")
     config = json.loads((model / "config.json").read_text())
-    architecture = family_from_config(config, "toy", {}).architecture
+    architecture = spec_from_config(config, "toy").architecture
     peft.write(tmp_path / "adapters" / "legal-2", architecture, 2)
     (tmp_path / "answers.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS * 4))
     bad = [ROWS[0], None, ROWS[1], {**ROWS[2], "response": ""}, ROWS[3]]

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from serving.fake import FakeBackend, FakeTemplate, served, sse
-from vermilion.decoding.presets import PRESETS
 from vermilion.errors import EngineFailure
+from vermilion.models.families.family_presets import WITH_BASE
 from vermilion.serving.http.app import create_app
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.service_state import ServiceState
@@ -159,8 +159,8 @@ async def test_preset_and_single_knobs_choose_the_decoding(
     await ask(client)
     await ask(client, preset="fast", decoding={"block_length": 3})
     default, chosen = (request.decoding for request in backend.requests)
-    assert default == PRESETS["lossless"]
-    assert chosen == replace(PRESETS["fast"], block_length=3)
+    assert default == WITH_BASE["lossless"]
+    assert chosen == replace(WITH_BASE["fast"], block_length=3)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ async def test_preset_and_single_knobs_choose_the_decoding(
         ({"temperature": "hot"}, "temperature", "number"),
         ({"temperature": True}, "temperature", "number"),
         ({"max_tokens": 0}, "max_tokens", "1"),
-        ({"max_completion_tokens": -1}, "max_completion_tokens", "1"),
+        ({"max_completion_tokens": -2}, "max_completion_tokens", "1"),
         ({"n": 9}, "n", "8"),
         ({"n": 1.5}, "n", "integer"),
         ({"stop": ["x"] * 65}, "stop", "64"),

@@ -6,6 +6,8 @@ import httpx
 import pytest
 
 from serving.fake import FakeBackend, sse
+from vermilion.serving.wire.openai_replies import TokenOffsets, completion_logprobs, scored
+from vermilion.types import TokenInfo
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +68,21 @@ async def test_stream_reads_the_same_as_the_reply(client: httpx.AsyncClient) -> 
         assert offsets == whole["choices"][index]["logprobs"]["text_offset"] == [0, 5, 7, 12]
         assert mine[-1]["finish_reason"] == "stop"
     assert usage["usage"] == whole["usage"]
+
+
+async def test_parts_of_a_character_keep_their_bytes_and_place() -> None:
+    parts = [b"a", b"\xf0\x9f", b"\x99\x82b", b"\xe2\x80", b"c"]
+    tokens = [TokenInfo(i, raw, -0.5, 0.6, 1, ((i, raw, -0.5),)) for i, raw in enumerate(parts)]
+    assert [row["bytes"] for row in scored(tokens)] == [list(raw) for raw in parts]
+    assert scored(tokens)[1]["token"] == "\ufffd"
+    assert b"".join(parts).decode("utf-8", "replace") == "a\U0001f642b\ufffdc"
+    for size in (1, 2, 5):  # however the answer comes in pieces
+        offsets = TokenOffsets()
+        chunks = [completion_logprobs(tokens[i : i + size], offsets) for i in range(0, len(tokens), size)]
+        found = [offset for chunk in chunks for offset in chunk["text_offset"]]
+        assert found == [0, 1, 1, 3, 4]
+    assert chunks[0]["tokens"] == ["a", r"bytes:\xf0\x9f", r"bytes:\x99\x82\x62", r"bytes:\xe2\x80", "c"]
+    assert list(chunks[0]["top_logprobs"][1]) == [r"bytes:\xf0\x9f"]
 
 
 async def test_logprobs_are_parallel_lists_with_confidence_and_pass(client: httpx.AsyncClient) -> None:

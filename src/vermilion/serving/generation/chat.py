@@ -59,7 +59,7 @@ async def chat_requests(
     )
     preset = body.preset
     if preset is None and body.decoding is None and body.reasoning_effort is not None:
-        preset = parameters.EFFORTS[body.reasoning_effort]
+        preset = parameters.preset_of(body.reasoning_effort, served.backend.model)
     decoding = parameters.decoding(body, served, config, preset)
     base = Request(
         id,

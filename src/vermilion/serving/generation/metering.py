@@ -99,7 +99,11 @@ def together(usages: Sequence[Usage]) -> Usage:
 
 def _written(events: Sequence[tuple[int, Event]]) -> str:
     rows = [(index, type(event).__name__, asdict(event)) for index, event in events]
-    return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(rows, ensure_ascii=False, separators=(",", ":"), default=_latin)
+
+
+def _latin(raw: bytes) -> str:
+    return raw.decode("latin-1")
 
 
 def _read(reply: str) -> list[tuple[int, Event]]:
@@ -114,5 +118,14 @@ def _event(kind: str, fields: dict[str, object]) -> Event:
         return Finish(usage=spent, **fields)  # type: ignore[arg-type]
     tokens = fields.pop("tokens")
     assert isinstance(tokens, list)
-    infos = tuple(TokenInfo(**{**token, "top": tuple(map(tuple, token["top"]))}) for token in tokens)
+    infos = tuple(
+        TokenInfo(
+            **{
+                **token,
+                "raw": token["raw"].encode("latin-1"),
+                "top": tuple((id, raw.encode("latin-1"), logprob) for id, raw, logprob in token["top"]),
+            }
+        )
+        for token in tokens
+    )
     return Text(tokens=infos, usage=spent, **fields)  # type: ignore[arg-type]

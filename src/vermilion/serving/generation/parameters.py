@@ -15,15 +15,16 @@ from vermilion.serving.wire.openai_bodies import Generation
 from vermilion.types import Decoding, ModelInfo, Request, Sampling
 
 EFFORTS = {
-    "none": "fast",
-    "minimal": "fast",
-    "instant": "fast",
-    "low": "balanced",
-    "medium": "lossless",
-    "high": "lossless",
-    "xhigh": "lossless",
+    "none": ("fast",),
+    "minimal": ("fast",),
+    "instant": ("fast",),
+    "low": ("balanced",),
+    "medium": ("lossless", "balanced"),
+    "high": ("lossless", "quality"),
+    "xhigh": ("lossless", "quality"),
 }
-"""Preset of each `reasoning_effort`. Effort is spent on decoding alone, never on the answer's tokens."""
+"""Preset of each `reasoning_effort`, the first that the model has. Effort is spent on decoding alone, never
+on the answer's tokens."""
 _SEEDS = 2**63
 _FIRST_SPOKEN = 4
 """Rows of the first canvas of a `realtime` answer, unless it asks for another number."""
@@ -71,13 +72,12 @@ def _logit_bias(bias: Mapping[str, float], model: ModelInfo) -> dict[int, float]
 
 
 def decoding(body: Generation, served: Served, config: ServeConfig, preset: str | None = None) -> Decoding:
-    decoding = resolve(preset or body.preset, body.decoding, config.default_preset)
-    decoders = served.backend.model.decoders
-    if decoders and decoding.decoder not in decoders:
-        raise BadParameter(
-            "decoding.decoder", decoding.decoder, ", ".join(decoders), "The model cannot run other decoders."
-        )
-    return decoding
+    return resolve(served.backend.model, preset or body.preset or config.default_preset, body.decoding)
+
+
+def preset_of(effort: str, model: ModelInfo) -> str:
+    """The preset of a `reasoning_effort`."""
+    return next((name for name in EFFORTS[effort] if name in model.presets), model.default_preset)
 
 
 def spoken(decoding: Decoding) -> Decoding:

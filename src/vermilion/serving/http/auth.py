@@ -10,7 +10,9 @@ from contextvars import ContextVar
 from starlette.datastructures import Headers
 
 from vermilion.accounts.gate import Accounts, Visit
+from vermilion.accounts.keys import Key
 from vermilion.accounts.meters import Room, Standing
+from vermilion.accounts.refusals import InvalidKey
 from vermilion.errors import BadParameter
 
 VISIT: ContextVar[Visit | None] = ContextVar("visit", default=None)
@@ -45,12 +47,26 @@ def needed_scope(method: str, path: str) -> str | None:
     return "manage" if path.startswith(_MANAGED) else "generate"
 
 
-def token_of(headers: Headers) -> str | None:
-    """The key that a client sent: as OpenAI's and most do, as Anthropic's, as Azure's."""
+def sent_keys(headers: Headers) -> dict[str, str]:
+    """Header -> key, the one that counts first: as OpenAI's and most send it, as Anthropic's, as Azure's."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    return headers.get("x-api-key") or headers.get("api-key")
+    found = {"Authorization: Bearer": token.strip() if scheme.lower() == "bearer" else ""}
+    found |= {name: headers.get(name, "") for name in ("x-api-key", "api-key")}
+    return {name: key for name, key in found.items() if key}
+
+
+async def _authenticated(accounts: Accounts, headers: Headers) -> Key:
+    """Raises `InvalidKey`, which says which of several keys was read."""
+    keys = sent_keys(headers)
+    read, *unread = keys or [""]
+    try:
+        return await accounts.authenticate(keys.get(read))
+    except InvalidKey as error:
+        if not any(keys[name] != keys[read] for name in unread):
+            raise
+        raise InvalidKey(
+            f"{error} The key in {read} was read, not the one in {' or '.join(unread)}: send only one."
+        ) from None
 
 
 async def enter(
@@ -63,7 +79,7 @@ async def enter(
     scope = needed_scope(*asked)
     if scope is None:
         return None
-    key = await accounts.authenticate(token_of(headers))
+    key = await _authenticated(accounts, headers)
     visit = Visit(accounts, key, request_id, asked[1][:200])
     visit.require(scope)
     name = headers.get("idempotency-key")

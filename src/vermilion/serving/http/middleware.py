@@ -45,6 +45,8 @@ _VERSIONED = (
     "/invoices",
 )
 _AZURE = re.compile(r"/openai(?:/deployments/([^/]+))?(?=/)")
+_SLASHES = re.compile("//+")
+"""What is left where a client puts `/v1/...` behind an address that ends in a slash."""
 _CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a request whose client left before a reply began; only metrics and the log see it."""
 
@@ -52,9 +54,12 @@ _log = logging.getLogger(__name__)
 
 
 def canonical_path(path: str) -> str:
-    """The one spelling of a route: /v1 before OpenAI's and its kin, never before others; no last slash, and
-    nothing of what Azure's clients put before it.
+    """The one spelling of a route: /v1 before OpenAI's and its kin, never before others; single slashes, none
+    at the end, and nothing of what Azure's and DeepSeek's clients put before it.
     """
+    path = _SLASHES.sub("/", path)
+    if path.startswith("/beta/"):
+        path = path.removeprefix("/beta")
     bare = _AZURE.sub("", path.rstrip("/"), count=1) if path.startswith("/openai/") else path.rstrip("/")
     if bare == "/v1/infill":
         # Ours; llama.cpp's of the same name has no version.
@@ -66,7 +71,7 @@ def canonical_path(path: str) -> str:
 
 def deployment(path: str) -> str | None:
     """The model that a client of Azure names in the path rather than in the body."""
-    found = _AZURE.match(path)
+    found = _AZURE.match(_SLASHES.sub("/", path))
     return found[1] if found else None
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
@@ -17,6 +18,11 @@ from vermilion.serving.http.connection import ClientGone
 Body = TypeVar("Body", bound=BaseModel)
 
 _LONGEST_SHOWN = 80
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+"""zlib's parameter for each content encoding that is unpacked."""
+_MAX_REPAIRS = 8
+"""Rounds of `_repaired`: a field that was null or 8.0 can hide an error of the object around it."""
 
 
 class BodyTooLarge(BadRequest):
@@ -36,20 +42,56 @@ class NotJson(BadRequest):
         )
 
 
+class UnknownEncoding(BadRequest):
+    status = 415
+
+    def __init__(self, given: str) -> None:
+        super().__init__(
+            f"Content-Encoding {given[:_LONGEST_SHOWN]!r} is not understood; send gzip, deflate or none.",
+            code="unsupported_encoding",
+        )
+
+
 async def read(request: HttpRequest, kind: type[Body], limit_bytes: int) -> Body:
     """The body as a `kind`. Raises `BadRequest` (400, 413, 415), and `ClientGone` where it never arrives."""
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise NotJson(media_type)
-    content = await _receive(request, limit_bytes)
+    _check_media_type(request)
+    content = _unpacked(await _receive(request, limit_bytes), request, limit_bytes)
     auth.seen(content)
     return parse(content, kind)
+
+
+def _check_media_type(request: HttpRequest) -> None:
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    # The local servers' clients, curl -d among them, send JSON under any name. A web page may do that
+    # without asking first, but not without its Origin.
+    local = not request.url.path.startswith("/v1/") and "origin" not in request.headers
+    if media_type != "application/json" and not local:
+        raise NotJson(media_type)
+
+
+def _unpacked(content: bytes, request: HttpRequest, limit_bytes: int) -> bytes:
+    """The body as it was before its Content-Encoding, which may not hide more than `limit_bytes`."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding == "identity":
+        return content
+    if encoding not in _WINDOW_BITS:
+        raise UnknownEncoding(encoding)
+    unpacking = zlib.decompressobj(_WINDOW_BITS[encoding])
+    try:
+        unpacked = unpacking.decompress(content, limit_bytes + 1)
+    except zlib.error as error:
+        raise BadRequest(f"The request body is not valid {encoding}: {error}.", code="invalid_body") from None
+    if len(unpacked) > limit_bytes:
+        raise BodyTooLarge(limit_bytes)
+    if not unpacking.eof:
+        raise BadRequest(f"The request body is {encoding} without its end.", code="invalid_body")
+    return unpacked
 
 
 def parse(content: bytes, kind: type[Body]) -> Body:
     """JSON as a `kind`. Raises `BadRequest`; NaN, infinities and nesting past 200 levels are no JSON here."""
     try:
-        value = from_json(content, allow_inf_nan=False)
+        value = from_json(content.removeprefix(_BYTE_ORDER_MARK), allow_inf_nan=False)
     except ValueError as error:
         raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(value, dict):
@@ -58,11 +100,55 @@ def parse(content: bytes, kind: type[Body]) -> Body:
 
 
 def convert(value: Mapping[str, Any], kind: type[Body], names: Mapping[str, str]) -> Body:
-    """Fields as a `kind`. Raises `BadRequest`, which calls fields by the caller's own `names`."""
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise _explain(error.errors(include_url=False, include_context=False)[0], names) from None
+    """Fields as a `kind`. Raises `BadRequest`, which calls fields by the caller's own `names`.
+
+    A field that is null is one left out, and 8.0 is a whole number where one is wanted, at any depth.
+    """
+    details: list[ErrorDetails] = []
+    for _ in range(_MAX_REPAIRS):
+        try:
+            return kind.model_validate(value)
+        except ValidationError as error:
+            details = error.errors(include_url=False, include_context=False)
+        repaired = _repaired(value, details)
+        if repaired is None:
+            break
+        value = repaired
+    raise _explain(details[0], names)
+
+
+def _repaired(value: Mapping[str, Any], details: Sequence[ErrorDetails]) -> dict[str, Any] | None:
+    """`value` without the nulls that were refused, and with whole numbers as integers; None for neither.
+
+    What is nested in it is changed in place: a copy of a long conversation would hold up every stream.
+    """
+    repaired, changed = dict(value), False
+    for detail in details:
+        holder, key = _place(repaired, detail["loc"])
+        if holder is None:
+            continue
+        given = holder[key]
+        if given is None and isinstance(holder, MutableMapping):
+            del holder[key]
+            changed = True
+        elif detail["type"] == "int_type" and isinstance(given, float) and given.is_integer():
+            holder[key] = int(given)
+            changed = True
+    return repaired if changed else None
+
+
+def _place(value: Any, steps: Sequence[str | int]) -> tuple[Any, Any]:
+    """The innermost container on the way of an error, and the key in it; (None, None) for none.
+
+    The steps also name the kinds of a union, which are no keys.
+    """
+    holder, last = None, None
+    for step in steps:
+        known = isinstance(value, MutableMapping) and step in value
+        listed = isinstance(value, MutableSequence) and isinstance(step, int) and step < len(value)
+        if known or listed:
+            holder, last, value = value, step, value[step]
+    return holder, last
 
 
 async def _receive(request: HttpRequest, limit_bytes: int) -> bytes:

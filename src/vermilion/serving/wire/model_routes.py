@@ -9,7 +9,6 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 from vermilion.accounts.money import written
-from vermilion.decoding.presets import PRESETS
 from vermilion.errors import BadRequest
 from vermilion.serving.backend import Served
 from vermilion.serving.generation import chat, model_names
@@ -46,11 +45,8 @@ def model_body(served: Served, name: str) -> dict[str, Any]:
         "openrouter": None,
         "datacenters": [],
         "decoders": list(model.decoders),
-        "presets": {
-            preset: decoding.decoder
-            for preset, decoding in PRESETS.items()
-            if not model.decoders or decoding.decoder in model.decoders
-        },
+        "presets": {preset: decoding.decoder for preset, decoding in model.presets.items()},
+        "default_preset": model.default_preset,
         **({"parent": model.id} if name in model.adapters else {}),
     }
 

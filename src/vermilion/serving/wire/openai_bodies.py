@@ -15,6 +15,8 @@ from vermilion.types import Decoding
 
 MOST_STOPS = 64
 MOST_CHOICES = 8
+NO_LIMIT = 2**31 - 1
+"""More tokens than any context has room for."""
 _TEXT_PARTS = ("text", "input_text", "output_text", None)
 _PENALTY = "Lowers (above 0) or raises the score of tokens "
 
@@ -55,6 +57,11 @@ def single_prompt(prompt: object) -> object:
     if isinstance(prompt, list) and all(type(token) is int for token in prompt):
         return prompt
     raise ValueError("must be a string, a list of one string, or a list of token ids")
+
+
+def without_limit(limit: object) -> object:
+    """What is meant by a limit of -1."""
+    return NO_LIMIT if type(limit) in (int, float) and limit == -1 else limit
 
 
 def as_json(arguments: object) -> object:
@@ -105,6 +112,9 @@ Stops = Annotated[
 ]
 
 
+TokenLimit = Annotated[int | None, BeforeValidator(without_limit, json_schema_input_type=int | None)]
+
+
 class StreamOptions(BaseModel):
     model_config = WIRE
 
@@ -117,7 +127,9 @@ class Generation(BaseModel):
     model_config = WIRE
 
     model: str | None = Field(None, description="Id or alias of a served model; the only one if left out.")
-    max_tokens: int | None = Field(None, ge=1, description="Longest answer; cut to what fits.")
+    max_tokens: TokenLimit = Field(
+        None, ge=1, description="Longest answer; cut to what fits, which is all that -1 says."
+    )
     min_tokens: int | None = Field(None, ge=0, description="Do not end the answer before so many tokens.")
     ignore_eos: bool | None = Field(None, description="Go on to `max_tokens` whatever the model says.")
     temperature: FiniteFloat | None = Field(
@@ -214,7 +226,7 @@ class ChatBody(Generation):
     """Body of POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, description="The conversation so far, oldest first.")
-    max_completion_tokens: int | None = Field(None, ge=1, description="Wins over `max_tokens`.")
+    max_completion_tokens: TokenLimit = Field(None, ge=1, description="Wins over `max_tokens`.")
     logprobs: bool | None = Field(
         None, description="Send each token's log probability, confidence and the pass it settled in."
     )

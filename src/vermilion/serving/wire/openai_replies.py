@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ def completion_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> d
             {
                 "index": index,
                 "text": choice.text,
-                "logprobs": completion_logprobs(choice.tokens, 0) if logprobs else None,
+                "logprobs": completion_logprobs(choice.tokens, TokenOffsets()) if logprobs else None,
                 "finish_reason": choice.reason,
                 **stopped_by(choice.stop_string),
             }
@@ -115,9 +116,9 @@ def scored(tokens: Sequence[TokenInfo], ids: bool = False) -> list[dict[str, Any
     return [
         {
             **({"id": token.id} if ids else {}),
-            **_scored(token.text, token.logprob),
+            **_scored(token.raw, token.logprob),
             "top_logprobs": [
-                {**({"id": id} if ids else {}), **_scored(text, logprob)} for id, text, logprob in token.top
+                {**({"id": id} if ids else {}), **_scored(raw, logprob)} for id, raw, logprob in token.top
             ],
         }
         for token in tokens
@@ -135,27 +136,49 @@ def chat_logprobs(tokens: Sequence[TokenInfo]) -> dict[str, Any]:
     }
 
 
-def completion_logprobs(tokens: Sequence[TokenInfo], offset: int) -> dict[str, Any]:
-    """OpenAI's older shape, parallel lists; `offset` is where the first token begins in the answer."""
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token.text)
+class TokenOffsets:
+    """Where each token of an answer begins, in characters; a part of a character begins where that does."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._length = 0
+
+    def next(self, tokens: Sequence[TokenInfo]) -> list[int]:
+        offsets = []
+        for token in tokens:
+            unfinished, _ = self._decoder.getstate()
+            broken_off = unfinished and token.raw[:1] and not 0x80 <= token.raw[0] < 0xC0
+            offsets.append(self._length + bool(broken_off))
+            self._length += len(self._decoder.decode(token.raw))
+        return offsets
+
+
+def completion_logprobs(tokens: Sequence[TokenInfo], offsets: TokenOffsets) -> dict[str, Any]:
+    """OpenAI's older shape, parallel lists; `offsets` knows the answer's earlier tokens."""
     return {
-        "tokens": [token.text for token in tokens],
+        "tokens": [_token_name(token.raw) for token in tokens],
         "token_logprobs": [max(token.logprob, _LEAST_LOGPROB) for token in tokens],
         "top_logprobs": [
-            {text: max(logprob, _LEAST_LOGPROB) for _, text, logprob in token.top} for token in tokens
+            {_token_name(raw): max(logprob, _LEAST_LOGPROB) for _, raw, logprob in token.top}
+            for token in tokens
         ],
-        "text_offset": offsets,
+        "text_offset": offsets.next(tokens),
         "confidence": [token.confidence for token in tokens],
         "pass": [token.pass_number for token in tokens],
     }
 
 
-def _scored(text: str, logprob: float) -> dict[str, Any]:
+def _token_name(raw: bytes) -> str:
+    """As text, or where it is no whole characters as OpenAI writes it: bytes:\\xe2\\x80."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _scored(raw: bytes, logprob: float) -> dict[str, Any]:
     return {
-        "token": text,
+        "token": raw.decode("utf-8", "replace"),
         "logprob": max(logprob, _LEAST_LOGPROB),
-        "bytes": list(text.encode("utf-8", "replace")),
+        "bytes": list(raw),
     }

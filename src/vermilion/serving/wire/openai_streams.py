@@ -12,6 +12,7 @@ from vermilion.serving.http.error_rendering import openai_error
 from vermilion.serving.http.sse import EVENT_STREAM
 from vermilion.serving.wire.openai_replies import (
     Head,
+    TokenOffsets,
     call_body,
     chat_logprobs,
     completion_logprobs,
@@ -206,7 +207,7 @@ class CompletionStream(_Stream):
 
     def __init__(self, head: Head, include_usage: bool, num_choices: int, delta: bool = False) -> None:
         super().__init__(head, "text_completion", include_usage)
-        self._offsets = [0] * num_choices
+        self._offsets = [TokenOffsets() for _ in range(num_choices)]
         self._delta = delta
 
     def render(self, index: int, event: Event) -> bytes:
@@ -215,7 +216,6 @@ class CompletionStream(_Stream):
             text = event.text
             if event.tokens:
                 logprobs = _quote(completion_logprobs(event.tokens, self._offsets[index]))
-            self._offsets[index] += len(text)
         elif isinstance(event, Finish):
             self._usages[index] = event.usage
             reason = f'"{event.reason}"{_stopped_by(event)}'

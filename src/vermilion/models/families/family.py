@@ -1,0 +1,119 @@
+"""What one row of the family table says, and what a checkpoint makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vermilion.models.families.architecture import Architecture, LayerKind
+from vermilion.models.families.family_presets import Presets, default_preset, presets_for
+from vermilion.models.families.names import GGUF, LLAMA, TensorNames
+from vermilion.models.families.traits import AUTOREGRESSIVE, Traits
+
+Config = Mapping[str, Any]
+"""The contents of a config.json."""
+
+HUGGING_FACE: Mapping[str, str] = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "ffn_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "tied_embeddings": "tie_word_embeddings",
+    "activation": "hidden_act",
+    "qkv_bias": "attention_bias",
+    "output_bias": "attention_bias",
+    "ffn_bias": "mlp_bias",
+    "mask_token_id": "mask_token_id",
+    "eos_token_ids": "eos_token_id",
+}
+"""Field of `Architecture` or `Traits` to the key of config.json that gives it, as most families have them."""
+
+
+def sliding_layers(config: Config) -> tuple[LayerKind, ...]:
+    """Windows as Qwen's and Gemma's configs state them: `layer_types`, or all layers from the
+    `max_window_layers`-th on."""
+    window, num_layers = config.get("sliding_window") or 0, config.get("num_hidden_layers", 0)
+    kinds = config.get("layer_types")
+    if kinds is None:
+        first = config.get("max_window_layers", 0) if config.get("use_sliding_window") else num_layers
+        kinds = ["sliding_attention" if index >= first else "full_attention" for index in range(num_layers)]
+    layers = tuple(LayerKind(window=window if kind == "sliding_attention" else 0) for kind in kinds)
+    return layers if any(layer.window for layer in layers) else ()
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFKind:
+    """How GGUF files keep a family."""
+
+    architecture: str
+    """`general.architecture`, also the prefix of the sizes' keys."""
+    names: TensorNames = GGUF
+    interleaved: bool = False
+    """Whether the two rotated halves of a query or key head lie as pairs; Hugging Face keeps them apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One row of the table: a published kind of checkpoint."""
+
+    name: str
+    model_types: tuple[str, ...]
+    """Values of config.json's `model_type`."""
+    where: Config = field(default_factory=dict)
+    """Further entries of config.json that tell it from another family of the same type."""
+    keys: Mapping[str, str] = field(default_factory=lambda: HUGGING_FACE)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `Architecture` that its code has and its config does not say."""
+    layers: Callable[[Config], tuple[LayerKind, ...]] = sliding_layers
+    names: TensorNames = LLAMA
+    gguf: GGUFKind | None = None
+    traits: Traits | None = None
+    """How it denoises, where its config does not say otherwise; None for an autoregressive family, whose
+    traits a denoiser beside it gives."""
+    presets: Presets = field(default_factory=dict)
+    """Empty: those of its traits (`presets_for`)."""
+    default_preset: str = ""
+    """Empty: `lossless` where there is one, else `balanced`."""
+    page_multiple: int = 1
+    """What a page of its cache is a multiple of, besides its block length."""
+    chat_template: str = ""
+    """Jinja source for checkpoints that come without one."""
+
+    def describes(self, config: Config) -> bool:
+        """Whether a checkpoint with this config.json is of this family."""
+        return config.get("model_type") in self.model_types and all(
+            config.get(key) == value for key, value in self.where.items()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What is known of one checkpoint before its tensors are read."""
+
+    name: str
+    architecture: Architecture
+    traits: Traits
+    family: Family
+    block_length: int = 0
+    """Longest block that its denoiser was trained on; 0: not known."""
+
+    @property
+    def presets(self) -> Presets:
+        """Its decodings by name; empty for an autoregressive model without a denoiser."""
+        return self.family.presets or presets_for(self.traits, self.block_length)
+
+    @property
+    def default_preset(self) -> str:
+        return self.family.default_preset or default_preset(self.presets)
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Whether it has no denoiser."""
+        return self.traits.noise == "mask" and self.traits.mask_token_id == AUTOREGRESSIVE.mask_token_id

@@ -1,0 +1,52 @@
+"""The decodings that a kind of model offers by name, from its traits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from vermilion.models.families.traits import Traits
+from vermilion.types import Decoding
+
+Presets = Mapping[str, Decoding]
+
+WITH_BASE: Presets = MappingProxyType(
+    {
+        "ar": Decoding(decoder="ar"),
+        "lossless": Decoding(decoder="lossless", block_length=3, draft_nodes=3, lookup=16),
+        "balanced": Decoding(decoder="relaxed", block_length=4, draft_nodes=3, accept_above=0.3),
+        "fast": Decoding(decoder="relaxed", block_length=4, draft_nodes=4, accept_above=0.05),
+    }
+)
+"""Where clean rows are an autoregressive model."""
+
+_WINDOW = 32
+"""Positions that a model without a block length of its own settles at a time, as LLaDA's own sampler."""
+
+
+def canvas_presets(block_length: int = _WINDOW) -> Presets:
+    """For models without an autoregressive base: one position a pass, or all that are sure enough (0.9 as in
+    arXiv 2505.22618)."""
+    return MappingProxyType(
+        {
+            "quality": Decoding(decoder="schedule", block_length=block_length),
+            "balanced": Decoding(decoder="threshold", block_length=block_length, threshold=0.9),
+            "fast": Decoding(decoder="threshold", block_length=block_length, threshold=0.7),
+        }
+    )
+
+
+def presets_for(traits: Traits, block_length: int = 0) -> Presets:
+    """The presets of a model with these traits, whose denoiser was trained on blocks of this length."""
+    if traits.has_next_token:
+        return WITH_BASE
+    return canvas_presets(traits.block_grid or (block_length if traits.context == "causal" else 0) or _WINDOW)
+
+
+def default_preset(presets: Presets) -> str:
+    """What answers a request that names no preset: the exact one, or the middle one."""
+    return "lossless" if "lossless" in presets else "balanced"
+
+
+PRESET_NAMES = tuple(dict.fromkeys([*WITH_BASE, *canvas_presets()]))
+"""Every name that some family has."""

@@ -1,0 +1,54 @@
+"""The family table. A new family is a row here; docs/DESIGN.md shows one being added."""
+
+from __future__ import annotations
+
+from vermilion.errors import ModelFileError
+from vermilion.models.families.family import HUGGING_FACE, Config, Family, GGUFKind
+from vermilion.models.families.traits import Traits
+
+_QWEN2 = {"qkv_bias": True, "output_bias": False}
+_QWEN3 = {"qk_norm": True}
+
+FAMILIES: list[Family] = [
+    # Autoregressive; a denoiser beside them makes them diffusion models.
+    Family("llama", ("llama",), gguf=GGUFKind("llama", interleaved=True)),
+    Family("qwen2", ("qwen2",), fixed=_QWEN2, gguf=GGUFKind("qwen2")),
+    Family("qwen3", ("qwen3",), fixed=_QWEN3, gguf=GGUFKind("qwen3")),
+    # Diffusion models as they are published.
+    Family(
+        "sdar",
+        ("sdar",),
+        keys={**HUGGING_FACE, "block_grid": "block_size"},
+        fixed=_QWEN3,
+        traits=Traits("block", False, 151669, (151645, 151643), block_grid=4),
+    ),
+    Family(
+        "fast-dllm-v2",
+        ("Fast_dLLM_Qwen",),
+        keys={**HUGGING_FACE, "block_grid": "bd_size"},
+        fixed=_QWEN2,
+        traits=Traits("block", True, 151665, (151645,), block_grid=32),
+    ),
+    Family("dream", ("Dream",), fixed=_QWEN2, traits=Traits("full", True, 151666, (151643,))),
+]
+"""The first row that describes a checkpoint is its family."""
+
+
+def family_of(config: Config, name: str) -> Family:
+    """The row for a config.json; raises ModelFileError for a type that no row has."""
+    for family in FAMILIES:
+        if family.describes(config):
+            return family
+    known = sorted({model_type for family in FAMILIES for model_type in family.model_types})
+    raise ModelFileError(
+        f"{name}: model_type {config.get('model_type')!r} is not read; these are: {', '.join(known)}."
+    )
+
+
+def family_of_gguf(architecture: object, name: str) -> Family:
+    """The row for a GGUF's `general.architecture`; raises ModelFileError for one that no row has."""
+    for family in FAMILIES:
+        if family.gguf and family.gguf.architecture == architecture:
+            return family
+    known = ", ".join(repr(family.gguf.architecture) for family in FAMILIES if family.gguf)
+    raise ModelFileError(f"{name}: architecture {architecture!r}; these are read from a GGUF: {known}.")

@@ -1,0 +1,43 @@
+"""How a checkpoint denoises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Context = Literal["causal", "block", "full"]
+
+NO_MASK_ID = -1
+"""Mask id of an autoregressive model without a denoiser: no token has it, only `ar` can run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """How a checkpoint denoises.
+
+    context  what committed text sees: `causal` (a frozen AR model; its commit rows give next-token
+             probabilities), `block` (block-causal: all of the own block and every earlier one), `full`
+             (everything, masks of the future included; nothing can be cached).
+    shift    row i predicts token i + 1 (converted AR models); otherwise a mask predicts itself.
+    block_grid  block edges lie at multiples of it, counted from position 0; 0: a canvas starts anywhere.
+    gated    noisy rows run base + adapter, clean rows the base alone.
+    noise    what stands at a position that is not settled: the mask token, or a token drawn uniformly from
+             the vocabulary (DiffusionGemma).
+    """
+
+    context: Context
+    shift: bool
+    mask_token_id: int
+    eos_token_ids: tuple[int, ...]
+    block_grid: int = 0
+    gated: bool = False
+    noise: Literal["mask", "uniform"] = "mask"
+
+    @property
+    def has_next_token(self) -> bool:
+        """Whether clean rows are an AR model, so that `ar`, `lossless` and revision are possible."""
+        return self.context == "causal" and self.shift
+
+
+AUTOREGRESSIVE = Traits("causal", True, NO_MASK_ID, ())
+"""A model that no denoiser was trained for."""

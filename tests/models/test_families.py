@@ -1,0 +1,130 @@
+"""Every row of the family table: a checkpoint of its kind gives the logits that its publisher computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.models.test_transformer import IDS, hugging_face, ours, without_casts
+from vermilion.errors import ModelFileError
+from vermilion.models.attention import Visibility, plan_groups
+from vermilion.models.configuration import hugging_face_config, spec_from_config
+from vermilion.models.families import FAMILIES, ModelSpec, Traits
+from vermilion.models.transformer import Rows, Transformer
+
+SIZES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 200,
+    "max_position_embeddings": 64,
+}
+# What transformers computes with the weights, and what a published config.json says besides.
+PUBLISHED = {
+    "sdar": ("qwen3", {"model_type": "sdar", "block_size": 8, "mask_token_id": 59}),
+    "fast-dllm-v2": ("qwen2", {"model_type": "Fast_dLLM_Qwen", "bd_size": 4, "mask_token_id": 59}),
+    "dream": ("qwen2", {"model_type": "Dream", "mask_token_id": 59, "eos_token_id": 7}),
+}
+TRAITS = {
+    "sdar": Traits("block", False, 59, (151645, 151643), block_grid=8),
+    "fast-dllm-v2": Traits("block", True, 59, (151645,), block_grid=4),
+    "dream": Traits("full", True, 59, (7,)),
+}
+
+
+def visible(spec: ModelSpec, length: int) -> Tensor:
+    """bool [query, key]: whom committed text sees, written down from the traits' definition."""
+    at = torch.arange(length)
+    grid = spec.traits.block_grid or 1
+    return {
+        "causal": at[:, None] >= at[None],
+        "block": at[:, None] // grid >= at[None] // grid,
+        "full": torch.ones(length, length, dtype=torch.bool),
+    }[spec.traits.context]
+
+
+def logits(model: Transformer, seen: Tensor) -> Tensor:
+    """Ours for IDS in one forward; every row sees a run of keys from the first on."""
+    count = len(IDS)
+    pool, rows, ends = model.new_pool(count), list(range(count)), seen.sum(1).tolist()
+    sight = Visibility(rows, [0] * count, [0] * count, ends, rows)
+    forward = Rows(
+        torch.tensor(IDS),
+        torch.arange(count),
+        torch.zeros(count, dtype=torch.bool),
+        count,
+        torch.arange(count),
+        plan_groups([sight], count, 2, pool),
+    )
+    with torch.inference_mode():
+        return model.logits(model(forward, pool))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_kind_is_read_and_computed_as_transformers_computes_it(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("transformers")
+    kind, config = PUBLISHED[name]
+    theirs = hugging_face(kind)
+    model, spec = ours(theirs, tmp_path, torch.float64, config)
+    assert (spec.family.name, spec.traits) == (name, TRAITS[name])
+    seen = visible(spec, len(IDS))
+    theirs = theirs.double()
+    theirs.set_attn_implementation("sdpa")
+    without_casts(theirs, spec.architecture)
+    hidden = torch.zeros(1, 1, *seen.shape, dtype=torch.float64).masked_fill_(~seen, -torch.inf)
+    with torch.inference_mode():
+        wanted = theirs(torch.tensor([IDS]), attention_mask=hidden).logits[0]
+    torch.testing.assert_close(logits(model, seen), wanted, atol=1e-11, rtol=0)
+
+
+def test_every_diffusion_family_is_compared_with_a_reference() -> None:
+    assert {family.name for family in FAMILIES if family.traits is not None} == PUBLISHED.keys()
+
+
+def test_presets_follow_from_the_traits_unless_the_row_has_its_own() -> None:
+    for name, (_, config) in PUBLISHED.items():
+        spec = spec_from_config({**SIZES, **config}, name)
+        assert list(spec.presets) == ["quality", "balanced", "fast"] and spec.default_preset == "balanced"
+        block = spec.traits.block_grid or 32
+        assert {preset.block_length for preset in spec.presets.values()} == {block}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "sdar", "Dream"])
+def test_a_written_config_is_read_back_as_the_same_model(model_type: str) -> None:
+    spec = spec_from_config(
+        {**SIZES, "model_type": model_type, "num_key_value_heads": 2, "head_dim": 16}, "m"
+    )
+    assert spec_from_config(hugging_face_config(spec), "m") == spec
+    partial = replace(spec, architecture=replace(spec.architecture, rope_fraction=0.5))
+    with pytest.raises(ModelFileError, match="rope_fraction cannot be written"):
+        hugging_face_config(partial)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}, "sliding windows"),
+        ({"model_type": "qwen3", "layer_types": ["sliding_attention"] * 2, "sliding_window": 8}, "sliding"),
+        ({"model_type": "llama", "attention_bias": True}, "biases of the attention's output"),
+        ({"model_type": "llama", "mlp_bias": True, "hidden_act": "gelu"}, "feed-forward, activation gelu"),
+        ({"model_type": "llama", "rope_scaling": {"rope_type": "yarn", "factor": 4}}, "scaled RoPE"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not read; these are: .*qwen3, sdar"),
+        ({"model_type": "llama", "hidden_size": None}, "config.json lacks hidden_size"),
+    ],
+)
+def test_a_config_beyond_the_backbone_is_refused_by_name(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        spec_from_config({**SIZES, **given}, "m")
+
+
+def test_windows_that_no_layer_uses_are_no_hindrance() -> None:
+    config = {**SIZES, "model_type": "qwen2", "use_sliding_window": False, "sliding_window": 8}
+    assert spec_from_config(config, "m").architecture.layers == ()
+    assert spec_from_config({**config, "layer_types": ["full_attention"] * 2}, "m").architecture.layers == ()
