@@ -116,11 +116,11 @@ class Visit:
         self._route = route
         self._num_calls = 0
 
-    def require(self, scope: str) -> None:
-        """Raises `NotPermitted`."""
-        if scope not in self.key.scopes:
+    def require(self, *scopes: str) -> None:
+        """Any of them. Raises `NotPermitted`."""
+        if not self.key.scopes.intersection(scopes):
             held = ", ".join(sorted(self.key.scopes))
-            raise NotPermitted(f"This API key has the scopes {held}; this needs {scope}.")
+            raise NotPermitted(f"This API key has the scopes {held}; this needs {' or '.join(scopes)}.")
 
     async def begin(self, num_prompt_tokens: int) -> tuple[LedgerRequest, str | None]:
         """Admits a call; with it the answer that its idempotency key already has, if any.

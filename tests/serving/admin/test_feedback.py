@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from serving.fake import FakeBackend, fake_service
-from vermilion.serving.http.app import create_app
-from vermilion.serving.http.auth import needed_scope
+from vermilion.serving.http.app import ROUTES, create_app
+from vermilion.serving.http.routes import RouteTable
 from vermilion.serving.jobs.background import BackgroundJobs
 
 pytestmark = pytest.mark.anyio
@@ -54,4 +54,4 @@ async def test_without_a_folder_it_only_counts(client: httpx.AsyncClient) -> Non
 
 
 def test_editors_send_it_without_a_key() -> None:
-    assert needed_scope("POST", "/v1/feedback") is None
+    assert RouteTable(ROUTES).scopes("POST", "/v1/feedback") == ()

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from serving.fake import FakeBackend
-from vermilion.serving.http.app import BODIES
+from vermilion.serving.http.app import ROUTES as DECLARED
 
 pytestmark = pytest.mark.anyio
 ROUTES = (
@@ -144,7 +144,9 @@ async def test_other_addresses_and_methods(
 class Fuzzer:
     """Bodies that are nearly right: a valid one with a few parts replaced, dropped or damaged."""
 
-    names = tuple(sorted({name for body in BODIES for name in body.model_fields} | {"extra"}))
+    names = tuple(
+        sorted({name for route in DECLARED if route.body for name in route.body.model_fields} | {"extra"})
+    )
 
     odd = (
         None,

@@ -11,8 +11,8 @@ import pytest
 
 from serving.fake import FakeBackend, served, sse
 from vermilion.errors import ConfigError
-from vermilion.serving.http.app import create_app
-from vermilion.serving.http.middleware import canonical_path
+from vermilion.serving.http.app import ROUTES, create_app
+from vermilion.serving.http.routes import RouteTable
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.service_state import ServiceState
 
@@ -94,7 +94,7 @@ def test_the_service_never_imports_torch() -> None:
     ],
 )
 def test_every_spelling_of_an_address_is_one_route(path: str, canonical: str) -> None:
-    assert canonical_path(path) == canonical
+    assert RouteTable(ROUTES).canonical(path) == canonical
 
 
 async def test_a_model_in_azures_path_wins_over_the_bodys(client: httpx.AsyncClient) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
-from fastapi import Request as HttpRequest
+from fastapi import Query
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -20,9 +19,8 @@ from vermilion.accounts.refusals import NotPermitted, RateLimited
 from vermilion.errors import BadParameter
 from vermilion.serving.http.auth import VISIT
 from vermilion.serving.http.openapi import operation
-from vermilion.serving.http.parsing import read
-from vermilion.serving.http.request_context import json_response
-from vermilion.serving.service_state import ServiceState
+from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.http.routes import MANAGE, OPEN, Route
 from vermilion.serving.wire.openai_bodies import WIRE
 
 _HOUR_US = DAY_US // 24
@@ -69,115 +67,101 @@ class KeyBody(BaseModel):
             raise BadParameter("expires_at", self.expires_at, "a time as 2026-12-31T00:00:00Z") from None
 
 
-BODIES = (SignUpBody, KeyBody)
-
-
-def add_routes(router: APIRouter, service: ServiceState) -> None:
-    """None where the service has no accounts."""
-    if service.accounts is None:
-        return
-    _add_accounts(router, service.accounts)
-    _add_keys(router, service.accounts)
-    _add_reports(router, service.accounts)
-
-
 def _visit() -> Visit:
-    """Of the request that this task answers; the edge has let nobody in without one."""
+    """Of the request that this task answers; the middleware has let nobody in without one."""
     visit = VISIT.get()
     assert visit is not None
     return visit
 
 
-def _add_accounts(router: APIRouter, accounts: Accounts) -> None:
-    @router.post("/v1/accounts", status_code=_CREATED, **SIGN_UP)
-    async def sign_up(http: HttpRequest) -> Response:
-        body = await read(http, SignUpBody, _MOST_BODY_BYTES)
-        config = accounts.config
-        if not config.sign_ups_per_hour:
-            raise NotPermitted("Nobody can sign up here; ask whoever runs this service for a key.")
-        num_recent = await accounts.call(organisations.num_signed_up, now_us() - _HOUR_US)
-        if num_recent >= config.sign_ups_per_hour:
-            raise RateLimited("Too many have signed up within the hour. Try again later.", 600, Standing())
-        new = NewOrganisation(
-            body.organisation or body.email,
-            body.email,
-            free_tokens=config.free_tokens,
-            limits=config.limits,
-            signed_up=True,
-        )
-        organisation_id, user_id, secret = await accounts.call(organisations.create_organisation, new)
-        reply = {
-            "organisation": {"id": organisation_id, "name": new.name},
-            "user": {"id": user_id, "email": body.email.lower()},
-            "free_tokens": config.free_tokens,
-            "key": _secret_body(secret),
+def _accounts(context: RequestContext) -> Accounts:
+    assert context.service.accounts is not None
+    return context.service.accounts
+
+
+async def sign_up(context: RequestContext, body: SignUpBody) -> Response:
+    config = _accounts(context).config
+    if not config.sign_ups_per_hour:
+        raise NotPermitted("Nobody can sign up here; ask whoever runs this service for a key.")
+    num_recent = await _accounts(context).call(organisations.num_signed_up, now_us() - _HOUR_US)
+    if num_recent >= config.sign_ups_per_hour:
+        raise RateLimited("Too many have signed up within the hour. Try again later.", 600, Standing())
+    new = NewOrganisation(
+        body.organisation or body.email,
+        body.email,
+        free_tokens=config.free_tokens,
+        limits=config.limits,
+        signed_up=True,
+    )
+    organisation_id, user_id, secret = await _accounts(context).call(organisations.create_organisation, new)
+    reply = {
+        "organisation": {"id": organisation_id, "name": new.name},
+        "user": {"id": user_id, "email": body.email.lower()},
+        "free_tokens": config.free_tokens,
+        "key": _secret_body(secret),
+    }
+    return _created(reply)
+
+
+async def account(context: RequestContext) -> Response:
+    state = await _accounts(context).call(organisations.organisation, _visit().key.organisation_id)
+    return json_response(
+        {
+            "id": state.id,
+            "name": state.name,
+            "plan": state.plan,
+            "created_at": stamp(state.created_at_us),
+            "free_tokens": max(0, state.granted_tokens - state.used_tokens),
+            "granted_tokens": state.granted_tokens,
+            "used_tokens": state.used_tokens,
+            "spent_this_month": written(state.month_spent),
+            "limits": organisations.limits_body(state.limits),
         }
-        return _created(reply)
-
-    @router.get("/v1/accounts", **ACCOUNT)
-    async def account() -> Response:
-        state = await accounts.call(organisations.organisation, _visit().key.organisation_id)
-        return json_response(
-            {
-                "id": state.id,
-                "name": state.name,
-                "plan": state.plan,
-                "created_at": stamp(state.created_at_us),
-                "free_tokens": max(0, state.granted_tokens - state.used_tokens),
-                "granted_tokens": state.granted_tokens,
-                "used_tokens": state.used_tokens,
-                "spent_this_month": written(state.month_spent),
-                "limits": organisations.limits_body(state.limits),
-            }
-        )
+    )
 
 
-def _add_keys(router: APIRouter, accounts: Accounts) -> None:
-    @router.get("/v1/keys", **KEYS)
-    async def keys() -> Response:
-        listed = await accounts.call(organisations.list_keys, _visit().key.organisation_id)
-        return json_response({"object": "list", "data": [organisations.key_body(key) for key in listed]})
-
-    @router.post("/v1/keys", status_code=_CREATED, **NEW_KEY)
-    async def create(http: HttpRequest) -> Response:
-        body = await read(http, KeyBody, _MOST_BODY_BYTES)
-        scopes = checked_scopes(_GIVEN_SCOPES if body.scopes is None else body.scopes, _GIVEN_SCOPES)
-        new = NewKey(body.name, scopes, body.expires_at_us, body.limits)
-        secret = await accounts.call(organisations.create_key, _visit().key.organisation_id, new)
-        return _created(_secret_body(secret))
-
-    @router.delete("/v1/keys/{id}", **REVOKE)
-    async def revoke(id: str) -> Response:
-        key = await accounts.call(organisations.revoke_key, id, _visit().key.organisation_id)
-        return json_response(organisations.key_body(key))
+async def keys(context: RequestContext) -> Response:
+    listed = await _accounts(context).call(organisations.list_keys, _visit().key.organisation_id)
+    return json_response({"object": "list", "data": [organisations.key_body(key) for key in listed]})
 
 
-def _add_reports(router: APIRouter, accounts: Accounts) -> None:
-    @router.get("/v1/usage", **USAGE)
-    async def usage(
-        first: Annotated[str | None, Query(alias="from", description="The first day.")] = None,
-        last: Annotated[str | None, Query(alias="to", description="The last day.")] = None,
-        group_by: Annotated[str, Query(description="Some of these.")] = ",".join(reports.GROUPS),
-        kind: Annotated[str, Query(alias="format", description="`json` or `csv`.")] = "json",
-    ) -> Response:
-        days = reports.span(first, last)
-        by = reports.groups(name for name in group_by.split(",") if name)
-        if kind not in ("json", "csv"):
-            raise BadParameter("format", kind, "json or csv")
-        rows = await accounts.call(reports.usage, _visit().key.organisation_id, days, by)
-        if kind == "csv":
-            name = f'attachment; filename="usage-{days.first}-{days.last}.csv"'
-            return Response(reports.as_csv(rows, by), 200, {"Content-Disposition": name}, "text/csv")
-        return json_response({"object": "list", "from": days.first, "to": days.last, "data": rows})
+async def create(context: RequestContext, body: KeyBody) -> Response:
+    scopes = checked_scopes(_GIVEN_SCOPES if body.scopes is None else body.scopes, _GIVEN_SCOPES)
+    new = NewKey(body.name, scopes, body.expires_at_us, body.limits)
+    secret = await _accounts(context).call(organisations.create_key, _visit().key.organisation_id, new)
+    return _created(_secret_body(secret))
 
-    @router.get("/v1/invoices", **INVOICES)
-    async def invoices() -> Response:
-        months = await accounts.call(reports.months, _visit().key.organisation_id)
-        return json_response({"object": "list", "data": months})
 
-    @router.get("/v1/invoices/{month}", **INVOICE)
-    async def invoice(month: str) -> Response:
-        return json_response(await accounts.call(reports.invoice, _visit().key.organisation_id, month))
+async def revoke(context: RequestContext, id: str) -> Response:
+    key = await _accounts(context).call(organisations.revoke_key, id, _visit().key.organisation_id)
+    return json_response(organisations.key_body(key))
+
+
+async def usage(
+    context: RequestContext,
+    first: Annotated[str | None, Query(alias="from", description="The first day.")] = None,
+    last: Annotated[str | None, Query(alias="to", description="The last day.")] = None,
+    group_by: Annotated[str, Query(description="Some of these.")] = ",".join(reports.GROUPS),
+    kind: Annotated[str, Query(alias="format", description="`json` or `csv`.")] = "json",
+) -> Response:
+    days = reports.span(first, last)
+    by = reports.groups(name for name in group_by.split(",") if name)
+    if kind not in ("json", "csv"):
+        raise BadParameter("format", kind, "json or csv")
+    rows = await _accounts(context).call(reports.usage, _visit().key.organisation_id, days, by)
+    if kind == "csv":
+        name = f'attachment; filename="usage-{days.first}-{days.last}.csv"'
+        return Response(reports.as_csv(rows, by), 200, {"Content-Disposition": name}, "text/csv")
+    return json_response({"object": "list", "from": days.first, "to": days.last, "data": rows})
+
+
+async def invoices(context: RequestContext) -> Response:
+    months = await _accounts(context).call(reports.months, _visit().key.organisation_id)
+    return json_response({"object": "list", "data": months})
+
+
+async def invoice(context: RequestContext, month: str) -> Response:
+    return json_response(await _accounts(context).call(reports.invoice, _visit().key.organisation_id, month))
 
 
 def _secret_body(secret: Secret) -> dict[str, Any]:
@@ -208,7 +192,7 @@ SIGN_UP = operation(
     "accounts",
     "Sign up",
     "Needs no key. The secret of the first key is in this reply and nowhere else.",
-    ("SignUpBody", {"Somebody": {"email": "ada@example.org", "organisation": "Acme"}}),
+    {"Somebody": {"email": "ada@example.org", "organisation": "Acme"}},
     {"organisation": _ORGANISATION, "free_tokens": 10000000, "key": {**_KEY, "secret": "vm-..."}},
 )
 ACCOUNT = operation(
@@ -225,7 +209,7 @@ NEW_KEY = operation(
     "accounts",
     "Make a key",
     "Its secret is in this reply and nowhere else.",
-    ("KeyBody", {"Limited": {"name": "laptop", "scopes": ["generate"], "requests_per_minute": 60}}),
+    {"Limited": {"name": "laptop", "scopes": ["generate"], "requests_per_minute": 60}},
     {**_KEY, "secret": "vm-..."},
 )
 REVOKE = operation("accounts", "Revoke a key", "At once, and for good.", None, _KEY)
@@ -243,4 +227,36 @@ INVOICE = operation(
     "Adds up to the ledger to the last digit; `payable` is the total in whole cents.",
     None,
     {"month": "2026-01", "status": "closed", "lines": [], "total": "0.000101", "payable": "0.00"},
+)
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/accounts",
+        sign_up,
+        SIGN_UP,
+        SignUpBody,
+        OPEN,
+        needs_model=False,
+        max_body_bytes=_MOST_BODY_BYTES,
+        status_code=_CREATED,
+    ),
+    Route("GET", "/v1/accounts", account, ACCOUNT, None, MANAGE, needs_model=False),
+    Route("GET", "/v1/keys", keys, KEYS, None, MANAGE, needs_model=False),
+    Route(
+        "POST",
+        "/v1/keys",
+        create,
+        NEW_KEY,
+        KeyBody,
+        MANAGE,
+        needs_model=False,
+        max_body_bytes=_MOST_BODY_BYTES,
+        status_code=_CREATED,
+    ),
+    Route("DELETE", "/v1/keys/{id}", revoke, REVOKE, None, MANAGE, needs_model=False),
+    Route("GET", "/v1/usage", usage, USAGE, None, MANAGE, needs_model=False),
+    Route("GET", "/v1/invoices", invoices, INVOICES, None, MANAGE, needs_model=False),
+    Route("GET", "/v1/invoices/{month}", invoice, INVOICE, None, MANAGE, needs_model=False),
 )

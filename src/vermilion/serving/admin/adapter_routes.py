@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -11,8 +9,8 @@ from vermilion.errors import BadParameter, BadRequest, ModelFileError
 from vermilion.serving.generation import model_names
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.http.routes import OPERATE, Route
 from vermilion.serving.jobs.background import BackgroundJobs
-from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire.openai_bodies import WIRE
 
 
@@ -37,44 +35,37 @@ class AdapterRefused(BadRequest):
     """An adapter's files are not what this model needs."""
 
 
-def add_routes(router: APIRouter, service: ServiceState) -> None:
-    @router.post("/v1/load_lora_adapter", **LOAD)
-    async def load(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        body = await context.body(LoadBody)
-        name, root = body.lora_name, service.config.adapter_folder
-        model_names.check_adapter_name(name, context.model.id, service.config)
-        if root is None:
-            raise BadRequest("This service was started without serve.adapter_folder: it loads no adapters.")
-        folder = (root / body.lora_path).resolve()
-        if not folder.is_relative_to(root.resolve()):
-            raise BadParameter("lora_path", body.lora_path, "a folder inside serve.adapter_folder")
-        try:
-            await context.served.backend.load_adapter(name, folder)
-        except ModelFileError as error:
-            raise AdapterRefused(str(error), "lora_path", "invalid_adapter") from None
-        return json_response({"id": name, "object": "model", "parent": context.model.id, "loaded": True})
+async def load(context: RequestContext, body: LoadBody) -> Response:
+    name, root = body.lora_name, context.service.config.adapter_folder
+    model_names.check_adapter_name(name, context.model.id, context.service.config)
+    if root is None:
+        raise BadRequest("This service was started without serve.adapter_folder: it loads no adapters.")
+    folder = (root / body.lora_path).resolve()
+    if not folder.is_relative_to(root.resolve()):
+        raise BadParameter("lora_path", body.lora_path, "a folder inside serve.adapter_folder")
+    try:
+        await context.served.backend.load_adapter(name, folder)
+    except ModelFileError as error:
+        raise AdapterRefused(str(error), "lora_path", "invalid_adapter") from None
+    return json_response({"id": name, "object": "model", "parent": context.model.id, "loaded": True})
 
-    @router.post("/v1/unload_lora_adapter", **UNLOAD)
-    async def unload(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        name = (await context.body(UnloadBody)).lora_name
-        await context.served.backend.unload_adapter(name)
-        return json_response({"id": name, "object": "model", "loaded": False})
 
-    @router.delete("/v1/models/{id:path}", **DELETE)
-    async def delete(id: str) -> Response:
-        served = service.admit()
-        model_names.check_model(id, served.backend.model, service.config)
-        name = model_names.adapter_of(id, served.backend.model, service.config)
-        if not name:
-            raise BadParameter(
-                "model", id, ", ".join(served.backend.model.adapters) or "no model: there is one"
-            )
-        await served.backend.unload_adapter(name)
-        if isinstance(service.background, BackgroundJobs):
-            service.background.forget(name)
-        return json_response({"id": name, "object": "model", "deleted": True})
+async def unload(context: RequestContext, body: UnloadBody) -> Response:
+    name = body.lora_name
+    await context.served.backend.unload_adapter(name)
+    return json_response({"id": name, "object": "model", "loaded": False})
+
+
+async def delete(context: RequestContext, id: str) -> Response:
+    served = context.served
+    model_names.check_model(id, served.backend.model, context.service.config)
+    name = model_names.adapter_of(id, served.backend.model, context.service.config)
+    if not name:
+        raise BadParameter("model", id, ", ".join(served.backend.model.adapters) or "no model: there is one")
+    await served.backend.unload_adapter(name)
+    if isinstance(context.service.background, BackgroundJobs):
+        context.service.background.forget(name)
+    return json_response({"id": name, "object": "model", "deleted": True})
 
 
 _LOADED = {"id": "legal", "object": "model", "parent": "smollm2-135m-diffusion", "loaded": True}
@@ -83,14 +74,14 @@ LOAD = operation(
     "Serve one more adapter",
     "A LoRA in PEFT's layout on any of the seven projections. Answers that are running go on. One that does "
     "not fit the model is refused, and the message names the tensor.",
-    ("LoadBody", {"A folder": {"lora_name": "legal", "lora_path": "legal-2"}}),
+    {"A folder": {"lora_name": "legal", "lora_path": "legal-2"}},
     _LOADED,
 )
 UNLOAD = operation(
     "adapters",
     "Serve an adapter no longer",
     "Answers that run on it go on to their end.",
-    ("UnloadBody", {"One": {"lora_name": "legal"}}),
+    {"One": {"lora_name": "legal"}},
     {"id": "legal", "object": "model", "loaded": False},
 )
 DELETE = operation(
@@ -99,4 +90,11 @@ DELETE = operation(
     "It is unloaded; what it was made from, and other adapters, stay.",
     None,
     {"id": "ft:smollm2-135m-diffusion:legal:9f2c", "object": "model", "deleted": True},
+)
+
+
+ROUTES = (
+    Route("POST", "/v1/load_lora_adapter", load, LOAD, LoadBody, OPERATE),
+    Route("POST", "/v1/unload_lora_adapter", unload, UNLOAD, UnloadBody, OPERATE),
+    Route("DELETE", "/v1/models/{id:path}", delete, DELETE, None, OPERATE),
 )

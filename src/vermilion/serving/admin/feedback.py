@@ -8,16 +8,13 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from fastapi import APIRouter
-from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from vermilion.serving.http.openapi import operation
-from vermilion.serving.http.parsing import read
-from vermilion.serving.http.request_context import json_response
+from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.http.routes import OPEN, Route
 from vermilion.serving.jobs.background import BackgroundJobs
-from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire.openai_bodies import WIRE
 
 FILE = "feedback.jsonl"
@@ -39,26 +36,26 @@ def _append(path: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row, ensure_ascii=True) + "\n")
 
 
-def add_routes(router: APIRouter, service: ServiceState) -> None:
-    @router.post("/v1/feedback", **FEEDBACK)
-    async def feedback(http: HttpRequest) -> Response:
-        body = await read(http, FeedbackBody, service.config.max_body_bytes)
-        row = {
-            **body.model_dump(),
-            "given_at": int(time.time()),
-            "request": service.answer_log.find(body.request_id),
-        }
-        service.metrics.feedback.labels(body.user_action).inc()
-        stored = isinstance(service.background, BackgroundJobs)
-        if isinstance(service.background, BackgroundJobs):
-            await asyncio.to_thread(_append, service.background.store.folder / FILE, row)
-        return json_response({"object": "feedback", "request_id": body.request_id, "stored": stored})
+async def feedback(context: RequestContext, body: FeedbackBody) -> Response:
+    row = {
+        **body.model_dump(),
+        "given_at": int(time.time()),
+        "request": context.service.answer_log.find(body.request_id),
+    }
+    context.service.metrics.feedback.labels(body.user_action).inc()
+    stored = isinstance(context.service.background, BackgroundJobs)
+    if isinstance(context.service.background, BackgroundJobs):
+        await asyncio.to_thread(_append, context.service.background.store.folder / FILE, row)
+    return json_response({"object": "feedback", "request_id": body.request_id, "stored": stored})
 
 
 FEEDBACK = operation(
     "generation",
     "Say what became of an answer",
     "Needs no key: the id is one. Kept in `feedback.jsonl` of the data folder, with the request's figures.",
-    ("FeedbackBody", {"Taken": {"request_id": "cmpl-5e1d", "user_action": "accept"}}),
+    {"Taken": {"request_id": "cmpl-5e1d", "user_action": "accept"}},
     {"object": "feedback", "request_id": "cmpl-5e1d", "stored": True},
 )
+
+
+ROUTES = (Route("POST", "/v1/feedback", feedback, FEEDBACK, FeedbackBody, OPEN, needs_model=False),)

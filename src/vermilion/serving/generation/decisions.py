@@ -12,8 +12,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
-from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, StrictBool, StrictStr
 
@@ -22,7 +20,7 @@ from vermilion.serving.generation.canvases import FormQuestion, form_request
 from vermilion.serving.generation.choices import Choice
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
-from vermilion.serving.service_state import ServiceState
+from vermilion.serving.http.routes import Route
 from vermilion.serving.wire.openai_bodies import WIRE
 
 _MOST_QUESTIONS = 400
@@ -269,33 +267,30 @@ def _logprobs(choice: Choice) -> list[list[float]]:
     return [[logprob for _, _, logprob in token.top] for token in choice.tokens]
 
 
-def add_routes(router: APIRouter, service: ServiceState) -> None:
-    known: OrderedDict[str, list[list[float]]] = OrderedDict()
+known: OrderedDict[str, list[list[float]]] = OrderedDict()
 
-    @router.post("/v1/decisions", **DECISIONS)
-    async def decisions(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        body = await context.body(DecisionsBody)
-        questions, model = body.asked, context.answering(body.model)
-        id, where = f"dec-{secrets.token_hex(12)}", (context.served, service.config)
-        try:
-            requests = [await form_request(body.text, questions, body.model, where, f"{id}-0")]
-        except ContextLengthExceeded as error:
-            error.param = body.param
-            raise
-        form = f"{model}\n{questions}"
-        offsets = known.get(form)
-        if offsets is None:
-            requests.append(await form_request("", questions, body.model, where, f"{id}-1"))
-        choices = await context.whole(requests)
-        if offsets is None:
-            offsets = known[form] = _logprobs(choices[1])
-        known.move_to_end(form)
-        while len(known) > _KEPT:
-            known.popitem(last=False)
-        pairs = zip(_logprobs(choices[0]), offsets, strict=True)
-        found = [probabilities(*pair) for pair in pairs]
-        return json_response(decisions_reply(model, body, found, choices))
+
+async def decisions(context: RequestContext, body: DecisionsBody) -> Response:
+    questions, model = body.asked, context.answering(body.model)
+    id, where = f"dec-{secrets.token_hex(12)}", (context.served, context.service.config)
+    try:
+        requests = [await form_request(body.text, questions, body.model, where, f"{id}-0")]
+    except ContextLengthExceeded as error:
+        error.param = body.param
+        raise
+    form = f"{model}\n{questions}"
+    offsets = known.get(form)
+    if offsets is None:
+        requests.append(await form_request("", questions, body.model, where, f"{id}-1"))
+    choices = await context.whole(requests)
+    if offsets is None:
+        offsets = known[form] = _logprobs(choices[1])
+    known.move_to_end(form)
+    while len(known) > _KEPT:
+        known.popitem(last=False)
+    pairs = zip(_logprobs(choices[0]), offsets, strict=True)
+    found = [probabilities(*pair) for pair in pairs]
+    return json_response(decisions_reply(model, body, found, choices))
 
 
 _QUESTIONS = {"kind": {"type": "noul", "instructions": "Is the text kind?"}}
@@ -304,19 +299,19 @@ DECISIONS = operation(
     "Decide questions about a text",
     "One read-only pass over a form gives the probability of every answer to every question; what the model "
     "says of an empty text is taken off. Inception's shape with `state`, OpenAI's with `input`.",
-    (
-        "DecisionsBody",
-        {
-            "Inception's": {"state": "Thank you so much!", "questions": _QUESTIONS},
-            "OpenAI's": {
-                "input": "Thank you so much!",
-                "questions": [{"type": "predicate", "instructions": "The text is kind."}],
-            },
+    {
+        "Inception's": {"state": "Thank you so much!", "questions": _QUESTIONS},
+        "OpenAI's": {
+            "input": "Thank you so much!",
+            "questions": [{"type": "predicate", "instructions": "The text is kind."}],
         },
-    ),
+    },
     {
         "model": "smollm2-135m-diffusion",
         "answers": {"kind": {"type": "noul", "noul": 0.81}},
         "usage": {"input_tokens": 31, "output_tokens": 1},
     },
 )
+
+
+ROUTES = (Route("POST", "/v1/decisions", decisions, DECISIONS, DecisionsBody),)

@@ -148,7 +148,7 @@ EDIT = operation(
     "Predict the next edit",
     "The region rewritten, in a bare fence, or `None` where nothing would change. The text of the region "
     "drafts for the answer, so lines that stay cost few passes.",
-    ("EditBody", {"A region": {"messages": [{"role": "user", "content": _LAYOUT}]}}),
+    {"A region": {"messages": [{"role": "user", "content": _LAYOUT}]}},
     _reply("edit.completion", "```\ncount = 2\n```"),
 )
 APPLY = operation(
@@ -157,6 +157,6 @@ APPLY = operation(
     "Where each hunk's first and last line occur once in the file, the merge is computed and no model is "
     "asked (0 passes); else the model rewrites the file, drafting from what is there. Other lines are kept "
     "byte for byte in the first case.",
-    ("EditBody", {"A hunk": {"messages": [{"role": "user", "content": _UPDATE}]}}),
+    {"A hunk": {"messages": [{"role": "user", "content": _UPDATE}]}},
     _reply("apply.completion", "a = 1\nb = 2\nx = 4\nc = 3"),
 )

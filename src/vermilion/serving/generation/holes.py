@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from fastapi import APIRouter
-from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -23,7 +21,7 @@ from vermilion.serving.generation.metering import together
 from vermilion.serving.http.connection import while_connected
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
-from vermilion.serving.service_state import ServiceState
+from vermilion.serving.http.routes import Route
 from vermilion.serving.wire.openai_bodies import WIRE, Generation
 from vermilion.serving.wire.openai_replies import Head, usage_body
 from vermilion.types import Event, Finish, FinishReason, ModelInfo, Request, Seeds, Text, Usage
@@ -184,31 +182,27 @@ def holes_reply(head: Head, parts: Sequence[str | Hole], choice: Choice, filling
     }
 
 
-def add_routes(router: APIRouter, service: ServiceState) -> None:
-    @router.post("/v1/infill", **HOLES)
-    async def infill_holes(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        body = await context.body(HolesBody)
-        parts = body.checked
-        model_names.check_model(body.model, context.model, service.config)
-        head = Head(f"infill-{secrets.token_hex(12)}", context.answering(body.model))
-        given = "".join(part for part in parts if isinstance(part, str))
-        num_given = len(context.served.tokenizer.encode(given, special=False))
-        if num_given >= context.model.context_length:
-            error = ContextLengthExceeded(context.model.context_length, num_given)
-            error.param = "parts"
-            raise error
-        request = Request(
-            head.id,
-            tuple(context.served.tokenizer.encode(given or "\n", special=False)),
-            parameters.sampling(body, context.model, body.max_tokens or _FREE_TOKENS, None),
-            parameters.decoding(body, context.served, service.config),
-            adapter=model_names.adapter_of(body.model, context.model, service.config),
-        )
-        filling = Filling(context.served, parts)
-        answers = generate_events(service, filling, [request])
-        (choice,) = await while_connected(http.receive, fold(answers, 1))
-        return json_response(holes_reply(head, parts, choice, filling))
+async def infill_holes(context: RequestContext, body: HolesBody) -> Response:
+    parts = body.checked
+    model_names.check_model(body.model, context.model, context.service.config)
+    head = Head(f"infill-{secrets.token_hex(12)}", context.answering(body.model))
+    given = "".join(part for part in parts if isinstance(part, str))
+    num_given = len(context.served.tokenizer.encode(given, special=False))
+    if num_given >= context.model.context_length:
+        error = ContextLengthExceeded(context.model.context_length, num_given)
+        error.param = "parts"
+        raise error
+    request = Request(
+        head.id,
+        tuple(context.served.tokenizer.encode(given or "\n", special=False)),
+        parameters.sampling(body, context.model, body.max_tokens or _FREE_TOKENS, None),
+        parameters.decoding(body, context.served, context.service.config),
+        adapter=model_names.adapter_of(body.model, context.model, context.service.config),
+    )
+    filling = Filling(context.served, parts)
+    answers = generate_events(context.service, filling, [request])
+    (choice,) = await while_connected(context.http.receive, fold(answers, 1))
+    return json_response(holes_reply(head, parts, choice, filling))
 
 
 _PARTS: list[Any] = ["def add(a, b):\n    return ", {}, "\n\nprint(add(", {"tokens": 1}, ", 2))\n"]
@@ -218,7 +212,7 @@ HOLES = operation(
     "Fill any number of holes in a text",
     "Holes of free length are written from left to right towards the text behind them; neighbours of a "
     "fixed number of tokens are denoised together, each in sight of both sides.",
-    ("HolesBody", {"Two holes": {"parts": _PARTS}}),
+    {"Two holes": {"parts": _PARTS}},
     holes_reply(
         Head("infill-91c3", "smollm2-135m-diffusion", 1767225600),
         [
@@ -232,3 +226,6 @@ HOLES = operation(
         _EXAMPLE,
     ),
 )
+
+
+ROUTES = (Route("POST", "/v1/infill", infill_holes, HOLES, HolesBody),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -22,29 +22,14 @@ no route can forget to pass it on and give answers away."""
 EXPOSED_HEADERS = tuple(
     f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")
 )
-_OPEN = {
-    "/",
-    "/health",
-    "/ready",
-    "/docs",
-    "/docs/oauth2-redirect",
-    "/openapi.json",
-    "/api/version",
-    "/v1/feedback",
-}
-_OPEN_BELOW = ("/static-offline-docs/",)
-_MANAGED = ("/v1/accounts", "/v1/keys", "/v1/usage", "/v1/invoices")
-_OPERATED = ("/metrics", "/v1/adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+_PAGES = ("/docs", "/docs/oauth2-redirect", "/openapi.json", "/")
+_PAGES_BELOW = "/static-offline-docs/"
 _LONGEST_IDEMPOTENCY_KEY = 200
 
 
-def needed_scope(method: str, path: str) -> str | None:
-    """Of a canonical path; None for what everybody may ask."""
-    if path in _OPEN or path.startswith(_OPEN_BELOW) or (method, path) == ("POST", "/v1/accounts"):
-        return None
-    if path.startswith(_OPERATED) or (method == "DELETE" and path.startswith("/v1/models/")):
-        return "operate"
-    return "manage" if path.startswith(_MANAGED) else "generate"
+def is_page(path: str) -> bool:
+    """Whether it is the API reference or a part of it, which everybody may read."""
+    return path in _PAGES or path.startswith(_PAGES_BELOW)
 
 
 def sent_keys(headers: Headers) -> dict[str, str]:
@@ -70,18 +55,16 @@ async def _authenticated(accounts: Accounts, headers: Headers) -> Key:
 
 
 async def enter(
-    accounts: Accounts, request_id: str, asked: tuple[str, str], headers: Headers
-) -> Visit | None:
-    """The visit of a request for (method, canonical path); None where no key is needed.
+    accounts: Accounts, request: tuple[str, str], scopes: Sequence[str], headers: Headers
+) -> Visit:
+    """The visit of a request (its id, its canonical path), whose key must have one of `scopes`.
 
     Raises `InvalidKey`, `NotPermitted` and `BadParameter`.
     """
-    scope = needed_scope(*asked)
-    if scope is None:
-        return None
+    request_id, path = request
     key = await _authenticated(accounts, headers)
-    visit = Visit(accounts, key, request_id, asked[1][:200])
-    visit.require(scope)
+    visit = Visit(accounts, key, request_id, path[:200])
+    visit.require(*scopes)
     name = headers.get("idempotency-key")
     if name is not None and not (0 < len(name) <= _LONGEST_IDEMPOTENCY_KEY and name.isprintable()):
         raise BadParameter("Idempotency-Key", name, f"1 to {_LONGEST_IDEMPOTENCY_KEY} printable characters")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 from time import perf_counter
 
@@ -17,69 +16,22 @@ from vermilion.serving.http import auth
 from vermilion.serving.http.connection import ClientGone
 from vermilion.serving.http.error_rendering import error_response, internal_error
 from vermilion.serving.http.hosts import HostNotAllowed, check_host
+from vermilion.serving.http.routes import RouteTable, deployment
 from vermilion.serving.jobs.internal_requests import FROM_WITHIN
 from vermilion.serving.service_state import ServiceState
 
-_VERSIONED = (
-    "/decisions",
-    "/feedback",
-    "/chat",
-    "/completions",
-    "/fim",
-    "/edit",
-    "/apply",
-    "/messages",
-    "/responses",
-    "/models",
-    "/tokenize",
-    "/detokenize",
-    "/embeddings",
-    "/load_lora_adapter",
-    "/unload_lora_adapter",
-    "/files",
-    "/fine_tuning",
-    "/batches",
-    "/accounts",
-    "/keys",
-    "/usage",
-    "/invoices",
-)
-_AZURE = re.compile(r"/openai(?:/deployments/([^/]+))?(?=/)")
-_SLASHES = re.compile("//+")
-"""What is left where a client puts `/v1/...` behind an address that ends in a slash."""
 _CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a request whose client left before a reply began; only metrics and the log see it."""
 
 _log = logging.getLogger(__name__)
 
 
-def canonical_path(path: str) -> str:
-    """The one spelling of a route: /v1 before OpenAI's and its kin, never before others; single slashes, none
-    at the end, and nothing of what Azure's and DeepSeek's clients put before it.
-    """
-    path = _SLASHES.sub("/", path)
-    if path.startswith("/beta/"):
-        path = path.removeprefix("/beta")
-    bare = _AZURE.sub("", path.rstrip("/"), count=1) if path.startswith("/openai/") else path.rstrip("/")
-    if bare == "/v1/infill":
-        # Ours; llama.cpp's of the same name has no version.
-        return bare
-    if bare == "/v1" or bare.startswith("/v1/"):
-        bare = bare.removeprefix("/v1")
-    return f"/v1{bare}" if bare.startswith(_VERSIONED) else bare or "/"
-
-
-def deployment(path: str) -> str | None:
-    """The model that a client of Azure names in the path rather than in the body."""
-    found = _AZURE.match(_SLASHES.sub("/", path))
-    return found[1] if found else None
-
-
 class EdgeMiddleware:
     """ASGI middleware. Every reply gets an x-request-id, under which the log tells of an internal error."""
 
-    def __init__(self, app: ASGIApp, service: ServiceState) -> None:
+    def __init__(self, app: ASGIApp, service: ServiceState, table: RouteTable) -> None:
         self._app = app
+        self._table = table
         self._service = service
         self._metrics = service.metrics
 
@@ -89,7 +41,7 @@ class EdgeMiddleware:
             return
         started_s = perf_counter()
         request_id = f"req-{secrets.token_hex(12)}"
-        path = canonical_path(scope["path"])
+        path = self._table.canonical(scope["path"])
         scope = {**scope, "path": path, "deployment": deployment(scope["path"])}
         status = 0
         visit: Visit | None = None
@@ -135,8 +87,11 @@ class EdgeMiddleware:
             check_host(headers.get("host"), self._service.config)
             if self._service.accounts is None:
                 return None, self._app
-            asked = scope["method"], path
-            return await auth.enter(self._service.accounts, request_id, asked, headers), self._app
+            scopes = self._table.scopes(scope["method"], path)
+            if not scopes or auth.is_page(path):
+                return None, self._app
+            visit = await auth.enter(self._service.accounts, (request_id, path), scopes, headers)
+            return visit, self._app
         except VermilionError as error:
             self._metrics.errors.labels(error.code or error.kind).inc()
             return None, error_response(error, "/" if isinstance(error, HostNotAllowed) else path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import FastAPI
@@ -71,7 +71,8 @@ def _reply(text: str, example: object, stream: str = "") -> dict[int | str, dict
     return {200: {"description": text, "content": content}}
 
 
-def _body(name: str, examples: dict[str, object]) -> dict[str, Any]:
+def request_body(name: str, examples: dict[str, object]) -> dict[str, Any]:
+    """FastAPI's `openapi_extra` of a route whose body is the schema `name`."""
     named = {key: {"summary": key, "value": value} for key, value in examples.items()}
     schema = {"$ref": f"#/components/schemas/{name}"}
     content = {"application/json": {"schema": schema, "examples": named}}
@@ -86,24 +87,21 @@ CHAT: dict[str, Any] = {
     "description": "With `stream`, chunks append to the text. With `diffusing`, each chunk's `delta.content` "
     "is the whole text and replaces the one before; `diffusion_meta` gives the progress and, as ranges of "
     "characters, what is settled, masked and edited.",
-    "openapi_extra": _body(
-        "ChatBody",
-        {
-            "A question": {"messages": _QUESTION},
-            "As it settles": {
-                "messages": _QUESTION,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            },
-            "As it denoises": {"messages": _QUESTION, "diffusing": True, "preset": "balanced"},
-            "Tuned by hand": {
-                "messages": _QUESTION,
-                "temperature": 0.7,
-                "seed": 1,
-                "decoding": {"decoder": "threshold", "threshold": 0.8},
-            },
+    "examples": {
+        "A question": {"messages": _QUESTION},
+        "As it settles": {
+            "messages": _QUESTION,
+            "stream": True,
+            "stream_options": {"include_usage": True},
         },
-    ),
+        "As it denoises": {"messages": _QUESTION, "diffusing": True, "preset": "balanced"},
+        "Tuned by hand": {
+            "messages": _QUESTION,
+            "temperature": 0.7,
+            "seed": 1,
+            "decoding": {"decoder": "threshold", "threshold": 0.8},
+        },
+    },
     "responses": {
         **_reply(
             "The answer.",
@@ -135,12 +133,12 @@ def operation(
     tag: str,
     summary: str,
     text: str,
-    request: tuple[str, dict[str, object]] | None,
+    examples: dict[str, Any] | None,
     example: object,
     stream: str | dict[str, Any] = "",
 ) -> dict[str, Any]:
-    """What a route decorator takes. `request` is the body's class name and named examples of it; `stream`
-    an example in server-sent events, or a content entry of another media type."""
+    """What the API reference says of a route. `examples` are those of its body, by name; `stream` is an
+    example in server-sent events, or a content entry of another media type."""
     content: dict[str, Any] = {"application/json": {"example": example}}
     if isinstance(stream, dict):
         content |= stream
@@ -148,9 +146,9 @@ def operation(
         content["text/event-stream"] = {"example": stream}
     responses: dict[int, Any] = {200: {"description": "The reply.", "content": content}, 503: _REFUSALS[503]}
     more: dict[str, Any] = {}
-    if request:
+    if examples is not None:
         responses |= _REFUSALS
-        more["openapi_extra"] = _body(*request)
+        more["examples"] = examples
     return {"tags": [tag], "summary": summary, "description": text, "responses": responses, **more}
 
 
@@ -158,13 +156,10 @@ COMPLETIONS: dict[str, Any] = {
     "tags": ["generation"],
     "summary": "Continue a text, or fill a gap in it",
     "description": "The prompt goes to the model as it is. With `suffix` the answer stands between the two.",
-    "openapi_extra": _body(
-        "CompletionBody",
-        {
-            "Continue": {"prompt": "Once upon a time", "max_tokens": 32},
-            "Fill a gap": {"prompt": "def add(a, b):\n    return ", "suffix": "\n\nprint(add(1, 2))"},
-        },
-    ),
+    "examples": {
+        "Continue": {"prompt": "Once upon a time", "max_tokens": 32},
+        "Fill a gap": {"prompt": "def add(a, b):\n    return ", "suffix": "\n\nprint(add(1, 2))"},
+    },
     "responses": {
         **_reply(
             "The text.",
@@ -206,7 +201,7 @@ METRICS: dict[str, Any] = {
 }
 
 
-def install(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> None:
+def install(app: FastAPI, bodies: Collection[type[BaseModel]]) -> None:
     """Adds the request bodies to the application's schema; the routes read them by themselves."""
     _, schema = models_json_schema(
         [(body, "validation") for body in bodies],

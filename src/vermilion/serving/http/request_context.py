@@ -15,7 +15,6 @@ from vermilion.serving.generation import model_names
 from vermilion.serving.generation.choices import Choice, fold
 from vermilion.serving.generation.events import generate_events
 from vermilion.serving.http.connection import while_connected
-from vermilion.serving.http.parsing import Body, read
 from vermilion.serving.http.sse import FrameStream, StreamRenderer, frames
 from vermilion.serving.jobs.internal_requests import BACKGROUND
 from vermilion.serving.service_state import ServiceState
@@ -28,12 +27,13 @@ class RequestContext:
 
     http: HttpRequest
     service: ServiceState
-    served: Served
+    loaded: Served | None
+    """None on a route that answers without a model."""
 
-    @classmethod
-    def admit(cls, http: HttpRequest, service: ServiceState) -> RequestContext:
-        """Raises `Draining` or `ModelLoading`."""
-        return cls(http, service, service.admit())
+    @property
+    def served(self) -> Served:
+        assert self.loaded is not None
+        return self.loaded
 
     @property
     def model(self) -> ModelInfo:
@@ -42,12 +42,6 @@ class RequestContext:
     def answering(self, name: str | None) -> str:
         """What answers to `name`, as replies call it."""
         return model_names.shown(name, self.model, self.service.config)
-
-    async def body(self, kind: type[Body]) -> Body:
-        """Raises what `read` raises. A model named in the path wins over the body's."""
-        body = await read(self.http, kind, self.service.config.max_body_bytes)
-        deployment = self.http.scope.get("deployment")
-        return body.model_copy(update={"model": deployment}) if deployment else body
 
     async def ready(self, request: Request, text: str) -> Choice:
         """`text` as the answer, without the engine; counted like any other. Raises as `whole` does."""

@@ -4,49 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
-from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 from vermilion.errors import BadRequest
 from vermilion.serving.http import auth
 from vermilion.serving.http.openapi import operation
-from vermilion.serving.http.parsing import read
-from vermilion.serving.http.request_context import json_response
+from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.http.routes import Route
 from vermilion.serving.jobs import batches
 from vermilion.serving.jobs.pagination import page
-from vermilion.serving.service_state import ServiceState
 
 _MOST_LISTED, _USUAL = 100, 20
 
 
-def add_routes(router: APIRouter, service: ServiceState) -> None:
-    @router.post("/v1/batches", **CREATE)
-    async def create(http: HttpRequest) -> Response:
-        background, visit = service.offline(), auth.VISIT.get()
-        body = await read(http, batches.BatchBody, service.config.max_body_bytes)
-        record = batches.create(background.store, service.owner(), visit.key.id if visit else "", body)
-        background.batcher.wake()
-        return json_response(record.body)
+async def create(context: RequestContext, body: batches.BatchBody) -> Response:
+    background, visit = context.service.offline(), auth.VISIT.get()
+    record = batches.create(background.store, context.service.owner(), visit.key.id if visit else "", body)
+    background.batcher.wake()
+    return json_response(record.body)
 
-    @router.get("/v1/batches", **LIST)
-    async def listed(http: HttpRequest) -> Response:
-        rows = [record.body for record in service.offline().store.all("batch", service.owner())]
-        return json_response(page(http, rows, _MOST_LISTED, _USUAL))
 
-    @router.get("/v1/batches/{id}", **RETRIEVE)
-    async def batch(id: str) -> Response:
-        return json_response(service.offline().store.find("batch", id, service.owner()).body)
+async def listed(context: RequestContext) -> Response:
+    rows = [record.body for record in context.service.offline().store.all("batch", context.service.owner())]
+    return json_response(page(context.http, rows, _MOST_LISTED, _USUAL))
 
-    @router.post("/v1/batches/{id}/cancel", **CANCEL)
-    async def cancel(id: str) -> Response:
-        background = service.offline()
-        record = background.store.find("batch", id, service.owner())
-        if record.body["status"] in batches.FINAL:
-            raise BadRequest(f"The batch is {record.body['status']} and cannot be cancelled.", "id")
-        if record.body["status"] != "cancelling":
-            background.batcher.cancel(record)
-        return json_response(record.body)
+
+async def batch(context: RequestContext, id: str) -> Response:
+    return json_response(context.service.offline().store.find("batch", id, context.service.owner()).body)
+
+
+async def cancel(context: RequestContext, id: str) -> Response:
+    background = context.service.offline()
+    record = background.store.find("batch", id, context.service.owner())
+    if record.body["status"] in batches.FINAL:
+        raise BadRequest(f"The batch is {record.body['status']} and cannot be cancelled.", "id")
+    if record.body["status"] != "cancelling":
+        background.batcher.cancel(record)
+    return json_response(record.body)
 
 
 BATCH: dict[str, Any] = {
@@ -75,7 +69,7 @@ CREATE = operation(
     "batches",
     "Have a file of requests answered",
     "Its lines are answered while nobody else asks. Wrong lines are listed in `errors` with their numbers.",
-    ("BatchBody", {"A batch": {"input_file_id": "file-4f2b", "endpoint": "/v1/chat/completions"}}),
+    {"A batch": {"input_file_id": "file-4f2b", "endpoint": "/v1/chat/completions"}},
     BATCH,
 )
 LIST = operation(
@@ -88,4 +82,12 @@ CANCEL = operation(
     "What has been answered by then is in its output file.",
     None,
     {**BATCH, "status": "cancelling"},
+)
+
+
+ROUTES = (
+    Route("POST", "/v1/batches", create, CREATE, batches.BatchBody),
+    Route("GET", "/v1/batches", listed, LIST),
+    Route("GET", "/v1/batches/{id}", batch, RETRIEVE),
+    Route("POST", "/v1/batches/{id}/cancel", cancel, CANCEL),
 )

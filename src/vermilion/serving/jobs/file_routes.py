@@ -6,7 +6,6 @@ import asyncio
 import time
 from typing import Any
 
-from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import FileResponse, Response
 from starlette.datastructures import FormData, UploadFile
@@ -18,11 +17,11 @@ from vermilion.errors import BadParameter, BadRequest
 from vermilion.serving.http.connection import ClientGone
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.parsing import BodyTooLarge
-from vermilion.serving.http.request_context import json_response
+from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.http.routes import Route
 from vermilion.serving.jobs.file_contents import check_examples, content_of, keep, swept
 from vermilion.serving.jobs.job_store import JobStore, Record
 from vermilion.serving.jobs.pagination import page
-from vermilion.serving.service_state import ServiceState
 
 PURPOSES = ("fine-tune", "batch")
 _MOST_LISTED = 10_000
@@ -74,9 +73,9 @@ def _expiry(form: FormData) -> int | None:
     return int(time.time()) + int(text)
 
 
-async def _upload(http: HttpRequest, service: ServiceState) -> Record:
-    offline, config = service.offline(), service.config
-    form = await _form(http, config.max_file_bytes)
+async def _upload(context: RequestContext) -> Record:
+    offline, config = context.service.offline(), context.service.config
+    form = await _form(context.http, config.max_file_bytes)
     try:
         file, purpose = form.get("file"), form.get("purpose")
         if not isinstance(file, UploadFile):
@@ -92,7 +91,9 @@ async def _upload(http: HttpRequest, service: ServiceState) -> Record:
         if purpose == "fine-tune":
             await asyncio.to_thread(check_examples, name, await file.read())
             await file.seek(0)
-        record = await asyncio.to_thread(keep, offline.store, service.owner(), str(purpose), name, file.file)
+        record = await asyncio.to_thread(
+            keep, offline.store, context.service.owner(), str(purpose), name, file.file
+        )
     finally:
         await form.close()
     record.body["expires_at"] = expires_at
@@ -100,40 +101,39 @@ async def _upload(http: HttpRequest, service: ServiceState) -> Record:
     return record
 
 
-def add_routes(router: APIRouter, service: ServiceState) -> None:
-    def found(id: str) -> tuple[JobStore, Record]:
-        store = swept(service.offline().store)
-        return store, store.find("file", id, service.owner())
+def _found(context: RequestContext, id: str) -> tuple[JobStore, Record]:
+    store = swept(context.service.offline().store)
+    return store, store.find("file", id, context.service.owner())
 
-    @router.post("/v1/files", **UPLOAD)
-    async def upload(http: HttpRequest) -> Response:
-        return json_response((await _upload(http, service)).body)
 
-    @router.get("/v1/files", **LIST)
-    async def files(http: HttpRequest) -> Response:
-        purpose = http.query_params.get("purpose")
-        records = swept(service.offline().store).all("file", service.owner())
-        rows = [record.body for record in records if purpose in (None, "", record.body["purpose"])]
-        return json_response(page(http, rows, _MOST_LISTED, _MOST_LISTED))
+async def upload(context: RequestContext) -> Response:
+    return json_response((await _upload(context)).body)
 
-    @router.get("/v1/files/{id}", **RETRIEVE)
-    async def file(id: str) -> Response:
-        return json_response(found(id)[1].body)
 
-    @router.get("/v1/files/{id}/content", **CONTENT)
-    async def content(id: str) -> Response:
-        store, record = found(id)
-        return FileResponse(
-            content_of(store, record),
-            media_type="application/octet-stream",
-            filename=record.body["filename"],
-        )
+async def files(context: RequestContext) -> Response:
+    purpose = context.http.query_params.get("purpose")
+    records = swept(context.service.offline().store).all("file", context.service.owner())
+    rows = [record.body for record in records if purpose in (None, "", record.body["purpose"])]
+    return json_response(page(context.http, rows, _MOST_LISTED, _MOST_LISTED))
 
-    @router.delete("/v1/files/{id}", **DELETE)
-    async def delete(id: str) -> Response:
-        store, record = found(id)
-        store.remove(record)
-        return json_response({"id": id, "object": "file", "deleted": True})
+
+async def file(context: RequestContext, id: str) -> Response:
+    return json_response(_found(context, id)[1].body)
+
+
+async def content(context: RequestContext, id: str) -> Response:
+    store, record = _found(context, id)
+    return FileResponse(
+        content_of(store, record),
+        media_type="application/octet-stream",
+        filename=record.body["filename"],
+    )
+
+
+async def delete(context: RequestContext, id: str) -> Response:
+    store, record = _found(context, id)
+    store.remove(record)
+    return json_response({"id": id, "object": "file", "deleted": True})
 
 
 FILE: dict[str, Any] = {
@@ -164,4 +164,13 @@ DELETE = operation(
     "Jobs and batches that were made from it keep what they need.",
     None,
     {"id": "file-4f2a", "object": "file", "deleted": True},
+)
+
+
+ROUTES = (
+    Route("POST", "/v1/files", upload, UPLOAD),
+    Route("GET", "/v1/files", files, LIST),
+    Route("GET", "/v1/files/{id}", file, RETRIEVE),
+    Route("GET", "/v1/files/{id}/content", content, CONTENT),
+    Route("DELETE", "/v1/files/{id}", delete, DELETE),
 )

@@ -6,8 +6,6 @@ import json
 import secrets
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
-from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat
 
@@ -20,8 +18,8 @@ from vermilion.serving.http.error_rendering import anthropic_error
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.parsing import convert
 from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.http.routes import Route
 from vermilion.serving.http.sse import EVENT_STREAM
-from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire.openai_bodies import (
     MOST_STOPS,
     WIRE,
@@ -325,28 +323,24 @@ def _event(name: str, **fields: object) -> bytes:
     return f"event: {name}\ndata: {content}\n\n".encode("utf-8", "replace")
 
 
-def add_routes(router: APIRouter, service: ServiceState) -> None:
-    @router.post("/v1/messages", **MESSAGES)
-    async def messages(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        body = await context.body(MessagesBody)
-        id = f"msg_{secrets.token_hex(12)}"
-        asked = body.chat
-        requests = await chat.chat_requests(asked, context.served, service.config, id, body.begun)
-        box = chat.toolbox(asked, service.config)
-        name = context.answering(asked.model)
-        if body.stream:
-            num_prompt_tokens = len(requests[0].prompt)
-            return context.stream(requests, MessageStream(id, name, num_prompt_tokens, box))
-        (choice,) = await context.whole(requests)
-        return json_response(message_body(id, name, choice, _usage_body(choice.usage), box))
+async def messages(context: RequestContext, body: MessagesBody) -> Response:
+    id = f"msg_{secrets.token_hex(12)}"
+    asked = body.chat
+    requests = await chat.chat_requests(asked, context.served, context.service.config, id, body.begun)
+    box = chat.toolbox(asked, context.service.config)
+    name = context.answering(asked.model)
+    if body.stream:
+        num_prompt_tokens = len(requests[0].prompt)
+        return context.stream(requests, MessageStream(id, name, num_prompt_tokens, box))
+    (choice,) = await context.whole(requests)
+    return json_response(message_body(id, name, choice, _usage_body(choice.usage), box))
 
-    @router.post("/v1/messages/count_tokens", **COUNT)
-    async def count_tokens(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        body = await context.body(CountBody)
-        (request,) = await chat.chat_requests(body.chat, context.served, service.config, "count", body.begun)
-        return json_response({"input_tokens": len(request.prompt)})
+
+async def count_tokens(context: RequestContext, body: CountBody) -> Response:
+    (request,) = await chat.chat_requests(
+        body.chat, context.served, context.service.config, "count", body.begun
+    )
+    return json_response({"input_tokens": len(request.prompt)})
 
 
 _QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -355,7 +349,7 @@ MESSAGES = operation(
     "anthropic",
     "Answer a conversation",
     'Text and tools. Errors have the shape `{"type": "error", "error": {"type", "message"}}`.',
-    ("MessagesBody", {"A question": {"max_tokens": 64, "messages": _QUESTION}}),
+    {"A question": {"max_tokens": 64, "messages": _QUESTION}},
     message_body("msg_4f2a", "smollm2-135m-diffusion", _EXAMPLE, _usage_body(_EXAMPLE.usage)),
     'event: content_block_delta\ndata: {"type": "content_block_delta", "index": 0, '
     '"delta": {"type": "text_delta", "text": "The capital of"}}\n\n',
@@ -364,6 +358,12 @@ COUNT = operation(
     "anthropic",
     "Count the tokens of a conversation",
     "With its tools and the chat template, as a message would use them. 400 where they exceed the context.",
-    ("CountBody", {"A question": {"messages": _QUESTION}}),
+    {"A question": {"messages": _QUESTION}},
     {"input_tokens": 37},
+)
+
+
+ROUTES = (
+    Route("POST", "/v1/messages", messages, MESSAGES, MessagesBody),
+    Route("POST", "/v1/messages/count_tokens", count_tokens, COUNT, CountBody),
 )

@@ -7,8 +7,6 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter
-from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -18,8 +16,8 @@ from vermilion.serving.generation.choices import Choice
 from vermilion.serving.http.error_rendering import openai_error
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.http.routes import Route
 from vermilion.serving.http.sse import EVENT_STREAM
-from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire.openai_bodies import WIRE, CompletionBody, Generation
 from vermilion.serving.wire.openai_replies import scored
 from vermilion.serving.wire.openai_streams import KEEP_ALIVE
@@ -157,28 +155,29 @@ def _frame(content: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(content, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"
 
 
-def add_routes(router: APIRouter, service: ServiceState) -> None:
-    @router.post("/infill", **INFILL)
-    async def infill(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        body = await context.body(InfillBody)
-        completion = body.completion(context.model.context_length)
-        id = f"infill-{secrets.token_hex(12)}"
-        requests = await chat.infill_requests(completion, body.context, context.served, service.config, id)
-        if body.stream:
-            return context.stream(requests, InfillStream(context.model.id, body.readies))
-        (choice,) = await context.whole(requests)
-        if body.readies:
-            choice.texts.clear()
-            choice.tokens.clear()
-        return json_response(infill_reply(context.model.id, choice))
+async def infill(context: RequestContext, body: InfillBody) -> Response:
+    completion = body.completion(context.model.context_length)
+    id = f"infill-{secrets.token_hex(12)}"
+    requests = await chat.infill_requests(
+        completion, body.context, context.served, context.service.config, id
+    )
+    if body.stream:
+        return context.stream(requests, InfillStream(context.model.id, body.readies))
+    (choice,) = await context.whole(requests)
+    if body.readies:
+        choice.texts.clear()
+        choice.tokens.clear()
+    return json_response(infill_reply(context.model.id, choice))
 
 
 INFILL = operation(
     "llama.cpp",
     "Fill a gap in code",
     "As /v1/completions with a suffix, in llama.cpp's terms.",
-    ("InfillBody", {"A gap": {"input_prefix": "def add(a, b):\n    return ", "input_suffix": "\n"}}),
+    {"A gap": {"input_prefix": "def add(a, b):\n    return ", "input_suffix": "\n"}},
     {"content": "a + b", "stop": True, "tokens_predicted": 3, "tokens_evaluated": 18, "timings": {}},
     'data: {"index":0,"content":"a + b","tokens":[],"stop":false}\n\n',
 )
+
+
+ROUTES = (Route("POST", "/infill", infill, INFILL, InfillBody),)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fastapi import APIRouter
 from fastapi.responses import Response
 
 import vermilion
@@ -13,8 +12,8 @@ from vermilion.errors import ModelNotFound, VermilionError
 from vermilion.serving.generation import model_names
 from vermilion.serving.generation.choices import Choice
 from vermilion.serving.http.openapi import operation
-from vermilion.serving.http.request_context import json_response
-from vermilion.serving.service_state import ServiceState
+from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.http.routes import Route
 from vermilion.serving.wire.openai_replies import Head
 from vermilion.serving.wire.openai_streams import ChatStream, CompletionStream
 from vermilion.types import Event, Finish, ModelInfo
@@ -89,21 +88,20 @@ def _model_body(model: ModelInfo, name: str) -> dict[str, Any]:
     }
 
 
-def add_routes(router: APIRouter, service: ServiceState) -> None:
-    def rows() -> dict[str, dict[str, Any]]:
-        model = service.admit().backend.model
-        return {name: _model_body(model, name) for name in model_names.names(model, service.config)}
+def _rows(context: RequestContext) -> dict[str, dict[str, Any]]:
+    model = context.model
+    return {name: _model_body(model, name) for name in model_names.names(model, context.service.config)}
 
-    @router.get("/api/v0/models", **MODELS)
-    async def lm_studio_models() -> Response:
-        return json_response({"object": "list", "data": list(rows().values())})
 
-    @router.get("/api/v0/models/{id:path}", **MODEL)
-    async def lm_studio_model(id: str) -> Response:
-        known = rows()
-        if id not in known:
-            raise ModelNotFound(id[:100], tuple(known))
-        return json_response(known[id])
+async def lm_studio_models(context: RequestContext) -> Response:
+    return json_response({"object": "list", "data": list(_rows(context).values())})
+
+
+async def lm_studio_model(context: RequestContext, id: str) -> Response:
+    known = _rows(context)
+    if id not in known:
+        raise ModelNotFound(id[:100], tuple(known))
+    return json_response(known[id])
 
 
 _EXAMPLE = _model_body(ModelInfo("smollm2-135m-diffusion", 8192, 49152, (2,), 16), "smollm2-135m-diffusion")
@@ -120,13 +118,19 @@ CHAT = operation(
     "lm studio",
     "Answer a conversation",
     "As /v1/chat/completions, with `stats`, `model_info` and `runtime`; in a stream as a chunk of their own.",
-    ("ChatBody", {"A question": {"messages": [{"role": "user", "content": "Hello!"}]}}),
+    {"A question": {"messages": [{"role": "user", "content": "Hello!"}]}},
     {**_REPLY, "object": "chat.completion"},
 )
 COMPLETIONS = operation(
     "lm studio",
     "Continue a text",
     "As /v1/completions, with the same additions.",
-    ("CompletionBody", {"Continue": {"prompt": "Once upon a time", "max_tokens": 32}}),
+    {"Continue": {"prompt": "Once upon a time", "max_tokens": 32}},
     {**_REPLY, "object": "text_completion"},
+)
+
+
+ROUTES = (
+    Route("GET", "/api/v0/models", lm_studio_models, MODELS),
+    Route("GET", "/api/v0/models/{id:path}", lm_studio_model, MODEL),
 )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from fastapi import APIRouter
-from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 from vermilion.serving.generation import chat, model_names
@@ -15,42 +13,42 @@ from vermilion.serving.generation.edits import APPLY, EDIT, EditBody, fenced, pa
 from vermilion.serving.generation.events import EventStream
 from vermilion.serving.generation.merge import merged
 from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.http.routes import Route
 from vermilion.serving.http.sse import FrameStream, frames
-from vermilion.serving.service_state import ServiceState
+from vermilion.serving.wire.mercury_bodies import FIM, FimBody
+from vermilion.serving.wire.openai import complete
 from vermilion.serving.wire.openai_replies import Head, chat_reply
 from vermilion.serving.wire.openai_streams import ChatStream
 from vermilion.types import Finish, Request, Text
 
 
-def add_routes(router: APIRouter, service: ServiceState) -> None:
-    @router.post("/v1/edit/completions", **EDIT)
-    async def edit_completions(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        body = await context.body(EditBody)
-        edit = parse_edit(body.text)
-        head = Head(f"cmpl-{secrets.token_hex(12)}", context.answering(body.model))
-        request = await chat.edit_request(edit, body, context.served, service.config, head.id)
-        (choice,) = await context.whole([request])
-        choice.texts = [fenced(choice.text, edit)]
-        return _told(context, body, head, choice, "edit.completion")
+async def fim_completions(context: RequestContext, body: FimBody) -> Response:
+    return await complete(context, body.completion, delta=True)
 
-    @router.post("/v1/apply/completions", **APPLY)
-    async def apply_completions(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        body = await context.body(EditBody)
-        head = Head(f"cmpl-{secrets.token_hex(12)}", context.answering(body.model))
-        tagged = parse_apply(body.text)
-        whole = merged(*tagged) if tagged else None
-        if whole is not None:
-            model_names.check_model(body.model, context.model, service.config)
-            prompt = await chat.text_tokens(body.text, context.served)
-            choice = await context.ready(Request(head.id, tuple(prompt)), whole)
-            return _told(context, body, head, choice, "apply.completion")
-        request = await chat.apply_request(body, context.served, service.config, head.id)
-        if body.stream:
-            return context.stream([request], ChatStream(head, body.wants_usage_chunk))
-        (choice,) = await context.whole([request])
+
+async def edit_completions(context: RequestContext, body: EditBody) -> Response:
+    edit = parse_edit(body.text)
+    head = Head(f"cmpl-{secrets.token_hex(12)}", context.answering(body.model))
+    request = await chat.edit_request(edit, body, context.served, context.service.config, head.id)
+    (choice,) = await context.whole([request])
+    choice.texts = [fenced(choice.text, edit)]
+    return _told(context, body, head, choice, "edit.completion")
+
+
+async def apply_completions(context: RequestContext, body: EditBody) -> Response:
+    head = Head(f"cmpl-{secrets.token_hex(12)}", context.answering(body.model))
+    tagged = parse_apply(body.text)
+    whole = merged(*tagged) if tagged else None
+    if whole is not None:
+        model_names.check_model(body.model, context.model, context.service.config)
+        prompt = await chat.text_tokens(body.text, context.served)
+        choice = await context.ready(Request(head.id, tuple(prompt)), whole)
         return _told(context, body, head, choice, "apply.completion")
+    request = await chat.apply_request(body, context.served, context.service.config, head.id)
+    if body.stream:
+        return context.stream([request], ChatStream(head, body.wants_usage_chunk))
+    (choice,) = await context.whole([request])
+    return _told(context, body, head, choice, "apply.completion")
 
 
 def _told(context: RequestContext, body: EditBody, head: Head, choice: Choice, kind: str) -> Response:
@@ -65,3 +63,10 @@ def _told(context: RequestContext, body: EditBody, head: Head, choice: Choice, k
 async def _events(choice: Choice) -> EventStream:
     yield 0, Text(choice.text)
     yield 0, Finish(choice.reason, choice.usage)
+
+
+ROUTES = (
+    Route("POST", "/v1/fim/completions", fim_completions, FIM, FimBody),
+    Route("POST", "/v1/edit/completions", edit_completions, EDIT, EditBody),
+    Route("POST", "/v1/apply/completions", apply_completions, APPLY, EditBody),
+)

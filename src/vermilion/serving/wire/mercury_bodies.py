@@ -73,7 +73,7 @@ FIM = operation(
     "Fill a gap in code",
     "As /v1/completions, with Mercury's defaults: it stops at an empty line, with a `presence_penalty` of "
     "1.5 and at most 512 tokens. Each chunk of a stream carries its text as `text` and as `delta.content`.",
-    ("FimBody", {"A gap": {"prompt": "def add(a, b):\n    return ", "suffix": "\n\nprint(add(1, 2))"}}),
+    {"A gap": {"prompt": "def add(a, b):\n    return ", "suffix": "\n\nprint(add(1, 2))"}},
     {
         "id": "cmpl-91c0",
         "object": "text_completion",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
-from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 from vermilion.accounts.money import written
@@ -14,7 +12,7 @@ from vermilion.serving.backend import Served
 from vermilion.serving.generation import chat, model_names
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
-from vermilion.serving.service_state import ServiceState
+from vermilion.serving.http.routes import Route
 from vermilion.serving.wire.openai_bodies import ChatBody, DetokenizeBody, TokenizeBody
 
 _NO_SAMPLING = {"model", "messages", "stream", "stream_options", "diffusing"}
@@ -51,73 +49,66 @@ def model_body(served: Served, name: str) -> dict[str, Any]:
     }
 
 
-async def _priced(service: ServiceState, row: dict[str, Any]) -> dict[str, Any]:
+async def _priced(context: RequestContext, row: dict[str, Any]) -> dict[str, Any]:
     """A row with the price in force, in dollars per token; free on a service without accounts."""
-    if service.accounts is None:
+    if context.service.accounts is None:
         return row
-    price = await service.accounts.price(row["id"] if "parent" in row else row["name"])
+    price = await context.service.accounts.price(row["id"] if "parent" in row else row["name"])
     fresh, cached, output = map(written, (price.input, price.cached_input, price.output))
     named = {"prompt": fresh, "completion": output, "input_cache_reads": cached, "input_cache_writes": fresh}
     return {**row, "pricing": named}
 
 
-def add_routes(router: APIRouter, service: ServiceState) -> None:
-    async def listed(endpoint: str = "") -> Response:
-        served = service.admit()
-        names = model_names.names(served.backend.model, service.config)
-        rows = [model_body(served, name) for name in names]
-        shown = [row for row in rows if not endpoint or endpoint in row["supported_endpoints"]]
-        return json_response({"object": "list", "data": [await _priced(service, row) for row in shown]})
-
-    @router.get("/v1/models", **MODELS)
-    async def models() -> Response:
-        return await listed()
-
-    @router.get("/v1/chat/completions/models", **MODELS)
-    async def chat_models() -> Response:
-        return await listed("chat.completions")
-
-    @router.get("/v1/fim/completions/models", **MODELS)
-    async def fim_models() -> Response:
-        return await listed("fim.completions")
-
-    @router.get("/v1/edit/completions/models", **MODELS)
-    async def edit_models() -> Response:
-        return await listed("edit.completions")
-
-    @router.get("/v1/models/{id:path}", **MODEL)
-    async def model(id: str) -> Response:
-        served = service.admit()
-        model_names.check_model(id, served.backend.model, service.config)
-        return json_response(await _priced(service, model_body(served, id)))
+async def _listed(context: RequestContext, endpoint: str = "") -> Response:
+    served = context.served
+    names = model_names.names(served.backend.model, context.service.config)
+    rows = [model_body(served, name) for name in names]
+    shown = [row for row in rows if not endpoint or endpoint in row["supported_endpoints"]]
+    return json_response({"object": "list", "data": [await _priced(context, row) for row in shown]})
 
 
-def add_token_routes(router: APIRouter, service: ServiceState) -> None:
-    @router.post("/v1/tokenize", **TOKENIZE)
-    async def tokenize(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        body = await context.body(TokenizeBody)
-        if sum(given is not None for given in (body.prompt, body.content, body.messages)) != 1:
-            raise BadRequest(
-                "prompt: give one of prompt, content and messages.", "prompt", "missing_required_parameter"
-            )
-        tokens = await chat.token_ids(body, context.served, service.config)
-        reply: dict[str, Any] = {
-            "count": len(tokens),
-            "max_model_len": context.model.context_length,
-            "tokens": tokens,
-        }
-        if body.return_token_strs:
-            reply["token_strs"] = [context.served.tokenizer.token_text(token) for token in tokens]
-        return json_response(reply)
+async def models(context: RequestContext) -> Response:
+    return await _listed(context)
 
-    @router.post("/v1/detokenize", **DETOKENIZE)
-    async def detokenize(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        body = await context.body(DetokenizeBody)
-        model_names.check_model(body.model, context.model, service.config)
-        text = await chat.text_of(body.tokens, context.served)
-        return json_response({"prompt": text, "content": text})
+
+async def chat_models(context: RequestContext) -> Response:
+    return await _listed(context, "chat.completions")
+
+
+async def fim_models(context: RequestContext) -> Response:
+    return await _listed(context, "fim.completions")
+
+
+async def edit_models(context: RequestContext) -> Response:
+    return await _listed(context, "edit.completions")
+
+
+async def model(context: RequestContext, id: str) -> Response:
+    served = context.served
+    model_names.check_model(id, served.backend.model, context.service.config)
+    return json_response(await _priced(context, model_body(served, id)))
+
+
+async def tokenize(context: RequestContext, body: TokenizeBody) -> Response:
+    if sum(given is not None for given in (body.prompt, body.content, body.messages)) != 1:
+        raise BadRequest(
+            "prompt: give one of prompt, content and messages.", "prompt", "missing_required_parameter"
+        )
+    tokens = await chat.token_ids(body, context.served, context.service.config)
+    reply: dict[str, Any] = {
+        "count": len(tokens),
+        "max_model_len": context.model.context_length,
+        "tokens": tokens,
+    }
+    if body.return_token_strs:
+        reply["token_strs"] = [context.served.tokenizer.token_text(token) for token in tokens]
+    return json_response(reply)
+
+
+async def detokenize(context: RequestContext, body: DetokenizeBody) -> Response:
+    model_names.check_model(body.model, context.model, context.service.config)
+    text = await chat.text_of(body.tokens, context.served)
+    return json_response({"prompt": text, "content": text})
 
 
 _MODEL = {"id": "smollm2-135m-diffusion", "object": "model", "created": 1767225600, "owned_by": "vermilion"}
@@ -133,13 +124,24 @@ TOKENIZE = operation(
     "models",
     "Count and list the tokens of a text or a conversation",
     "Strings that look like control tokens are ordinary text.",
-    ("TokenizeBody", {"A text": {"prompt": "Hello world", "return_token_strs": True}}),
+    {"A text": {"prompt": "Hello world", "return_token_strs": True}},
     {"count": 2, "max_model_len": 8192, "tokens": [19556, 905], "token_strs": ["Hello", " world"]},
 )
 DETOKENIZE = operation(
     "models",
     "The text of tokens",
     "Control tokens are left out.",
-    ("DetokenizeBody", {"Two tokens": {"tokens": [72, 105]}}),
+    {"Two tokens": {"tokens": [72, 105]}},
     {"prompt": "Hi", "content": "Hi"},
+)
+
+
+ROUTES = (
+    Route("GET", "/v1/models", models, MODELS),
+    Route("GET", "/v1/chat/completions/models", chat_models, MODELS),
+    Route("GET", "/v1/fim/completions/models", fim_models, MODELS),
+    Route("GET", "/v1/edit/completions/models", edit_models, MODELS),
+    Route("GET", "/v1/models/{id:path}", model, MODEL),
+    Route("POST", "/v1/tokenize", tokenize, TOKENIZE, TokenizeBody),
+    Route("POST", "/v1/detokenize", detokenize, DETOKENIZE, DetokenizeBody),
 )

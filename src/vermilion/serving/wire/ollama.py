@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import APIRouter
-from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 import vermilion
@@ -22,7 +20,7 @@ from vermilion.serving.generation.tools import Toolbox, read_calls
 from vermilion.serving.http.error_rendering import ollama_error
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
-from vermilion.serving.service_state import ServiceState
+from vermilion.serving.http.routes import OPEN, Route
 from vermilion.serving.wire import ollama_bodies
 from vermilion.serving.wire.ollama_bodies import OllamaAsk, OllamaChatBody, OllamaGenerateBody, OllamaShowBody
 from vermilion.serving.wire.openai_bodies import ChatBody
@@ -143,57 +141,47 @@ def _loaded(name: str, said: Mapping[str, Any]) -> Response:
     return json_response(_line(name, said, done=True, done_reason="load"))
 
 
-def add_generating_routes(router: APIRouter, service: ServiceState) -> None:
-    @router.post("/api/chat", **CHAT)
-    async def ollama_chat(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        body = await context.body(OllamaChatBody)
-        asked = body.chat(context.model.context_length)
-        model_names.check_model(asked.model, context.model, service.config)
-        if not body.messages:
-            return _loaded(body.model, _say_message(""))
-        id = f"ollama-{secrets.token_hex(12)}"
-        requests = await chat.chat_requests(asked, context.served, service.config, id)
-        box = chat.toolbox(asked, service.config)
-        return await _reply(context, requests, body, _say_message, box)
-
-    @router.post("/api/generate", **GENERATE)
-    async def ollama_generate(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        body = await context.body(OllamaGenerateBody)
-        asked = body.request(context.model.context_length, context.served.template is not None)
-        model_names.check_model(asked.model, context.model, service.config)
-        if not (body.prompt or body.suffix):
-            return _loaded(body.model, _say_response(""))
-        id = f"ollama-{secrets.token_hex(12)}"
-        if isinstance(asked, ChatBody):
-            requests = await chat.chat_requests(asked, context.served, service.config, id)
-        else:
-            requests = await chat.completion_requests(asked, context.served, service.config, id)
-        return await _reply(context, requests, body, _say_response, None)
+async def ollama_chat(context: RequestContext, body: OllamaChatBody) -> Response:
+    asked = body.chat(context.model.context_length)
+    model_names.check_model(asked.model, context.model, context.service.config)
+    if not body.messages:
+        return _loaded(body.model, _say_message(""))
+    id = f"ollama-{secrets.token_hex(12)}"
+    requests = await chat.chat_requests(asked, context.served, context.service.config, id)
+    box = chat.toolbox(asked, context.service.config)
+    return await _reply(context, requests, body, _say_message, box)
 
 
-def add_model_routes(router: APIRouter, service: ServiceState) -> None:
-    @router.get("/api/version", **VERSION)
-    async def ollama_version() -> Response:
-        return json_response({"version": API_LEVEL, "vermilion": vermilion.__version__})
+async def ollama_generate(context: RequestContext, body: OllamaGenerateBody) -> Response:
+    asked = body.request(context.model.context_length, context.served.template is not None)
+    model_names.check_model(asked.model, context.model, context.service.config)
+    if not (body.prompt or body.suffix):
+        return _loaded(body.model, _say_response(""))
+    id = f"ollama-{secrets.token_hex(12)}"
+    if isinstance(asked, ChatBody):
+        requests = await chat.chat_requests(asked, context.served, context.service.config, id)
+    else:
+        requests = await chat.completion_requests(asked, context.served, context.service.config, id)
+    return await _reply(context, requests, body, _say_response, None)
 
-    @router.get("/api/tags", **TAGS)
-    async def ollama_tags() -> Response:
-        model = service.admit().backend.model
-        return json_response(
-            {"models": [_tag(model, name) for name in model_names.names(model, service.config)]}
-        )
 
-    @router.post("/api/show", **SHOW)
-    async def ollama_show(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        body = await context.body(OllamaShowBody)
-        name = body.model or body.name
-        if not name:
-            raise ModelNotFound("", model_names.names(context.model, service.config))
-        model_names.check_model(ollama_bodies.plain_name(name), context.model, service.config)
-        return json_response(_show(context.model, context.served.template is not None))
+async def ollama_version(context: RequestContext) -> Response:
+    return json_response({"version": API_LEVEL, "vermilion": vermilion.__version__})
+
+
+async def ollama_tags(context: RequestContext) -> Response:
+    model = context.model
+    return json_response(
+        {"models": [_tag(model, name) for name in model_names.names(model, context.service.config)]}
+    )
+
+
+async def ollama_show(context: RequestContext, body: OllamaShowBody) -> Response:
+    name = body.model or body.name
+    if not name:
+        raise ModelNotFound("", model_names.names(context.model, context.service.config))
+    model_names.check_model(ollama_bodies.plain_name(name), context.model, context.service.config)
+    return json_response(_show(context.model, context.served.template is not None))
 
 
 def _details() -> dict[str, Any]:
@@ -250,7 +238,7 @@ CHAT = operation(
     "ollama",
     "Answer a conversation",
     "A stream of JSON lines unless `stream` is false.",
-    ("OllamaChatBody", {"A question": {"model": _NAME, "messages": [{"role": "user", "content": "Hi"}]}}),
+    {"A question": {"model": _NAME, "messages": [{"role": "user", "content": "Hi"}]}},
     {**_DONE, **_say_message("Hello!")},
     _LINES,
 )
@@ -258,10 +246,7 @@ GENERATE = operation(
     "ollama",
     "Answer a prompt, continue it or fill a gap",
     "The chat template is applied, except with `raw`; with `suffix` the answer stands between the two.",
-    (
-        "OllamaGenerateBody",
-        {"A gap": {"model": _NAME, "prompt": "def f(x):", "suffix": "\n", "stream": False}},
-    ),
+    {"A gap": {"model": _NAME, "prompt": "def f(x):", "suffix": "\n", "stream": False}},
     {**_DONE, **_say_response(" return x")},
     _LINES,
 )
@@ -271,6 +256,15 @@ SHOW = operation(
     "ollama",
     "One model",
     "",
-    ("OllamaShowBody", {"By name": {"model": _NAME}}),
+    {"By name": {"model": _NAME}},
     _show(_EXAMPLE, True),
+)
+
+
+ROUTES = (
+    Route("POST", "/api/chat", ollama_chat, CHAT, OllamaChatBody),
+    Route("POST", "/api/generate", ollama_generate, GENERATE, OllamaGenerateBody),
+    Route("GET", "/api/version", ollama_version, VERSION, scopes=OPEN, needs_model=False),
+    Route("GET", "/api/tags", ollama_tags, TAGS),
+    Route("POST", "/api/show", ollama_show, SHOW, OllamaShowBody),
 )

@@ -1,53 +1,40 @@
-"""OpenAI's generating routes and Mercury's, and LM Studio's copies of them."""
+"""OpenAI's generating routes, and LM Studio's copies of them."""
 
 from __future__ import annotations
 
 import secrets
 
-from fastapi import APIRouter
-from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 from vermilion.serving.generation import chat
 from vermilion.serving.generation.choices import Choice
 from vermilion.serving.http import openapi
 from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.http.routes import Route
 from vermilion.serving.http.sse import StreamRenderer
-from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire import lmstudio
-from vermilion.serving.wire.mercury_bodies import FIM, FimBody
 from vermilion.serving.wire.openai_bodies import ChatBody, CompletionBody
 from vermilion.serving.wire.openai_replies import Head, chat_reply, completion_reply
 from vermilion.serving.wire.openai_streams import ChatStream, CompletionStream, DiffusionStream
 
 
-def add_routes(router: APIRouter, service: ServiceState) -> None:
-    @router.post("/v1/chat/completions", **openapi.CHAT)
-    async def chat_completions(http: HttpRequest) -> Response:
-        return await _chat(RequestContext.admit(http, service))
-
-    @router.post("/v1/completions", **openapi.COMPLETIONS)
-    async def completions(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        return await _complete(context, await context.body(CompletionBody))
-
-    @router.post("/v1/fim/completions", **FIM)
-    async def fim_completions(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        return await _complete(context, (await context.body(FimBody)).completion, delta=True)
-
-    @router.post("/api/v0/chat/completions", **lmstudio.CHAT)
-    async def lm_studio_chat(http: HttpRequest) -> Response:
-        return await _chat(RequestContext.admit(http, service), figures=True)
-
-    @router.post("/api/v0/completions", **lmstudio.COMPLETIONS)
-    async def lm_studio_completions(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        return await _complete(context, await context.body(CompletionBody), figures=True)
+async def chat_completions(context: RequestContext, body: ChatBody) -> Response:
+    return await _chat(context, body)
 
 
-async def _chat(context: RequestContext, figures: bool = False) -> Response:
-    body = await context.body(ChatBody)
+async def completions(context: RequestContext, body: CompletionBody) -> Response:
+    return await complete(context, body)
+
+
+async def lm_studio_chat(context: RequestContext, body: ChatBody) -> Response:
+    return await _chat(context, body, figures=True)
+
+
+async def lm_studio_completions(context: RequestContext, body: CompletionBody) -> Response:
+    return await complete(context, body, figures=True)
+
+
+async def _chat(context: RequestContext, body: ChatBody, figures: bool = False) -> Response:
     head = Head(f"chatcmpl-{secrets.token_hex(12)}", context.answering(body.model))
     requests = await chat.chat_requests(body, context.served, context.service.config, head.id)
     box = chat.toolbox(body, context.service.config)
@@ -67,7 +54,7 @@ async def _chat(context: RequestContext, figures: bool = False) -> Response:
     return json_response(reply | _figures(context, choices, figures))
 
 
-async def _complete(
+async def complete(
     context: RequestContext, body: CompletionBody, delta: bool = False, figures: bool = False
 ) -> Response:
     head = Head(f"cmpl-{secrets.token_hex(12)}", context.answering(body.model))
@@ -83,3 +70,11 @@ async def _complete(
 
 def _figures(context: RequestContext, choices: list[Choice], wanted: bool) -> dict[str, object]:
     return lmstudio.figures(context.model, choices[0]) if wanted else {}
+
+
+ROUTES = (
+    Route("POST", "/v1/chat/completions", chat_completions, openapi.CHAT, ChatBody),
+    Route("POST", "/v1/completions", completions, openapi.COMPLETIONS, CompletionBody),
+    Route("POST", "/api/v0/chat/completions", lm_studio_chat, lmstudio.CHAT, ChatBody),
+    Route("POST", "/api/v0/completions", lm_studio_completions, lmstudio.COMPLETIONS, CompletionBody),
+)

@@ -7,8 +7,6 @@ import secrets
 import time
 from typing import Any
 
-from fastapi import APIRouter
-from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 from vermilion.errors import VermilionError
@@ -18,8 +16,8 @@ from vermilion.serving.generation.tool_calls import ArgumentsDelta, Piece, ToolC
 from vermilion.serving.generation.tools import Toolbox, read_calls
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
+from vermilion.serving.http.routes import Route
 from vermilion.serving.http.sse import EVENT_STREAM
-from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire.responses_bodies import ResponsesBody
 from vermilion.types import Event, Finish, Text, Usage
 
@@ -201,20 +199,16 @@ class ResponseStream:
         return f"event: {kind}\ndata: {content}\n\n".encode("utf-8", "replace")
 
 
-def add_routes(router: APIRouter, service: ServiceState) -> None:
-    @router.post("/v1/responses", **RESPONSES)
-    async def responses(http: HttpRequest) -> Response:
-        context = RequestContext.admit(http, service)
-        body = await context.body(ResponsesBody)
-        asked, id = body.chat, _new("resp")
-        requests = await chat.chat_requests(asked, context.served, service.config, id)
-        box = chat.toolbox(asked, service.config)
-        base = settings(id, context.answering(asked.model), body)
-        if body.stream:
-            return context.stream(requests, ResponseStream(base, box))
-        (choice,) = await context.whole(requests)
-        finish = Finish(choice.reason, choice.usage)
-        return json_response(response_body(base, output_of(choice, box), finish))
+async def responses(context: RequestContext, body: ResponsesBody) -> Response:
+    asked, id = body.chat, _new("resp")
+    requests = await chat.chat_requests(asked, context.served, context.service.config, id)
+    box = chat.toolbox(asked, context.service.config)
+    base = settings(id, context.answering(asked.model), body)
+    if body.stream:
+        return context.stream(requests, ResponseStream(base, box))
+    (choice,) = await context.whole(requests)
+    finish = Finish(choice.reason, choice.usage)
+    return json_response(response_body(base, output_of(choice, box), finish))
 
 
 _ASKED = ResponsesBody.model_validate({"input": "What is the capital of France?"})
@@ -222,7 +216,7 @@ RESPONSES = operation(
     "generation",
     "Answer as a list of items",
     "OpenAI's newer shape: text and function calls. Nothing is stored, so `previous_response_id` is refused.",
-    ("ResponsesBody", {"A question": {"input": "What is the capital of France?", "max_output_tokens": 64}}),
+    {"A question": {"input": "What is the capital of France?", "max_output_tokens": 64}},
     response_body(
         settings("resp_4f2a", "smollm2-135m-diffusion", _ASKED),
         [_message("msg_4f2a", "The capital of France is Paris.")],
@@ -231,3 +225,6 @@ RESPONSES = operation(
     'event: response.output_text.delta\ndata: {"type": "response.output_text.delta", "sequence_number": 4, '
     '"item_id": "msg_4f2a", "output_index": 0, "content_index": 0, "delta": "The capital of"}\n\n',
 )
+
+
+ROUTES = (Route("POST", "/v1/responses", responses, RESPONSES, ResponsesBody),)
