@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -53,6 +54,10 @@ class ServiceState:
         self.background: BackgroundJobs | NoBackgroundJobs = NoBackgroundJobs("the model is still loading.")
         self.draining = False
         self.answer_log = AnswerLog()
+        self.calibrations: OrderedDict[str, list[list[float]]] = OrderedDict()
+        """What the model says of the options of a form about nothing; `generation/decisions.py` fills it."""
+        self.adapter_loads: Counter[str] = Counter()
+        """How often what an adapter's name means has changed, so that nothing measured before is used."""
         self.metrics = Metrics(lambda: self.served.backend.stats() if self.served else None)
         self._running: set[Arrivals] = set()
         self._idle = asyncio.Event()
@@ -77,6 +82,15 @@ class ServiceState:
         """Whose files and jobs this task's request may see: an organisation's; empty without accounts."""
         visit = auth.VISIT.get()
         return visit.key.organisation_id if visit else ""
+
+    @contextmanager
+    def changing_adapter(self, name: str) -> Iterator[None]:
+        """Within it `name` may mean the old adapter or the new one; nothing measured then is used later."""
+        self.adapter_loads[name] += 1
+        try:
+            yield
+        finally:
+            self.adapter_loads[name] += 1
 
     @contextmanager
     def running(self) -> Iterator[Arrivals]:

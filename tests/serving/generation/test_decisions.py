@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -64,6 +65,24 @@ async def test_offsets_are_measured_once(client: httpx.AsyncClient, backend: Fak
     assert len(backend.requests) == 4
     await decide(client, state="a", questions={"kind": QUESTIONS["kind"]})
     assert len(backend.requests) == 6
+
+
+async def test_offsets_are_measured_again_once_an_adapter_is_loaded_anew(
+    open_client, backend: FakeBackend, tmp_path: Path
+) -> None:
+    (tmp_path / "legal").mkdir()
+    (tmp_path / "legal" / "adapter_config.json").write_text("{}")
+    adapter = {"lora_name": "legal", "lora_path": "legal"}
+    async with open_client(adapter_folder=tmp_path) as client:
+        for expected in (3, 6):
+            assert (await client.post("/v1/load_lora_adapter", json=adapter)).is_success
+            for _ in range(2):
+                assert (await decide(client, model="legal", state="a", questions=QUESTIONS)).is_success
+            assert (await decide(client, state="a", questions=QUESTIONS)).is_success
+            assert (await client.post("/v1/unload_lora_adapter", json={"lora_name": "legal"})).is_success
+            asked = [request.adapter for request in backend.requests]
+            assert asked.count("legal") == expected
+    assert asked.count("") == 3
 
 
 async def test_questions_in_order_are_answered_in_openais_shape(client: httpx.AsyncClient) -> None:

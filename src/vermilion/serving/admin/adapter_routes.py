@@ -44,7 +44,8 @@ async def load(context: RequestContext, body: LoadBody) -> Response:
     if not folder.is_relative_to(root.resolve()):
         raise BadParameter("lora_path", body.lora_path, "a folder inside serve.adapter_folder")
     try:
-        await context.served.backend.load_adapter(name, folder)
+        with context.service.changing_adapter(name):
+            await context.served.backend.load_adapter(name, folder)
     except ModelFileError as error:
         raise AdapterRefused(str(error), "lora_path", "invalid_adapter") from None
     return json_response({"id": name, "object": "model", "parent": context.model.id, "loaded": True})
@@ -52,7 +53,8 @@ async def load(context: RequestContext, body: LoadBody) -> Response:
 
 async def unload(context: RequestContext, body: UnloadBody) -> Response:
     name = body.lora_name
-    await context.served.backend.unload_adapter(name)
+    with context.service.changing_adapter(name):
+        await context.served.backend.unload_adapter(name)
     return json_response({"id": name, "object": "model", "loaded": False})
 
 
@@ -62,7 +64,8 @@ async def delete(context: RequestContext, id: str) -> Response:
     name = model_names.adapter_of(id, served.backend.model, context.service.config)
     if not name:
         raise BadParameter("model", id, ", ".join(served.backend.model.adapters) or "no model: there is one")
-    await served.backend.unload_adapter(name)
+    with context.service.changing_adapter(name):
+        await served.backend.unload_adapter(name)
     if isinstance(context.service.background, BackgroundJobs):
         context.service.background.forget(name)
     return json_response({"id": name, "object": "model", "deleted": True})

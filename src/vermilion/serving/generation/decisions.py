@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -267,9 +266,6 @@ def _logprobs(choice: Choice) -> list[list[float]]:
     return [[logprob for _, _, logprob in token.top] for token in choice.tokens]
 
 
-known: OrderedDict[str, list[list[float]]] = OrderedDict()
-
-
 async def decisions(context: RequestContext, body: DecisionsBody) -> Response:
     questions, model = body.asked, context.answering(body.model)
     id, where = f"dec-{secrets.token_hex(12)}", (context.served, context.service.config)
@@ -278,13 +274,15 @@ async def decisions(context: RequestContext, body: DecisionsBody) -> Response:
     except ContextLengthExceeded as error:
         error.param = body.param
         raise
-    form = f"{model}\n{questions}"
+    known = context.service.calibrations
+    form = f"{context.service.owner()}\n{model}\n{context.service.adapter_loads[model]}\n{questions}"
     offsets = known.get(form)
     if offsets is None:
         requests.append(await form_request("", questions, body.model, where, f"{id}-1"))
     choices = await context.whole(requests)
     if offsets is None:
-        offsets = known[form] = _logprobs(choices[1])
+        offsets = _logprobs(choices[1])
+    known[form] = offsets
     known.move_to_end(form)
     while len(known) > _KEPT:
         known.popitem(last=False)
