@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from serving.fake import FakeBackend
-from vermilion.serving.http.app import BODIES
+from vermilion.serving.http.app import ROUTES
 from vermilion.serving.http.parsing import parse
 
 pytestmark = pytest.mark.anyio
@@ -111,7 +111,7 @@ async def test_no_limit_is_what_fits_the_context(client: httpx.AsyncClient, back
 
 OPTIONAL = [
     (body, name if field.alias is None else field.alias)
-    for body in BODIES
+    for body in {route.body for route in ROUTES if route.body}
     for name, field in body.model_fields.items()
     if not field.is_required()
 ]
