@@ -42,6 +42,7 @@ class ContextLengthExceeded(BadRequest):
     """Prompt and answer do not fit the model's context."""
 
     def __init__(self, limit: int, given: int) -> None:
+        self.limit, self.given = limit, given
         super().__init__(
             f"This model's maximum context length is {limit} tokens. However, your prompt has {given} "
             "tokens. Please reduce the length of the prompt.",

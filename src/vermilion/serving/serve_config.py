@@ -29,6 +29,9 @@ class ServeConfig:
     mercury_names: bool = True
     """Whether the served model also answers to the names of Inception's, so that a client of theirs needs
     nothing but another address. Lists of models do not show them."""
+    claude_names: bool = True
+    """Whether it also answers to every name that begins with `claude-`, so that Claude Code needs nothing but
+    another address."""
     demanded_tools: tuple[str, ...] = ()
     """Tools that an answer to a user's message must call where a client offers one of them and leaves the
     choice to the model; the first that is offered. For models too small to call tools by themselves."""

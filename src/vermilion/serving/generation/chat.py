@@ -49,8 +49,7 @@ async def chat_requests(
     grammar = box.grammar if box else None
     if grammar is None:
         grammar = _grammar(body.response_format)
-    prompt = await chat_tokens(body, served, box)
-    prompt += await _token_ids(begun, served)
+    prompt = await chat_prompt(body, served, config, begun)
     sampling = parameters.sampling(
         body,
         served.backend.model,
@@ -74,6 +73,13 @@ async def chat_requests(
     return parameters.choices(base, body, served.backend.model, "messages")
 
 
+async def chat_prompt(body: ChatBody, served: Served, config: ServeConfig, begun: str = "") -> list[int]:
+    """The tokens before the answer, of any number. Raises as `chat_requests` does."""
+    model_names.check_model(body.model, served.backend.model, config)
+    prompt = await chat_tokens(body, served, toolbox(body, config))
+    return prompt + await _token_ids(begun, served)
+
+
 def toolbox(body: ChatBody, config: ServeConfig) -> Toolbox | None:
     """The tools an answer may or must call; None where it cannot call any. Raises `BadParameter`."""
     tools = [
@@ -89,7 +95,7 @@ def toolbox(body: ChatBody, config: ServeConfig) -> Toolbox | None:
         raise BadParameter("tool_choice", name, "auto or none, where no tools are offered")
     if name in (None, "auto") and body.messages[-1].role == "user":
         name = next((demanded for demanded in config.demanded_tools if demanded in known), name)
-    return offered(tools, name, body.parallel_tool_calls is not False)
+    return offered(tools, name, body.parallel_tool_calls is True)
 
 
 def _grammar(wanted: ResponseFormat | None) -> Grammar | None:

@@ -24,6 +24,8 @@ MERCURY_NAMES = (
 """Names under which Inception has sold its models; clients of theirs have them written in."""
 
 
+_CLAUDE = "claude-"
+"""How every name of Anthropic's models begins; Claude Code asks for several of them by itself."""
 _LONGEST_NAME = 200
 
 
@@ -35,9 +37,10 @@ def check_model(name: str | None, model: ModelInfo, config: ServeConfig) -> None
 
 def answers_to(name: str, model: ModelInfo, config: ServeConfig) -> bool:
     """Whether `name` means the served model or an adapter of it: its id, an alias or, unless switched off,
-    Mercury's."""
+    one of Mercury's or Claude's."""
     known = name in names(model, config) or adapter_of(name, model, config) != ""
-    return known or (config.mercury_names and name in MERCURY_NAMES)
+    mercury = config.mercury_names and name in MERCURY_NAMES
+    return known or mercury or (config.claude_names and name.startswith(_CLAUDE))
 
 
 def names(model: ModelInfo, config: ServeConfig) -> tuple[str, ...]:

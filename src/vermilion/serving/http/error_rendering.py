@@ -8,7 +8,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from vermilion.errors import VermilionError
+from vermilion.errors import ContextLengthExceeded, VermilionError
 
 _UNAUTHORIZED = 401
 _SERVER_ERROR = 500
@@ -30,7 +30,11 @@ def openai_error(error: VermilionError) -> dict[str, Any]:
 def anthropic_error(error: VermilionError) -> dict[str, Any]:
     other = "api_error" if error.status >= _SERVER_ERROR else "invalid_request_error"
     kind = _ANTHROPIC_TYPES.get(error.status, other)
-    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+    message = str(error)
+    if isinstance(error, ContextLengthExceeded):
+        # The words after which Claude Code and others compact the conversation and go on.
+        message = f"prompt is too long: {error.given} tokens > {error.limit} maximum"
+    return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 def ollama_error(error: VermilionError) -> dict[str, Any]:

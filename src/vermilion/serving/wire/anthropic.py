@@ -4,206 +4,24 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi.responses import Response
-from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat
 
-from vermilion.errors import BadRequest, VermilionError
+from vermilion.errors import VermilionError
 from vermilion.serving.generation import chat
 from vermilion.serving.generation.choices import Choice
 from vermilion.serving.generation.tool_calls import ArgumentsDelta, Piece, ToolCallStart
 from vermilion.serving.generation.tools import Toolbox, read_calls
 from vermilion.serving.http.error_rendering import anthropic_error
 from vermilion.serving.http.openapi import operation
-from vermilion.serving.http.parsing import convert
 from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import Route
 from vermilion.serving.http.sse import EVENT_STREAM
-from vermilion.serving.wire.openai_bodies import (
-    MOST_STOPS,
-    WIRE,
-    CalledFunction,
-    CalledTool,
-    ChatBody,
-    Message,
-    NamedFunction,
-    NamedTool,
-    OfferedTool,
-    TextPart,
-    ToolFunction,
-    flatten_content,
-)
+from vermilion.serving.wire.anthropic_bodies import CountBody, MessagesBody
 from vermilion.types import Event, Finish, Text, Usage
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
-_Content = Annotated[str, BeforeValidator(flatten_content, json_schema_input_type=str | list[TextPart])]
-
-
-class ToolUse(BaseModel):
-    model_config = WIRE
-
-    type: Literal["tool_use"]
-    id: str
-    name: str
-    input: dict[str, Any] = Field(default_factory=dict)
-
-
-class ToolResult(BaseModel):
-    model_config = WIRE
-
-    type: Literal["tool_result"]
-    tool_use_id: str
-    content: _Content = ""
-
-
-def readable(content: object) -> object:
-    """Refuses blocks of pictures and documents by what they are."""
-    blocks = content if isinstance(content, list) else []
-    flatten_content(
-        [
-            one
-            for one in blocks
-            if not (isinstance(one, dict) and one.get("type") in ("tool_use", "tool_result"))
-        ]
-    )
-    return content
-
-
-_Block = Annotated[TextPart | ToolUse | ToolResult, Field(discriminator="type")]
-
-
-class Turn(BaseModel):
-    model_config = WIRE
-
-    role: Literal["user", "assistant"]
-    content: Annotated[str | list[_Block], BeforeValidator(readable)] = Field(
-        description="A string, or blocks: text, tool_use, tool_result."
-    )
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(block.text for block in self.content if isinstance(block, TextPart))
-
-    @property
-    def messages(self) -> list[Message]:
-        """The same in OpenAI's terms: results are messages of their own, before what the user says."""
-        blocks = [] if isinstance(self.content, str) else self.content
-        results = [
-            Message(role="tool", content=block.content, tool_call_id=block.tool_use_id)
-            for block in blocks
-            if isinstance(block, ToolResult)
-        ]
-        calls = [
-            CalledTool(
-                id=block.id, function=CalledFunction(name=block.name, arguments=json.dumps(block.input))
-            )
-            for block in blocks
-            if isinstance(block, ToolUse)
-        ]
-        if results and not self.text:
-            return results
-        return [*results, Message(role=self.role, content=self.text, tool_calls=calls or None)]
-
-
-class AnthropicTool(BaseModel):
-    model_config = WIRE
-
-    name: str = Field(max_length=128)
-    description: str | None = None
-    input_schema: dict[str, Any] = Field(default_factory=dict)
-
-
-class ToolChoice(BaseModel):
-    model_config = WIRE
-
-    type: Literal["auto", "any", "tool", "none"]
-    name: str | None = None
-    disable_parallel_tool_use: bool | None = None
-
-
-class MessagesBody(BaseModel):
-    """Body of POST /v1/messages."""
-
-    model_config = WIRE
-
-    model: str | None = Field(None, description="Id or alias of a served model; the only one if left out.")
-    max_tokens: int = Field(ge=1, description="Longest answer; cut to what fits.")
-    messages: list[Turn] = Field(
-        min_length=1, description="The conversation; the model goes on from a last message of the assistant."
-    )
-    system: _Content = Field("", description="A string or a list of text blocks.")
-    stop_sequences: list[str] | None = Field(
-        None, max_length=MOST_STOPS, description="The answer ends before any of these strings."
-    )
-    temperature: FiniteFloat | None = Field(None, ge=0, le=2, description="0, the default, is exact.")
-    top_p: FiniteFloat | None = Field(None, ge=0, le=1, description="Sample from this share of probability.")
-    top_k: int | None = Field(None, ge=-1, description="Sample from so many tokens; 0 or -1: no limit.")
-    stream: bool | None = Field(None, description="Send the answer as server-sent events.")
-    tools: list[AnthropicTool] | None = Field(None, max_length=256, description="Functions it may call.")
-    tool_choice: ToolChoice | None = Field(
-        None, description="`any` and `tool` are held to by a grammar; `auto` unless set."
-    )
-    preset: str | None = Field(None, description="As in /v1/chat/completions.")
-    decoding: dict[Annotated[str, Field(max_length=40)], Any] | None = Field(
-        None, description="As in /v1/chat/completions."
-    )
-
-    @property
-    def begun(self) -> str:
-        """How the answer begins; empty unless the caller has put words in the model's mouth."""
-        last = self.messages[-1]
-        # The API forbids, and the model cannot use, white space at the end of it.
-        return last.text.rstrip() if last.role == "assistant" and isinstance(last.content, str) else ""
-
-    @property
-    def _openai_choice(self) -> Literal["auto", "none", "required"] | NamedTool | None:
-        if self.tool_choice is None:
-            return None
-        if self.tool_choice.type == "tool":
-            return NamedTool(function=NamedFunction(name=self.tool_choice.name or ""))
-        return "required" if self.tool_choice.type == "any" else self.tool_choice.type
-
-    @property
-    def chat(self) -> ChatBody:
-        """The same in OpenAI's terms. Raises `BadRequest`."""
-        turns = self.messages[:-1] if self.begun else self.messages
-        if not turns:
-            raise BadRequest(
-                "messages: give a message of the user before the beginning of the answer.",
-                "messages",
-                "invalid_value",
-            )
-        messages = [Message(role="system", content=self.system)] if self.system else []
-        messages += [message for turn in turns for message in turn.messages]
-        return ChatBody.model_construct(
-            messages=messages,
-            tools=[
-                OfferedTool(
-                    function=convert(
-                        {"name": tool.name, "description": tool.description, "parameters": tool.input_schema},
-                        ToolFunction,
-                        {},
-                    )
-                )
-                for tool in self.tools or ()
-            ],
-            tool_choice=self._openai_choice,
-            parallel_tool_calls=not (self.tool_choice and self.tool_choice.disable_parallel_tool_use),
-            stop=[stop for stop in self.stop_sequences or () if stop],
-            **{
-                name: getattr(self, name)
-                for name in ("model", "max_tokens", "temperature", "top_p", "top_k", "preset", "decoding")
-            },
-        )
-
-
-class CountBody(MessagesBody):
-    """Body of POST /v1/messages/count_tokens."""
-
-    max_tokens: int = Field(1, ge=1, description="Of no meaning here.")
 
 
 def message_body(
@@ -337,10 +155,8 @@ async def messages(context: RequestContext, body: MessagesBody) -> Response:
 
 
 async def count_tokens(context: RequestContext, body: CountBody) -> Response:
-    (request,) = await chat.chat_requests(
-        body.chat, context.served, context.service.config, "count", body.begun
-    )
-    return json_response({"input_tokens": len(request.prompt)})
+    prompt = await chat.chat_prompt(body.chat, context.served, context.service.config, body.begun)
+    return json_response({"input_tokens": len(prompt)})
 
 
 _QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -357,7 +173,7 @@ MESSAGES = operation(
 COUNT = operation(
     "anthropic",
     "Count the tokens of a conversation",
-    "With its tools and the chat template, as a message would use them. 400 where they exceed the context.",
+    "With its tools and the chat template, as a message would use them, also of one that does not fit.",
     {"A question": {"messages": _QUESTION}},
     {"input_tokens": 37},
 )
