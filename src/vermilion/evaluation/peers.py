@@ -1,0 +1,139 @@
+"""Other engines on the same model file, prompts and threads, for `vermilion bench --peer`.
+
+A peer runs in this process and only while it is asked, so that its rounds can alternate with ours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vermilion.errors import ConfigError
+
+PEERS = ("llama.cpp",)
+_NGRAM = 3
+"""Tokens of the pattern that llama.cpp's prompt lookup searches for; what our own lookup uses."""
+_RESERVE = 64
+"""Slots of a context that llama.cpp keeps besides the prompt and the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How a peer is to run."""
+
+    threads: int
+    num_streams: int = 1
+    max_prompt: int = 1024
+    """Tokens of the longest prompt."""
+    max_tokens: int = 64
+    prompt_lookup: bool = False
+    """llama.cpp's own speculation: n-grams of the text so far propose what follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRound:
+    """All prompts once."""
+
+    num_tokens: int
+    wall_s: float
+    prompt_ms: float
+    """Median time that reading one prompt took."""
+
+
+class LlamaCpp:
+    """llama.cpp's server, called in process."""
+
+    def __init__(self, gguf: Path, setup: Setup) -> None:
+        """Raises ConfigError where the package is missing."""
+        try:
+            import xllamacpp
+        except ImportError as error:
+            raise ConfigError(
+                "--peer llama.cpp needs the extra `peers`. Run: pip install 'vermilion[peers]'"
+            ) from error
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(gguf)
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = setup.threads
+        parameters.n_parallel = setup.num_streams
+        parameters.n_ctx = setup.num_streams * (setup.max_prompt + setup.max_tokens + _RESERVE)
+        parameters.n_gpu_layers = 0
+        parameters.cache_prompt = False
+        parameters.cache_ram_mib = 0
+        parameters.verbosity = -1
+        if setup.prompt_lookup:
+            speculative = parameters.speculative
+            speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+            speculative.ngram_simple.size_n = _NGRAM
+        self._setup = setup
+        self._server = xllamacpp.Server(parameters)
+
+    def round(self, prompts: Sequence[Sequence[int]]) -> PeerRound:
+        """Greedy answers to all prompts, as many at a time as the setup has streams."""
+        began = time.perf_counter()
+        with ThreadPoolExecutor(self._setup.num_streams) as pool:
+            replies = list(pool.map(self._answer, prompts))
+        wall_s = time.perf_counter() - began
+        return PeerRound(
+            num_tokens=sum(reply["usage"]["completion_tokens"] for reply in replies),
+            wall_s=wall_s,
+            prompt_ms=float(np.median([reply["timings"]["prompt_ms"] for reply in replies])),
+        )
+
+    def text(self, prompt: Sequence[int]) -> str:
+        """The greedy answer to one prompt."""
+        answer: str = self._answer(prompt)["choices"][0]["text"]
+        return answer
+
+    def _answer(self, prompt: Sequence[int]) -> dict[str, Any]:
+        reply: dict[str, Any] = self._server.handle_completions(
+            {
+                "prompt": list(prompt),
+                "n_predict": self._setup.max_tokens,
+                "temperature": 0,
+                "cache_prompt": False,
+            }
+        )
+        if "choices" not in reply:
+            raise ConfigError(f"llama.cpp refused a prompt of {len(prompt)} tokens: {reply}")
+        return reply
+
+
+@contextmanager
+def requantized(gguf: Path, folder: Path) -> Iterator[Path]:
+    """The model with its Q4_1 matrices stored as Q4_0, for which llama.cpp has its fastest kernels.
+
+    Coarser than the file itself, so only its speed is comparable. The file lies in `folder`.
+    """
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize, quantize
+
+    reader = GGUFReader(gguf)
+    path = folder / f"{gguf.stem}.requantized-Q4_0.gguf"
+    architecture = reader.fields["general.architecture"].contents()
+    writer = GGUFWriter(path, architecture)
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        kind = field.types[0]
+        sub_kind = field.types[-1] if len(field.types) > 1 else None
+        writer.add_key_value(name, field.contents(), kind, sub_kind)
+    for tensor in reader.tensors:
+        data, quantization = tensor.data, tensor.tensor_type
+        if quantization == GGMLQuantizationType.Q4_1:
+            quantization = GGMLQuantizationType.Q4_0
+            data = quantize(dequantize(data, GGMLQuantizationType.Q4_1), quantization)
+        writer.add_tensor(tensor.name, data, raw_dtype=quantization)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
