@@ -36,7 +36,7 @@ def llm() -> Iterator[LLM]:
     except ModelFileError as error:
         pytest.skip(str(error))
     # Enough rows that every request drafts, however many there are.
-    yield LLM(config=EngineConfig(dtype="float32", device="cpu", draft_rows=10_000))
+    yield LLM(config=EngineConfig(dtype="float32", device="cpu"))
 
 
 def ids(llm: LLM, prompt: FixedPrompt) -> tuple[int, ...]:

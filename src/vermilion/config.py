@@ -49,8 +49,6 @@ class EngineConfig:
     """Most requests decoded at once."""
     max_waiting: int = 64
     """Most requests queued; past it a request is refused as overloaded."""
-    draft_rows: int = 0
-    """Rows of a pass up to which drafting pays; 0 for the device's own figure."""
     prefix_cache: bool = True
     """Whether the pages of a finished request serve later ones with the same beginning."""
 
@@ -63,7 +61,6 @@ class EngineConfig:
             "prefill_chunk": 1,
             "max_running": 1,
             "max_waiting": 0,
-            "draft_rows": 0,
         }
         for name, limit in least.items():
             if getattr(self, name) < limit:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from tests import tiny
+from vermilion.decoding.drafting import RowCosts
 from vermilion.decoding.jobs import Job, Wanted
 from vermilion.decoding.passes import Read, Reading, Segment
 from vermilion.decoding.penalties import BAN
@@ -198,16 +199,16 @@ class Memory:
     max_rows: int = 256
     prefill_chunk: int = 256
     max_running: int = 8
-    draft_rows: int = 10_000
+    costs: RowCosts | None = None
     share: bool = True
 
 
 def engine(traits: Traits, sizes: Memory, context_length: int) -> tuple[Engine, ShadowWorker]:
     """A whole engine but for the model."""
     cache = PageCache(sizes.num_pages, sizes.page_size, share=sizes.share and traits.context != "full")
-    limits = Limits(sizes.max_rows, sizes.prefill_chunk, sizes.max_running, sizes.draft_rows)
+    limits = Limits(sizes.max_rows, sizes.prefill_chunk, sizes.max_running)
     worker = ShadowWorker(cache, traits)
-    worker.scheduler = Scheduler(limits, cache)
+    worker.scheduler = Scheduler(limits, cache, sizes.costs)
     decoders = DECODERS if traits.has_next_token else DECODERS[3:]
     model = ModelInfo("shadow", context_length, tiny.VOCAB, (tiny.EOS,), tiny.MASK, decoders=decoders)
     built = Engine(worker, worker.scheduler, tiny.Letters(), model, traits)  # type: ignore[arg-type]

@@ -91,9 +91,7 @@ def test_a_mixed_batch_gives_each_request_its_own_adapters_text(
 
     alone = [outcome(add(tiny.engine(kind, tiny.model(kind)), folders), [request])[0] for request in requests]
     assert alone == expected
-    crowded = add(
-        tiny.engine(kind, tiny.model(kind), prefill_chunk=8, max_rows=40, draft_rows=10_000), folders
-    )
+    crowded = add(tiny.engine(kind, tiny.model(kind), prefill_chunk=8, max_rows=40), folders)
     assert outcome(crowded, requests) == expected
     # Again: this time the prompts are in the prefix cache, once per adapter.
     assert outcome(crowded, requests) == expected

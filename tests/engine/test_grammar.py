@@ -13,6 +13,7 @@ import torch
 
 from tests import tiny
 from vermilion.config import EngineConfig
+from vermilion.decoding.drafting import RowCosts
 from vermilion.decoding.grammar import Grammars
 from vermilion.decoding.speculative import Speculative
 from vermilion.engine.engine import Engine
@@ -332,7 +333,9 @@ def test_the_denoiser_rests_where_its_drafts_are_refused(
     monkeypatch.setattr(Speculative, "_branch", lambda *given: drafted.append(1) or branch(*given))
     grammar = Grammar("regex", "[a-z]{120}")
     decoding = Decoding("lossless", block_length=4, draft_nodes=8)
-    usage = finish(tiny.run(engine(model), [request("x", grammar, decoding)])["x"]).usage
+    built = engine(model)
+    built.scheduler.costs = RowCosts((1, 8), (4.0, 8.0))
+    usage = finish(tiny.run(built, [request("x", grammar, decoding)])["x"]).usage
     assert usage.passes > 60, "nothing in it can be guessed"
     assert 2 <= len(drafted) < 20
 

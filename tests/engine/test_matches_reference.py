@@ -91,7 +91,7 @@ def test_alone_and_in_any_company(kind: str, decoding: Decoding) -> None:
     assert len({result.tokens for result in expected}) == len(expected)
     alone = [outcome(tiny.engine(kind, model), [request])[0] for request in requests]
     assert alone == expected
-    crowded = tiny.engine(kind, model, prefill_chunk=8, max_rows=24, draft_rows=10_000)
+    crowded = tiny.engine(kind, model, prefill_chunk=8, max_rows=24)
     assert outcome(crowded, requests) == expected
     # Again: this time the prompts are in the prefix cache.
     assert outcome(crowded, requests) == expected
@@ -107,7 +107,7 @@ def test_drafts_without_a_draft_head_and_what_one_changes(decoding: Decoding) ->
         ]
         reference = Reference(model, tiny.TRAITS["causal-shift"])
         expected = [reference.generate(r.prompt, r.sampling, r.decoding) for r in requests]
-        assert outcome(tiny.engine("causal-shift", model, draft_rows=10_000), requests) == expected
+        assert outcome(tiny.engine("causal-shift", model), requests) == expected
         results.append(expected)
     if decoding.decoder == "lossless":
         assert [one.tokens for one in results[0]] == [one.tokens for one in results[1]]
@@ -123,7 +123,7 @@ def test_short_memory_changes_nothing(kind: str) -> None:
         for i, decoding in enumerate(decodings)
     ]
     expected = [reference.generate(r.prompt, r.sampling, r.decoding) for r in requests]
-    engine = tiny.engine(kind, model, kv_tokens=216, prefill_chunk=16, max_rows=64, draft_rows=10_000)
+    engine = tiny.engine(kind, model, kv_tokens=216, prefill_chunk=16, max_rows=64)
     assert outcome(engine, requests) == expected
     assert engine.scheduler.preemptions > 0
 
@@ -167,7 +167,7 @@ def test_short_prompts_short_answers_and_an_end_inside_a_canvas(kind: str, decod
     expected = [reference.generate(r.prompt, r.sampling, r.decoding) for r in requests]
     ended = [result.tokens[-1] == tiny.EOS and len(result.tokens) < 40 for result in expected[-2:]]
     assert any(ended)
-    engine = tiny.engine(kind, model, draft_rows=10_000)
+    engine = tiny.engine(kind, model)
     assert outcome(engine, requests) == expected
     # Again, with prompts of whole pages wholly in the prefix cache.
     assert outcome(engine, requests) == expected
@@ -182,7 +182,7 @@ def test_joining_midway_and_cancelled_neighbours_change_nothing(kind: str) -> No
         Request(f"{i}", prompt(6 + 7 * (i % 4), i), SAMPLINGS[i % 3], decoding)
         for i, decoding in enumerate(decodings)
     ]
-    engine = tiny.engine(kind, model, prefill_chunk=8, max_rows=48, draft_rows=10_000)
+    engine = tiny.engine(kind, model, prefill_chunk=8, max_rows=48)
     programs = {}
     finished = {}
     for step in range(2_000):

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 
 from tests import tiny
 from tests.engine.shadow import DECODERS, Memory, ShadowWorker, engine
+from vermilion.decoding.drafting import RowCosts
 from vermilion.engine.engine import Engine
 from vermilion.errors import BadParameter
 from vermilion.types import Canvas, Decoding, Event, Finish, Request, Sampling, Text
@@ -106,6 +107,10 @@ class Open:
             assert replace(finish.usage, cached_tokens=0) == replace(wanted.usage, cached_tokens=0)
 
 
+CHEAP_ROWS = RowCosts((1, 64), (4.0, 5.0))
+DEAR_ROWS = RowCosts((1, 8, 64), (4.0, 9.0, 80.0), noisy_row_ms=0.3)
+
+
 class Traffic(RuleBasedStateMachine):
     """Random traffic over a small memory. Subclasses name the kind of model."""
 
@@ -124,10 +129,10 @@ class Traffic(RuleBasedStateMachine):
         max_rows=st.sampled_from((256, 40, 13, 1)),
         prefill_chunk=st.sampled_from((256, 11, 4, 1)),
         max_running=st.sampled_from((2, 4, 8)),
-        draft_rows=st.sampled_from((0, 20, 10_000)),
+        costs=st.sampled_from((None, CHEAP_ROWS, DEAR_ROWS)),
         share=st.booleans(),
     )
-    def start(self, extra_pages: int, **limits: int) -> None:
+    def start(self, extra_pages: int, **limits: object) -> None:
         least = -(-(LONGEST + CANVAS_SLOTS) // 8)
         sizes = Memory(num_pages=least + extra_pages, **limits)  # type: ignore[arg-type]
         self.built, self.worker = engine(tiny.TRAITS[self.kind], sizes, LONGEST + 1)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vermilion.decoding.commit import settle
+from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.models.families import Traits
@@ -91,7 +92,7 @@ class Between(Program):
     def cacheable(self) -> int:
         return self._start
 
-    def plan(self, draft: bool = True) -> Pass:
+    def plan(self, budget: DraftBudget | None = None) -> Pass:
         segments: list[Segment] = []
         reads: list[Read] = []
         if self.cached < self._start:

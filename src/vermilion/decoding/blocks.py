@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vermilion.decoding.commit import reopen, settle
+from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.models.families import Traits
@@ -71,7 +72,7 @@ class Blocks(Program):
 
     # -- what to compute ---------------------------------------------------------------------------
 
-    def plan(self, draft: bool = True) -> Pass:
+    def plan(self, budget: DraftBudget | None = None) -> Pass:
         proposed = self._proposed()
         known = [*self.tokens, *proposed]
         if self._canvas is None and not self._ends(proposed):

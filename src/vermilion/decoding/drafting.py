@@ -1,23 +1,32 @@
-"""How much to draft: the expected number of accepted tokens against what the rows cost. Pure functions.
+"""How much to draft: the expected number of accepted tokens against what the rows cost.
 
-Verifying a draft that is accepted with probability p gains p tokens. Its row makes the step longer, and in that
-time the same step without drafts would have settled some tokens as well: that is the row's price. A draft is
-worth its row while p exceeds the price (the rule of DSpark's scheduler, DeepSpec 2026, with a measured curve in
-place of a model of the hardware). Text never depends on any of it: only `lossless` decoding is budgeted.
+Verifying a draft that is accepted with probability p gains p tokens. Its row makes the step longer, and in
+that time steps without drafts would have settled some tokens as well: that is the row's price. A draft is
+worth its row while p exceeds the price (as DSpark's scheduler decides, DeepSpec 2026; here the costs are
+measured). Text never depends on it: only `lossless` decoding is budgeted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Literal
 
+Source = Literal["denoiser", "lookup", "existing"]
+"""Where drafts come from: the denoiser's guesses, earlier text of the request, text that is to be edited."""
+
+_PRIORS: Mapping[Source, float] = {"denoiser": 0.7, "lookup": 0.8, "existing": 0.9}
+"""How often a draft behind a right one is right, until a request's own drafts tell."""
 MAX_CHANCE = 0.98
 """No draft counts as certain, so that a long run never looks free."""
 _FORGETTING = 0.9
-"""Weight that an observation keeps after the next one: estimates follow the text's last ten drafts or so."""
+"""Weight that an observation keeps after the next one: about the last ten drafts count."""
 _RECOVERY = 0.97
-"""Share of the observations that a pass without drafts leaves, so that drafting is tried again after a while."""
+"""Share of the observations that a pass without drafts leaves: after a while drafting is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +41,7 @@ class RowCosts:
 
     def at(self, rows: int) -> float:
         """Interpolated; past the last measurement the curve goes on as steeply as it ended."""
-        points = list(zip(self.rows, self.ms, strict=True))
-        for (low, low_ms), (high, high_ms) in zip(points, points[1:], strict=False):
+        for (low, low_ms), (high, high_ms) in pairwise(zip(self.rows, self.ms, strict=True)):
             if rows <= high or high == self.rows[-1]:
                 share = (max(rows, self.rows[0]) - low) / (high - low)
                 return low_ms + share * (high_ms - low_ms)
@@ -84,15 +92,15 @@ def gain_of(chances: Sequence[float], budget: DraftBudget) -> float:
     return sum(chances[:count]) - budget.price(count) if count else 0.0
 
 
-def worthwhile_guesses(by_depth: Sequence[float], most: int, budget: DraftBudget) -> int:
-    """How many positions a denoise pass should guess, at most `most`: those whose verification in the next
-    pass is expected to gain more than the denoiser's rows cost in this one. 0: draft nothing.
+def worthwhile_guesses(by_depth: Sequence[float], budget: DraftBudget) -> int:
+    """How many positions a denoise pass should guess: as many as make what their verification in the next
+    pass is expected to gain, less what the denoiser's rows cost in this one, largest. 0: none is worth it.
 
-    `by_depth` are the chances that the first 1, 2, ... guesses are all accepted. A canvas has one row more than
-    it guesses, for its anchor.
+    `by_depth` are the chances that the first 1, 2, ... guesses are all accepted. A canvas has one row more
+    than it guesses, for its anchor.
     """
     best, best_gain = 0, 0.0
-    for count in range(1, min(most, len(by_depth)) + 1):
+    for count in range(1, len(by_depth) + 1):
         gain = gain_of(by_depth[:count], budget) - budget.price(count + 1, noisy=count + 1)
         if gain > best_gain:
             best, best_gain = count, gain
@@ -100,7 +108,7 @@ def worthwhile_guesses(by_depth: Sequence[float], most: int, budget: DraftBudget
 
 
 class Acceptance:
-    """How often one request's drafts were accepted lately: a mean with a prior, newer drafts weighing more."""
+    """How often one request's drafts were accepted lately: a mean with a prior, new drafts weigh most."""
 
     def __init__(self, prior: float, strength: float = 2.0) -> None:
         self.prior = prior
@@ -124,13 +132,52 @@ class Acceptance:
         self._expected *= _RECOVERY
 
 
-def run_chances(rate: float, count: int) -> list[float]:
-    """Chances of the positions of a run copied from text, each right with probability `rate` behind a right
-    one."""
-    rate = min(rate, MAX_CHANCE)
-    return [rate ** (k + 1) for k in range(count)]
+class DraftRecord:
+    """What one request's drafts have been worth so far, by where they came from."""
 
+    def __init__(self) -> None:
+        self.drafted: Counter[Source] = Counter()
+        """Drafts that were verified."""
+        self.accepted: Counter[Source] = Counter()
+        self._by_depth: list[Acceptance] = []
+        """Of the denoiser's drafts at each depth of a tree, behind accepted ones."""
+        self._calibration = Acceptance(1.0)
+        """Accepted drafts over what the denoiser's own probabilities promised."""
+        self._copied = {source: Acceptance(rate) for source, rate in _PRIORS.items()}
 
-def tree_chances(logprobs: Sequence[float], ratio: float) -> list[float]:
-    """Calibrated chances of drafted paths: the denoiser's own, times what it was off by so far."""
-    return [min(MAX_CHANCE, ratio * math.exp(logprob)) for logprob in logprobs]
+    def run_chances(self, source: Source, count: int) -> list[float]:
+        """For each position of a run copied from text, the chance that all up to it are right."""
+        rate = min(self._copied[source].rate, MAX_CHANCE)
+        return [rate ** (k + 1) for k in range(count)]
+
+    def tree_chances(self, logprobs: Sequence[float]) -> list[float]:
+        """Of drafted paths, from the joint log-probabilities that the denoiser gave them."""
+        ratio = self._calibration.rate
+        return [min(MAX_CHANCE, ratio * math.exp(logprob)) for logprob in logprobs]
+
+    def guess_chances(self, count: int) -> list[float]:
+        """That the first 1, 2, ... guesses of a denoise pass will all be accepted."""
+        rates = [self._at_depth(depth).rate for depth in range(count)]
+        return list(accumulate(rates, operator.mul))
+
+    def note(self, source: Source, depths: Sequence[int], logprobs: Sequence[float], accepted: int) -> None:
+        """Of drafts with these depths and log-probabilities the first `accepted` depths were right."""
+        self.drafted[source] += len(depths)
+        self.accepted[source] += accepted
+        tried = min(accepted, max(depths)) + 1
+        if source != "denoiser":
+            self._copied[source].note(accepted, tried)
+            return
+        for depth in range(tried):
+            self._at_depth(depth).note(float(depth < accepted))
+        self._calibration.note(accepted, math.fsum(math.exp(logprob) for logprob in logprobs))
+
+    def rest(self) -> None:
+        """A pass went by in which the denoiser was not asked."""
+        for acceptance in (*self._by_depth, self._calibration):
+            acceptance.rest()
+
+    def _at_depth(self, depth: int) -> Acceptance:
+        while len(self._by_depth) <= depth:
+            self._by_depth.append(Acceptance(_PRIORS["denoiser"]))
+        return self._by_depth[depth]

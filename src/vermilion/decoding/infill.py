@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vermilion.decoding.between import repeats
+from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.decoding.speculative import SPECULATIVE, Speculative
@@ -143,11 +144,11 @@ class Infill(Program):
         super().forget()
         self._line.forget()
 
-    def plan(self, draft: bool = True) -> Pass:
+    def plan(self, budget: DraftBudget | None = None) -> Pass:
         self._line.cached = self.cached
         if self._line.finish is not None:
             return self._probes()
-        planned = self._line.plan(draft)
+        planned = self._line.plan(budget)
         return planned if self._begun else self._with_bridges(planned)
 
     def _with_bridges(self, planned: Pass) -> Pass:

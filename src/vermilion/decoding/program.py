@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.grammar import Constraint
 from vermilion.decoding.passes import Pass, Reading, Segment
 from vermilion.models.families import Traits
@@ -83,8 +84,9 @@ class Program(ABC):
         return 0
 
     @abstractmethod
-    def plan(self, draft: bool = True) -> Pass:
-        """The next pass. `draft` False asks a speculative decoder to spend no rows on guesses."""
+    def plan(self, budget: DraftBudget | None = None) -> Pass:
+        """The next pass. With a budget a lossless decoder drafts only what is worth its rows; without one, as
+        much as its knobs allow."""
 
     @abstractmethod
     def apply(self, readings: Sequence[Reading]) -> None:

@@ -29,7 +29,6 @@ from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import Adjustments, adjustments, needed
 from vermilion.decoding.reference_following import levels_of
 from vermilion.decoding.sampling import read
-from vermilion.decoding.speculative import FIRST_REPEATS
 from vermilion.models.attention import Group
 from vermilion.models.families import Traits
 from vermilion.models.linear import AdapterRows
@@ -107,7 +106,6 @@ class _Answer:
         decoding = self.decoding
         share = decoding.accept_above if decoding.decoder == "relaxed" else 1.0
         tree: tuple[Node, ...] = ()
-        run, longest = 0, FIRST_REPEATS
         while not self.ended:
             self.passes += 1
             start = list(self.tokens)
@@ -127,12 +125,8 @@ class _Answer:
                 verified.append(reading.token)
             new = self.tokens[len(start) :]
             self.edits += sum(a != b for a, b in zip(preview, new, strict=False))
-            all_right = run > 0 and len(verified) == len(tree)
-            longest = 2 * longest if all_right else FIRST_REPEATS
             tree = self._draft([*start, *verified], len(start)) if end in ends and not self.ended else ()
-            repeated = self._repeated(min(longest, decoding.lookup)) if share == 1.0 else []
-            run = len(repeated)
-            tree = chained(repeated) or tree
+            tree = chained(self._repeated(decoding.lookup) if share == 1.0 else []) or tree
 
     def _repeated(self, count: int) -> list[int]:
         """What stood behind the latest earlier place of the last tokens."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from vermilion.decoding.between import canvas_start
 from vermilion.decoding.commit import settle
+from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.decoding.speculative import SPECULATIVE
@@ -67,7 +68,7 @@ class Seeded(Program):
     def cacheable(self) -> int:
         return min(self._start, len(self.task.prompt) - 1)
 
-    def plan(self, draft: bool = True) -> Pass:
+    def plan(self, budget: DraftBudget | None = None) -> Pass:
         prompt, mask, start = self.task.prompt, self.traits.mask_token_id, self._start
         segments = [self._clean(prompt, start)] if self.cached < start else []
         fixed = prompt[start:]

@@ -14,7 +14,6 @@ draft and base makes the two agree about as often as rejection sampling would ac
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,6 +27,14 @@ from vermilion.decoding.commit import (
     draft_tree,
     likeliest_ends,
 )
+from vermilion.decoding.drafting import (
+    DraftBudget,
+    DraftRecord,
+    Source,
+    gain_of,
+    worthwhile,
+    worthwhile_guesses,
+)
 from vermilion.decoding.lookup import Repeats
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
@@ -37,15 +44,6 @@ SPECULATIVE = ("ar", "lossless", "relaxed")
 CHOICES = 8
 """Tokens per position that a tree of drafts may choose from."""
 
-_FIRST_COPIES = 8
-"""Tokens that a run of the existing text begins with."""
-FIRST_REPEATS = 4
-"""Tokens that a run found by `lookup` begins with."""
-_LEAST_CHANCE = math.log(0.3)
-"""Of a path that the denoiser drafts under a grammar."""
-_MOST_REST = 16
-"""Passes that it rests at the most."""
-
 
 class Speculative(Program):
     """Decoders `ar` (never drafts), `lossless` and `relaxed`."""
@@ -53,17 +51,16 @@ class Speculative(Program):
     def __init__(self, task: Task, traits: Traits) -> None:
         super().__init__(task, traits)
         self._tree: tuple[Node, ...] = ()
+        """The denoiser's drafts for the next pass."""
+        self._run: tuple[Node, ...] = ()
+        """A chain of drafts copied from text, for the next pass."""
+        self._verifying: tuple[Node, ...] = ()
+        """The drafts of the planned pass."""
+        self._source: Source = "denoiser"
+        """Where they come from."""
         self._branches: dict[int, list[Read]] = {}
         self._repeats = Repeats()
-        self._first_run = _FIRST_COPIES if task.existing else FIRST_REPEATS
-        self._run = self._first_run
-        """Most tokens to draft next from text that is there: twice as many each time all were right."""
-        self._looked_up = False
-        """Whether the tree is such a run."""
-        self._refused = 0
-        """How many of the denoiser's drafts in a row the grammar or the base refused wholly."""
-        self._rest = 0
-        """Passes until it drafts again."""
+        self.record = DraftRecord()
         self._moves: tuple[tuple[int, int], ...] = ()
         """Keys of accepted drafts that lie in another slot than their position's."""
 
@@ -72,11 +69,6 @@ class Speculative(Program):
         return self.task.decoding.decoder != "relaxed"
 
     @property
-    def draft_rows(self) -> int:
-        """Rows that drafting adds to two passes, at the most."""
-        decoding = self.task.decoding
-        return 0 if decoding.decoder == "ar" else decoding.block_length + decoding.draft_nodes
-
     @property
     def max_draft_rows(self) -> int:
         decoding = self.task.decoding
@@ -97,10 +89,9 @@ class Speculative(Program):
         super().forget()
         self._moves = ()
 
-    def plan(self, draft: bool = True) -> Pass:
-        if self._looked_up and not draft:
-            self._tree, self._looked_up = (), False
-        settled, tree = len(self.tokens), self._tree
+    def plan(self, budget: DraftBudget | None = None) -> Pass:
+        self._verifying, self._source = self._chosen(budget)
+        settled, tree = len(self.tokens), self._verifying
         stored = self.cached + len(self._moves)
         clean = Segment(tuple(self.tokens[stored:]), stored, stored, sees=stored, span=1)
         segments = [clean]
@@ -121,8 +112,8 @@ class Speculative(Program):
             position = settled + node.depth + 1
             reads.append(Read(len(clean.ids) + index, position, "next", self._children(index), history))
         self._branches = {}
-        for end in self._ends() if draft or not self.lossless else ():
-            segment, wanted = self._branch(end, segments, len(reads))
+        for end in self._ends():
+            segment, wanted = self._branch(end, segments, len(reads), budget)
             if wanted:
                 segments.append(segment)
                 self._branches[end] = wanted
@@ -133,28 +124,45 @@ class Speculative(Program):
         """Targets of a base read: only a relaxed verdict looks at more than the base's own choice."""
         if self.lossless:
             return ()
-        return tuple(node.token for node in self._tree if node.parent == parent)
+        return tuple(node.token for node in self._verifying if node.parent == parent)
+
+    def _chosen(self, budget: DraftBudget | None) -> tuple[tuple[Node, ...], Source]:
+        """The drafts to verify: those from text or the denoiser's, whichever promise more; without a budget
+        those from text where there are any, and as many as there are."""
+        copied: Source = "existing" if self.task.existing else "lookup"
+        if budget is None:
+            return (self._run, copied) if self._run else (self._tree, "denoiser")
+        run = self.record.run_chances(copied, len(self._run))
+        tree = self.record.tree_chances([node.logprob for node in self._tree])
+        if self._run and gain_of(run, budget) >= gain_of(tree, budget):
+            return self._run[: worthwhile(run, budget)], copied
+        return self._tree[: worthwhile(tree, budget)], "denoiser"
 
     def _ends(self) -> tuple[int, ...]:
         """Outcomes of this pass to draft behind."""
-        if self.task.decoding.decoder == "ar" or self._rest:
+        if self.task.decoding.decoder == "ar":
             return ()
-        return likeliest_ends(self._tree, self.task.decoding.branches) if self._tree else (-1,)
+        return likeliest_ends(self._verifying, self.task.decoding.branches) if self._verifying else (-1,)
 
-    def _branch(self, end: int, segments: list[Segment], num_reads: int) -> tuple[Segment, list[Read]]:
+    def _branch(
+        self, end: int, segments: list[Segment], num_reads: int, budget: DraftBudget | None
+    ) -> tuple[Segment, list[Read]]:
         """Noisy rows behind the drafts up to node `end`: a visible anchor, then masks, as in training.
 
         The first mask stands for the base token that this pass will add there; each mask's row reads the
         position behind it. No reads where the answer has no room for what they would draft.
         """
         settled, mask = len(self.tokens), self.traits.mask_token_id
-        path = ancestors(self._tree, end)
+        path = ancestors(self._verifying, end)
         unknown = settled + len(path)
         # A draft for the answer's last position saves no pass: the base gives that token anyway.
         length = self.task.decoding.canvas_length(settled - len(self.task.prompt))
         count = min(length - 1, self.limit - 2 - unknown)
+        if budget is not None:
+            rows = sum(len(earlier.ids) for earlier in segments) - 1
+            count = worthwhile_guesses(self.record.guess_chances(count), budget.plus(rows))
         segment = Segment(
-            ids=(self._tree[end].token if path else self.tokens[-1], *([mask] * count)),
+            ids=(self._verifying[end].token if path else self.tokens[-1], *([mask] * count)),
             start=unknown - 1,
             slot=segments[-1].slot + len(segments[-1].ids),
             sees=settled if path else settled - 1,
@@ -164,7 +172,7 @@ class Speculative(Program):
             also=tuple(settled + i for i in path[:-1]),
         )
         row = sum(len(earlier.ids) for earlier in segments)
-        history = tuple(self._tree[i].token for i in path)
+        history = tuple(self._verifying[i].token for i in path)
         # The base's read at `end` gives the token before the first draft, and each draft the next one's.
         after = [end + 1, *range(num_reads, num_reads + count)]
         return segment, [
@@ -174,10 +182,10 @@ class Speculative(Program):
 
     def apply(self, readings: Sequence[Reading]) -> None:
         self._count_pass()
-        settled, tree = len(self.tokens), self._tree
+        settled, tree = len(self.tokens), self._verifying
+        preview = [position.token for position in self.canvas()]
         path = self._verified(readings)
         num_forced = len(self.tokens) - settled - len(path) - 1
-        preview = [position.token for position in self.canvas()]
         self.edits += sum(a != b for a, b in zip(preview, self.tokens[settled:], strict=False))
         # The base's K/V of accepted drafts is good; off the first path it lies in a later slot.
         in_place = sum(index == depth for depth, index in enumerate(path))
@@ -185,8 +193,13 @@ class Speculative(Program):
         self._moves = tuple(
             (settled + index, settled + depth) for depth, index in enumerate(path) if index != depth
         )
+        if tree:
+            depths, logprobs = [node.depth for node in tree], [node.logprob for node in tree]
+            self.record.note(self._source, depths, logprobs, len(path))
+        if not self._branches:
+            self.record.rest()
         end = path[-1] if path else -1
-        self._tree = ()
+        self._tree, self._run, self._verifying = (), (), ()
         if self.finish is None and end in self._branches:
             at = 1 + len(tree)
             for branch, wanted in self._branches.items():
@@ -194,30 +207,8 @@ class Speculative(Program):
                     # What the grammar forced stands where the first of these guesses would.
                     self._tree = self._drafted(readings[at + max(0, num_forced) : at + len(wanted)])
                 at += len(wanted)
-        self._weigh(bool(tree) and not self._looked_up, bool(path))
-        all_right = bool(tree) and len(path) == len(tree)
-        from_text = bool(self.task.existing) or self._looked_up
-        self._run = 2 * self._run if all_right and from_text else self._first_run
-        self._looked_up = False
         if self.finish is None and self.task.decoding.decoder != "ar":
-            self._draft_from_text()
-
-    def _weigh(self, verified: bool, accepted: bool) -> None:
-        """Under a grammar let the denoiser rest where its drafts are refused, the longer the oftener.
-
-        It knows nothing of the grammar, and what forms leave open is seldom what it is good at: drafting all
-        the time took 1.23 and 1.29 times as long as not drafting, this 1.09 times (bench/forms.py, one
-        thread, median of five), in 115 passes instead of 104 where not drafting took 130.
-        """
-        if self.task.constraint is None or self.task.existing:
-            return
-        self._rest = max(0, self._rest - 1)
-        useless = bool(self._branches) and not self._tree
-        if verified and accepted:
-            self._refused = 0
-        elif verified or useless:
-            self._refused += 1
-            self._rest = min(2**self._refused, _MOST_REST)
+            self._run = self._copied()
 
     def _verified(self, readings: Sequence[Reading]) -> list[int]:
         """Settle what the base accepts and its next token; the accepted nodes."""
@@ -225,7 +216,7 @@ class Speculative(Program):
         path: list[int] = []
         end = -1
         while self.finish is None:
-            verdict = accepted_child(self._tree, end, readings[end + 1], share)
+            verdict = accepted_child(self._verifying, end, readings[end + 1], share)
             if verdict is None:
                 self._settle(readings[end + 1])
                 break
@@ -244,34 +235,21 @@ class Speculative(Program):
                 return
             self._settle(Reading(token, 0.0))
 
-    def _draft_from_text(self) -> None:
-        """Text that is there already drafts, where it says anything, instead of the denoiser."""
-        if self.task.existing:
-            self._tree = self._copied() or self._tree
-        elif self.task.decoding.lookup and self.lossless:
-            size = self._run_within(self.task.decoding.lookup)
-            chain = self._kept(chained(self._repeats.follow(self.tokens, size)))
-            self._looked_up = bool(chain)
-            self._tree = chain or self._tree
-
     def _copied(self) -> tuple[Node, ...]:
-        """What the existing text says next; what stands in it needs no guess."""
-        answer = self.tokens[len(self.task.prompt) :]
-        return self._kept(
-            copied(self.task.existing, answer, self._run_within(self.task.decoding.draft_nodes))
-        )
-
-    def _run_within(self, most: int) -> int:
-        """Length of the next run: the answer's last token is the base's own anyway."""
-        return max(0, min(self._run, most, self.limit - 1 - len(self.tokens)))
+        """What the existing text, or else the text so far, says next. What stands there needs no guess."""
+        decoding = self.task.decoding
+        # The answer's last token is the base's own anyway.
+        room = max(0, self.limit - 1 - len(self.tokens))
+        if self.task.existing:
+            answer = self.tokens[len(self.task.prompt) :]
+            return self._kept(copied(self.task.existing, answer, min(decoding.draft_nodes, room)))
+        if not (decoding.lookup and self.lossless):
+            return ()
+        return self._kept(chained(self._repeats.follow(self.tokens, min(decoding.lookup, room))))
 
     def _drafted(self, guesses: Sequence[Reading]) -> tuple[Node, ...]:
         levels = [self._level(guess) for guess in guesses]
-        tree = draft_tree(levels, self.task.decoding.draft_nodes, self.tokens[-1])
-        if self.task.constraint is not None:
-            # The likeliest paths come first.
-            tree = tuple(node for node in tree if node.logprob >= _LEAST_CHANCE)
-        return self._kept(tree)
+        return self._kept(draft_tree(levels, self.task.decoding.draft_nodes, self.tokens[-1]))
 
     def _level(self, guess: Reading) -> Level:
         if self.task.sampled:
@@ -294,10 +272,10 @@ class Speculative(Program):
         return tuple(kept)
 
     def canvas(self) -> list[Open]:
-        """The likeliest path of the tree."""
+        """The likeliest path of the drafts."""
         view: list[Open] = []
         parent = -1
-        for index, node in enumerate(self._tree):
+        for index, node in enumerate(self._verifying or self._run or self._tree):
             # Children are found likeliest first.
             if node.parent == parent and node.depth == len(view):
                 view.append(Open(node.token, masked=False))

@@ -27,9 +27,6 @@ from vermilion.types import DecoderName, ModelInfo
 
 _CANVAS_RESERVE = 128
 """Slots kept from a request's context for the noisy rows behind it."""
-_CHEAP_ROWS = {"cpu": 8, "cuda": 2048}
-"""Rows of a forward up to which more of them cost little beside the weights' own traffic. On two cores four
-lossless streams that draft are slower than four that do not (bench/results/speed.jsonl)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,6 @@ def assemble(model: Transformer, spec: ModelSpec, tokenizer: Tokenizer, config: 
         raise ConfigError(
             f"engine.kv_tokens: {config.kv_tokens} leaves no room for a prompt; give at least 512."
         )
-    device = model.norm.weight.device
     # A fully bidirectional model stores nothing that a later pass could use.
     share = config.prefix_cache and traits.context != "full"
     cache = PageCache(num_pages, size, share=share, salt=spec.name.encode())
@@ -92,7 +88,6 @@ def assemble(model: Transformer, spec: ModelSpec, tokenizer: Tokenizer, config: 
         max_rows=config.max_rows,
         prefill_chunk=config.prefill_chunk,
         max_running=config.max_running,
-        draft_rows=config.draft_rows or _CHEAP_ROWS.get(device.type, 64),
     )
     worker = Worker(model, num_pages, size, traits.mask_token_id)
     return Engine(worker, Scheduler(limits, cache), tokenizer, _info(spec, context), traits)

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from dataclasses import dataclass, field
 
+from vermilion.decoding.drafting import DraftBudget, RowCosts
 from vermilion.decoding.passes import Pass
 from vermilion.decoding.penalties import Penalties
 from vermilion.decoding.program import Program
@@ -54,7 +55,6 @@ class Limits:
     max_rows: int
     prefill_chunk: int
     max_running: int
-    draft_rows: int
 
     @property
     def max_draft_rows(self) -> int:
@@ -74,11 +74,12 @@ class Work:
 class Scheduler:
     """Waiting and running sequences over one page cache."""
 
-    def __init__(self, limits: Limits, cache: PageCache) -> None:
+    def __init__(self, limits: Limits, cache: PageCache, costs: RowCosts | None = None) -> None:
         self.limits = limits
         self.cache = cache
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.costs = costs
         self.preemptions = 0
         self.prefix_hit_tokens = 0
         self._step = 0
@@ -133,19 +134,19 @@ class Scheduler:
         # Longest unserved first, so that no request is passed over twice when not all fit.
         ready.sort(key=lambda sequence: sequence.served)
         reserve = min(chunk, self.limits.max_rows // 2) if prefilling else 0
-        draft = self._drafts_pay(ready)
+        budget = self._budget(ready)
         work: dict[int, Work] = {}
         rows = 0
         for sequence in ready:
-            try:
-                planned = sequence.program.plan(draft)
-            except Exception:
-                log.exception("a request could not be planned")
-                self._failed.append(sequence)
+            planned = self._planned(sequence, budget)
+            if planned is None:
                 continue
             if work and rows + planned.num_rows > self.limits.max_rows - reserve:
                 continue
-            rows += self._place(work, sequence, planned, prefill=False)
+            placed = self._place(work, sequence, planned, prefill=False)
+            rows += placed
+            if budget is not None and placed:
+                budget = budget.plus(placed - self._pending(sequence) - 1)
         for sequence in prefilling:
             count = min(chunk, self._pending(sequence), max(self.limits.max_rows - rows, 0))
             grid = max(1, sequence.program.traits.block_grid)
@@ -181,14 +182,23 @@ class Scheduler:
         """Tokens that could be stored before the program's own next pass."""
         return max(0, sequence.program.cacheable - sequence.program.cached)
 
-    def _drafts_pay(self, ready: list[Sequence]) -> bool:
-        """Whether lossless requests should spend rows on guesses: not where rows are dear by number.
+    def _planned(self, sequence: Sequence, budget: DraftBudget | None) -> Pass | None:
+        """The program's next pass; None where it failed, which ends this request alone."""
+        program = sequence.program
+        budgeted = isinstance(program, Speculative) and program.lossless
+        try:
+            return program.plan(budget if budgeted else None)
+        except Exception:
+            log.exception("a request could not be planned")
+            self._failed.append(sequence)
+            return None
 
-        Their text does not depend on it; that of any other decoder might, so those always draft.
-        """
-        lossless = [s.program for s in ready if isinstance(s.program, Speculative) and s.program.lossless]
-        rows = sum(program.draft_rows for program in lossless)
-        return len(lossless) <= 1 or rows <= self.limits.draft_rows
+    def _budget(self, ready: list[Sequence]) -> DraftBudget | None:
+        """What drafts cost in a step over `ready`, each with its own clean rows; None where no costs are
+        known."""
+        if self.costs is None or not ready:
+            return None
+        return DraftBudget(self.costs, sum(self._pending(s) + 1 for s in ready), len(ready))
 
     def _num_waiting_live(self) -> int:
         """How many of the waiting are not of the background; they come first."""

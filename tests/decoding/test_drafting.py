@@ -1,0 +1,106 @@
+"""What drafts are worth, against their price."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from vermilion.decoding.drafting import (
+    Acceptance,
+    DraftBudget,
+    DraftRecord,
+    RowCosts,
+    gain_of,
+    worthwhile,
+    worthwhile_guesses,
+)
+
+CURVE = RowCosts((1, 4, 8, 16), (4.0, 4.6, 8.0, 14.0), noisy_row_ms=0.1)
+FREE = RowCosts((1, 512), (4.0, 4.0))
+
+
+def test_the_curve_is_interpolated_and_goes_on() -> None:
+    assert CURVE.at(1) == 4.0
+    assert CURVE.at(6) == pytest.approx(6.3)
+    assert CURVE.at(24) == pytest.approx(20.0)
+    assert CURVE.at(0) == 4.0
+
+
+def test_noise_never_makes_more_rows_cheaper() -> None:
+    measured = RowCosts.measured((1, 2, 4), (4.0, 3.7, 5.0), -0.2)
+    assert measured == RowCosts((1, 2, 4), (4.0, 4.0, 5.0), 0.0)
+
+
+def test_a_price_is_what_the_step_would_settle_in_that_time() -> None:
+    assert DraftBudget(CURVE, rows=4, streams=4).price(4) == pytest.approx(4 * 3.4 / 4.6)
+    assert DraftBudget(CURVE, rows=1, streams=1).price(3, noisy=2) == pytest.approx(0.8 / 4.0)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_no_other_number_of_drafts_gains_more(rows: int) -> None:
+    budget = DraftBudget(CURVE, rows, streams=1)
+    chances = [0.9, 0.6, 0.5, 0.2, 0.1, 0.05]
+    gains = [sum(chances[:n]) - budget.price(n) for n in range(len(chances) + 1)]
+    count = worthwhile(chances, budget)
+    assert gains[count] == max(gains)
+    assert gain_of(chances, budget) == pytest.approx(max(gains))
+
+
+def test_a_busy_step_drafts_less() -> None:
+    chances = [0.8, 0.64, 0.51, 0.41]
+    counts = [worthwhile(chances, DraftBudget(CURVE, rows=n, streams=n)) for n in (1, 4, 16)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] >= 3 and counts[-1] == 0
+
+
+def test_guesses_pay_for_both_passes() -> None:
+    budget = DraftBudget(CURVE, rows=1, streams=1)
+    good, poor = [0.85, 0.6, 0.4, 0.2], [0.1, 0.01, 0.0, 0.0]
+    assert worthwhile_guesses(good, budget) in (2, 3)
+    assert worthwhile_guesses(poor, budget) == 0
+    assert worthwhile_guesses(good, DraftBudget(FREE, rows=1, streams=1)) == 4
+    assert worthwhile_guesses([], budget) == 0
+
+
+def test_acceptance_starts_at_its_prior_and_follows_the_text() -> None:
+    acceptance = Acceptance(0.7)
+    assert acceptance.rate == pytest.approx(0.7)
+    for _ in range(50):
+        acceptance.note(0.0)
+    assert acceptance.rate < 0.15
+    for _ in range(50):
+        acceptance.note(1.0)
+    assert acceptance.rate > 0.9
+
+
+def test_a_request_that_stopped_drafting_tries_again() -> None:
+    record = DraftRecord()
+    for _ in range(30):
+        record.note("denoiser", depths=[0, 1], logprobs=[-0.1, -0.2], accepted=0)
+    before = record.guess_chances(2)
+    passes = next(n for n in itertools.count() if record.guess_chances(1)[0] > 0.6 or record.rest())
+    assert before[0] < 0.2
+    assert 20 < passes < 200
+
+
+def test_the_denoisers_own_probabilities_are_calibrated() -> None:
+    record = DraftRecord()
+    for _ in range(40):
+        record.note("denoiser", depths=[0], logprobs=[math.log(0.8)], accepted=0)
+    assert record.tree_chances([math.log(0.8)])[0] < 0.2
+    assert record.drafted["denoiser"] == 40 and record.accepted["denoiser"] == 0
+
+
+def test_runs_of_text_grow_longer_while_they_are_right() -> None:
+    record, budget = DraftRecord(), DraftBudget(CURVE, rows=1, streams=1)
+    first = worthwhile(record.run_chances("existing", 64), budget)
+    record.note("existing", depths=list(range(first)), logprobs=[0.0] * first, accepted=first)
+    second = worthwhile(record.run_chances("existing", 64), budget)
+    record.note("existing", depths=list(range(second)), logprobs=[0.0] * second, accepted=0)
+    record.note("existing", depths=list(range(second)), logprobs=[0.0] * second, accepted=0)
+    third = worthwhile(record.run_chances("existing", 64), budget)
+    assert first >= 3
+    assert second > first
+    assert third < second
