@@ -172,6 +172,10 @@ class DraftRecord:
             self._at_depth(depth).note(float(depth < accepted))
         self._calibration.note(accepted, math.fsum(math.exp(logprob) for logprob in logprobs))
 
+    def note_useless(self) -> None:
+        """The denoiser was asked, and nothing that it guessed could be a draft."""
+        self._at_depth(0).note(0.0)
+
     def rest(self) -> None:
         """A pass went by in which the denoiser was not asked."""
         for acceptance in (*self._by_depth, self._calibration):

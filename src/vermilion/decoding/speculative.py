@@ -69,7 +69,6 @@ class Speculative(Program):
         return self.task.decoding.decoder != "relaxed"
 
     @property
-    @property
     def max_draft_rows(self) -> int:
         decoding = self.task.decoding
         if decoding.decoder == "ar":
@@ -159,8 +158,8 @@ class Speculative(Program):
         length = self.task.decoding.canvas_length(settled - len(self.task.prompt))
         count = min(length - 1, self.limit - 2 - unknown)
         if budget is not None:
-            rows = sum(len(earlier.ids) for earlier in segments) - 1
-            count = worthwhile_guesses(self.record.guess_chances(count), budget.plus(rows))
+            chances = self.record.guess_chances(count)
+            count = worthwhile_guesses(chances, budget.plus(len(self._verifying)))
         segment = Segment(
             ids=(self._verifying[end].token if path else self.tokens[-1], *([mask] * count)),
             start=unknown - 1,
@@ -196,7 +195,7 @@ class Speculative(Program):
         if tree:
             depths, logprobs = [node.depth for node in tree], [node.logprob for node in tree]
             self.record.note(self._source, depths, logprobs, len(path))
-        if not self._branches:
+        if not self._branches and not (tree and self._source == "denoiser"):
             self.record.rest()
         end = path[-1] if path else -1
         self._tree, self._run, self._verifying = (), (), ()
@@ -206,6 +205,8 @@ class Speculative(Program):
                 if branch == end:
                     # What the grammar forced stands where the first of these guesses would.
                     self._tree = self._drafted(readings[at + max(0, num_forced) : at + len(wanted)])
+                    if not self._tree:
+                        self.record.note_useless()
                 at += len(wanted)
         if self.finish is None and self.task.decoding.decoder != "ar":
             self._run = self._copied()

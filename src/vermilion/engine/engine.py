@@ -25,6 +25,7 @@ from vermilion.decoding.seeded import Seeded
 from vermilion.decoding.speculative import SPECULATIVE, Speculative
 from vermilion.engine.adapters import Adapters, Holder
 from vermilion.engine.output import Output
+from vermilion.engine.row_costs import measure
 from vermilion.engine.scheduler import Scheduler, Sequence, Work
 from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded
 from vermilion.models.families import Traits
@@ -64,6 +65,15 @@ class Engine:
         self.grammars = Grammars(tokenizer, model.vocab_size)
         self._sequences: dict[str, Sequence] = {}
         self.adapters = Adapters(worker)
+
+    def measure_costs(self) -> None:
+        """Measure what the rows of a forward cost here; from then on lossless requests draft what is worth
+        its rows. Only before the first request, for it writes into the cache's pages."""
+        if self.traits.has_next_token:
+            cache = self.scheduler.cache
+            self.scheduler.costs = measure(
+                self.worker, cache.page_size, cache.num_pages, denoises=self.traits.gated
+            )
 
     @property
     def has_work(self) -> bool:

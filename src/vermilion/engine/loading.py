@@ -57,6 +57,7 @@ def load_model(name: str, config: EngineConfig, denoiser: Path | None = None) ->
     attach_denoiser(model, checkpoint)
     tokenizer = catalog.tokenizer_of(files)
     engine = assemble(model, checkpoint.spec, tokenizer, config)
+    engine.measure_costs()
     return Loaded(engine, tokenizer, _template_of(files, checkpoint.spec))
 
 
