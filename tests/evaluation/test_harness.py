@@ -148,7 +148,7 @@ def test_a_setting_there_is_not_is_named() -> None:
         adapter(warmth=3)
     assert adapter(
         block_length=8, threshold=0.7, decoder="threshold", batch_size=4
-    ).sampler.decoding == Decoding("threshold", threshold=0.7, block_length=8, draft_nodes=3, lookup=16)
+    ).sampler.decoding == Decoding("threshold", threshold=0.7, block_length=8, draft_nodes=12, lookup=64)
 
 
 def test_a_model_without_a_base_has_no_likelihood() -> None:

@@ -13,7 +13,7 @@ Presets = Mapping[str, Decoding]
 WITH_BASE: Presets = MappingProxyType(
     {
         "ar": Decoding(decoder="ar"),
-        "lossless": Decoding(decoder="lossless", block_length=3, draft_nodes=3, lookup=16),
+        "lossless": Decoding(decoder="lossless", block_length=8, draft_nodes=12, lookup=64),
         "balanced": Decoding(decoder="relaxed", block_length=4, draft_nodes=3, accept_above=0.3),
         "fast": Decoding(decoder="relaxed", block_length=4, draft_nodes=4, accept_above=0.05),
     }
