@@ -1,13 +1,14 @@
-"""Adapters that a request may name: LoRA over the whole model, for clean and noisy rows alike.
+"""Adapters: what rows of a forward may go through on top of the base, by name.
 
-They lie on disk as PEFT writes them, on any of the seven projections, each adapter with a rank of its own. A
-model holds any number of them; which rows of a forward go through which is said in `Rows.adapters`. They add
-to the base, beside the denoiser's own adapter that noisy rows have.
+An adapter is one change for each fused product, or none: a LoRA that adds, or a second weight that computes
+in its place. The denoiser is one (`DENOISER`: the rows of canvases go through it), a request's fine-tuned one
+another; rows may go through both. A LoRA lies on disk as PEFT writes it, on any of the seven projections.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,59 +16,83 @@ import torch
 from torch import Tensor
 
 from vermilion.models import weights
-from vermilion.models.layers import GatedLinear, Lora
-from vermilion.models.transformer import PARTS, Transformer
+from vermilion.models.linear import Linear
+from vermilion.models.lora import Lora, Pair
+from vermilion.models.transformer import Transformer
+
+DENOISER = "denoiser"
+Pairs = Mapping[str, Pair]
+"""{module name (`model.layers.0.self_attn.q_proj`): (A [R, I], B [O, R])}"""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """One adapter, fused as the backbone's products are."""
 
-    layers: Sequence[Mapping[str, Lora]]
-    """Per layer: fused product's name to what it adds there; products it leaves alone are missing."""
+    changes: Sequence[Lora | Linear | None]
+    """In the order of `Transformer.products`; None where one is left alone."""
+
+
+def lora(model: Transformer, pairs: Pairs, scale: float) -> Adapter:
+    """A LoRA in the model's dtype and on its device; modules without a pair stay as they are."""
+    like, changes = model.norm.weight, list[Lora | Linear | None]()
+    for linear, names in model.products():
+        found = [pairs.get(name) for name in names]
+        some = any(pair is not None for pair in found)
+        changes.append(Lora(linear.part_sizes, found, scale).to(like) if some else None)
+    return Adapter(changes)
+
+
+def second_weights(model: Transformer, tensors: MutableMapping[str, Tensor]) -> Adapter:
+    """A whole set of projections in place of the base's, under their names. Takes the tensors out as it goes."""
+    changes = []
+    for linear, names in model.products():
+        with torch.device("meta"):
+            change = type(linear)(linear.in_size, linear.part_sizes)
+        for part, name in enumerate(names):
+            change.load_part(part, tensors.pop(f"{name}.weight"))
+        changes.append(change)
+    return Adapter(changes)
 
 
 def read(folder: Path, model: Transformer) -> Adapter:
-    """A PEFT LoRA folder, in the model's dtype and on its device.
-
-    Raises ModelFileError, naming the tensor, where it does not fit the model.
-    """
+    """A PEFT LoRA folder. Raises ModelFileError, naming the tensor, where it does not fit the model."""
     like = model.norm.weight
-    pairs, scale = weights.load_adapter(folder, model.architecture, like.dtype, like.device)
-    layers = []
-    for index, layer in enumerate(model.layers):
-        fused = {}
-        for name, parts in PARTS.items():
-            found = [pairs.get(f"model.layers.{index}.{part}") for part in parts]
-            if any(pair is not None for pair in found):
-                fused[name] = _fused(getattr(layer, name), found, scale)
-        layers.append(fused)
-    return Adapter(layers)
+    return lora(model, *weights.load_adapter(folder, model.architecture, like.dtype, like.device))
 
 
 def attach(model: Transformer, name: str, adapter: Adapter) -> None:
-    """Make `adapter` known to the model's products as `name`."""
-    for layer, fused in zip(model.layers, adapter.layers, strict=True):
-        for product, lora in fused.items():
-            getattr(layer, product).added[name] = lora
+    """Make `adapter` known to the model's products as `name`, which holds no dot."""
+    for (linear, _), change in zip(model.products(), adapter.changes, strict=True):
+        if change is not None:
+            linear.adapters[name] = change
 
 
 def detach(model: Transformer, name: str) -> None:
     """Forget an adapter; rows may no longer name it."""
-    for layer in model.layers:
-        for product in PARTS:
-            getattr(layer, product).added.pop(name, None)
+    for linear, _ in model.products():
+        if name in linear.adapters:
+            del linear.adapters[name]
 
 
-def _fused(linear: GatedLinear, found: Sequence[tuple[Tensor, Tensor] | None], scale: float) -> Lora:
-    """The parts' pairs as one: A side by side, B block-diagonal, so that two products do for all parts."""
-    a_RI = torch.cat([pair[0] for pair in found if pair is not None])
-    b_OR = a_RI.new_zeros(sum(linear.part_sizes), a_RI.shape[0])
-    row = column = 0
-    for size, pair in zip(linear.part_sizes, found, strict=True):
-        if pair is not None:
-            rank = pair[1].shape[1]
-            b_OR[row : row + size, column : column + rank] = pair[1] * scale
-            column += rank
-        row += size
-    return Lora(a_RI, b_OR)
+def fresh_pairs(model: Transformer, rank: int, target_modules: Sequence[str], seed: int) -> Pairs:
+    """A LoRA that changes nothing yet: A of normal entries with variance 1 / inputs, B zero."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = {}
+    for linear, names in model.products():
+        for name, size in zip(names, linear.part_sizes, strict=True):
+            if name.rpartition(".")[2] in target_modules:
+                a = torch.randn(rank, linear.in_size, generator=generator) / math.sqrt(linear.in_size)
+                pairs[name] = (a, torch.zeros(size, rank))
+    return pairs
+
+
+def pairs_of(model: Transformer, name: str) -> Pairs:
+    """The LoRA that `model` knows as `name`, detached; empty where that is none."""
+    pairs = {}
+    for linear, names in model.products():
+        change = linear.adapters[name] if name in linear.adapters else None
+        if isinstance(change, Lora):
+            found = zip(names, change.pairs(), strict=True)
+            pairs |= {module: pair for module, pair in found if pair is not None}
+    return pairs

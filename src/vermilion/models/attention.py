@@ -1,36 +1,46 @@
-"""Attention over explicit keys: which rows see which slots is data, worked out once per forward.
+"""Attention over a pool of keys and values: what each row sees is intervals, until a kind plans them.
 
 Shapes: N rows of the forward; G requests attended together, each with Q rows and K visible slots; H query
-heads, J key/value heads, D head dim; S slots of the pool.
+heads, J key/value heads, D head dim; S slots of the pool; T requests that the slot table has a row for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+Attend = Callable[[Tensor, Tensor], Tensor]
+"""(queries [N, H, D], one layer's pool [S, 2, J, D]) -> [N, H, D]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Visibility:
-    """One request's rows in a forward, as intervals over its logical slots.
+    """One request's rows in a forward, as intervals over its `length` logical slots.
 
-    Row q sees [0, sees[q]), [own_start[q], own_end[q]) and its pairs of `also`; `slots` maps logical to pool
-    slots.
+    Row q sees what lies in [0, sees[q]), in [own_start[q], own_end[q]) or in its pairs of `also`, and not
+    below lowest[q].
     """
 
     rows: Sequence[int]
     sees: Sequence[int]
     own_start: Sequence[int]
     own_end: Sequence[int]
-    slots: Sequence[int]
+    length: int
+    table_row: int
+    """The row of the slot table that maps logical slots to the pool's."""
     also: Sequence[tuple[int, int]] = ()
     """(row, slot) pairs seen besides."""
-    contiguous: bool = False
-    """Whether `slots` is an unbroken run, so that the pool can be read in place."""
+    lowest: Sequence[int] = ()
+    """Of a sliding window; empty for none."""
+    first_slot: int = -1
+    """Where in the pool the slots begin if they are an unbroken run, to be read in place; else -1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,92 +49,191 @@ class Group:
 
     rows_GQ: Tensor | None
     """None: all rows in order."""
-    gathered: tuple[Tensor, Tensor] | None
-    """Rows of the pool seen as [S * 2 * J, D], and [2, G, J, K, D] that keys and values are gathered to.
-    Every layer uses it again: a fresh one costs the system more time, page by page, than the copy itself."""
-    run: tuple[int, int] | None
-    """(first slot, length) instead where the keys lie in one piece."""
-    bias_GQK: Tensor
-    """0 where a row sees a slot, -inf where not; the query-head group is folded into Q."""
+    slots: Tensor | slice
+    """Pool slots, [G, K], or the run of a single request's."""
+    mask: Any
+    """Of the kind that attends: a bias [G, fold x Q, K], or a BlockMask."""
 
 
-def plan_groups(
-    requests: Sequence[Visibility], num_rows: int, heads_per_key: int, like: Tensor
-) -> list[Group]:
-    """Batch requests of equal row count and similar length, so that padding stays under half.
+class DenseAttention:
+    """PyTorch's attention with a bias: any device, and the oracle of the other kinds.
 
-    `like` is the pool, [..., S, 2, J, D].
+    Buffers stay from one forward to the next: fresh memory costs the system more, page by page, than what is
+    written into it. All slots that every row sees have a bias of zero, so only those behind are written.
     """
-    order = sorted(range(len(requests)), key=lambda i: (len(requests[i].rows), len(requests[i].slots)))
-    batches: list[list[Visibility]] = []
-    for index in order:
-        request = requests[index]
-        if batches:
-            first = batches[-1][0]
-            same_rows = len(first.rows) == len(request.rows)
-            if same_rows and len(request.slots) <= 2 * len(first.slots) + 64:
-                batches[-1].append(request)
-                continue
-        batches.append([request])
-    return [_group(batch, num_rows, heads_per_key, like) for batch in batches]
 
+    def __init__(self, num_heads: int, pool: Tensor) -> None:
+        """`pool` is like those that are attended, [..., S, 2, J, D]."""
+        self._shape = pool.shape[-3:]
+        self._fold = num_heads // pool.shape[-2]
+        self._sheet = pool.new_zeros(0)
+        self._written: list[Tensor] = []
+        self._gathered = pool.new_empty(0)
 
-def _group(batch: Sequence[Visibility], num_rows: int, heads_per_key: int, like: Tensor) -> Group:
-    device = like.device
-    longest = max(len(request.slots) for request in batch)
-    table = torch.tensor(
-        [(request.sees, request.own_start, request.own_end) for request in batch], device=device
-    )
-    key = torch.arange(longest, device=device)
-    sees, start, end = table[:, 0, :, None], table[:, 1, :, None], table[:, 2, :, None]
-    visible = (key < sees) | ((key >= start) & (key < end))
-    also = [(g, *pair) for g, request in enumerate(batch) for pair in request.also]
-    if also:
-        visible[tuple(torch.tensor(also, device=device).unbind(1))] = True
-    bias = torch.zeros(visible.shape, dtype=like.dtype, device=device).masked_fill_(~visible, float("-inf"))
-    bias = bias.repeat(1, heads_per_key, 1)
-    rows = torch.tensor([list(request.rows) for request in batch], device=device)
-    whole = len(batch) == 1 and len(batch[0].rows) == num_rows
-    run = None
-    gathered = None
-    if len(batch) == 1 and batch[0].contiguous:
-        run = (batch[0].slots[0], longest)
-    else:
-        num_keys, size = like.shape[-2:]
-        padded = [[*request.slots, *([0] * (longest - len(request.slots)))] for request in batch]
-        slots_GK = torch.tensor(padded, device=device)
-        head_2J = torch.arange(2 * num_keys, device=device).view(2, 1, num_keys, 1)
-        heads = (slots_GK[:, None] * 2 * num_keys + head_2J).flatten()
-        gathered = heads, like.new_empty(2, len(batch), num_keys, longest, size)
-    return Group(None if whole else rows, gathered, run, bias)
+    def plan(self, requests: Sequence[Visibility], table_TS: Tensor, num_rows: int) -> Attend:
+        """One forward's attention. The bias is valid until the next call."""
+        for part in self._written:
+            part.zero_()
+        self._written.clear()
+        batches = _batched(requests)
+        sizes = [_size(batch) for batch in batches]
+        needed = sum(g * self._fold * q * k for g, q, k in sizes)
+        if self._sheet.numel() < needed:
+            self._sheet = self._sheet.new_zeros(2 * needed)
+        groups, at = [], 0
+        for batch, (num, count, length) in zip(batches, sizes, strict=True):
+            size = num * self._fold * count * length
+            sheet = self._sheet[at : at + size].view(num, self._fold, count, length)
+            groups.append(_group(batch, table_TS, num_rows, self._mask(batch, sheet)))
+            at += size
+        return partial(self.attend, groups)
 
-
-def attend(q_NHD: Tensor, pool_S2JD: Tensor, groups: Sequence[Group]) -> Tensor:
-    """Softmax attention of every row over what it sees; returns [N, H, D].
-
-    The query heads that share a key head are folded into the row dimension, so keys are never repeated.
-    """
-    num_heads, num_keys, size = q_NHD.shape[1], pool_S2JD.shape[2], q_NHD.shape[2]
-    fold = num_heads // num_keys
-    out_NHD = torch.empty_like(q_NHD)
-    for group in groups:
-        q = q_NHD[None] if group.rows_GQ is None else q_NHD[group.rows_GQ]
-        num_g, num_q = q.shape[:2]
-        q = q.reshape(num_g, num_q, num_keys, fold, size).permute(0, 2, 3, 1, 4)
-        q = q.reshape(num_g, num_keys, fold * num_q, size)
-        if group.run is not None:
-            kv = pool_S2JD[group.run[0] : group.run[0] + group.run[1]][None]
-            k, v = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
-        else:
-            assert group.gathered is not None
-            heads_P, kv_2GJKD = group.gathered
-            torch.index_select(pool_S2JD.view(-1, size), 0, heads_P, out=kv_2GJKD.view(-1, size))
-            k, v = kv_2GJKD
-        o = F.scaled_dot_product_attention(q, k, v, attn_mask=group.bias_GQK[:, None])
-        o = o.reshape(num_g, num_keys, fold, num_q, size).permute(0, 3, 1, 2, 4)
-        o_GQHD = o.reshape(num_g, num_q, num_heads, size)
-        if group.rows_GQ is None:
-            out_NHD = o_GQHD[0]
-        else:
+    def attend(self, groups: Sequence[Group], q_NHD: Tensor, pool_S2JD: Tensor) -> Tensor:
+        """Softmax attention of every row over what it sees; returns [N, H, D]."""
+        out_NHD = torch.empty_like(q_NHD)
+        for group in groups:
+            q_GQHD = q_NHD[None] if group.rows_GQ is None else q_NHD[group.rows_GQ]
+            kv_GK2JD = self._keys(group.slots, pool_S2JD)
+            o_GQHD = self._attended(q_GQHD, kv_GK2JD.permute(2, 0, 3, 1, 4), group.mask)
+            if group.rows_GQ is None:
+                return o_GQHD[0]
             out_NHD[group.rows_GQ] = o_GQHD
-    return out_NHD
+        return out_NHD
+
+    def _keys(self, slots: Tensor | slice, pool_S2JD: Tensor) -> Tensor:
+        if isinstance(slots, slice):
+            return pool_S2JD[slots][None]
+        size = slots.numel() * self._shape.numel()
+        if self._gathered.numel() < size:
+            self._gathered = self._gathered.new_empty(2 * size)
+        kv = self._gathered[:size].view(slots.numel(), *self._shape)
+        torch.index_select(pool_S2JD, 0, slots.flatten(), out=kv)
+        return kv.view(*slots.shape, *self._shape)
+
+    def _mask(self, batch: Sequence[Visibility], sheet_GFQK: Tensor) -> Any:
+        limited = any(request.lowest for request in batch)
+        seen_by_all = 0 if limited else min(min(request.sees) for request in batch)
+        seen_by_all = min(seen_by_all, *(request.length for request in batch))
+        visible_GQK = _intervals(batch, sheet_GFQK.device).visible(seen_by_all, sheet_GFQK.shape[-1])
+        written = sheet_GFQK[..., seen_by_all:]
+        written.masked_fill_(~visible_GQK[:, None], float("-inf"))
+        self._written.append(written)
+        return sheet_GFQK.flatten(1, 2)
+
+    def _attended(self, q_GQHD: Tensor, kv_2GJKD: Tensor, mask: Any) -> Tensor:
+        """The query heads that share a key head are folded into the rows, so keys are never repeated."""
+        num, count, num_heads, size = q_GQHD.shape
+        num_keys = kv_2GJKD.shape[2]
+        q = q_GQHD.reshape(num, count, num_keys, self._fold, size).permute(0, 2, 3, 1, 4)
+        q = q.reshape(num, num_keys, self._fold * count, size)
+        o = F.scaled_dot_product_attention(q, *kv_2GJKD, attn_mask=mask[:, None])
+        o = o.reshape(num, num_keys, self._fold, count, size).permute(0, 3, 1, 2, 4)
+        return o.reshape(num, count, num_heads, size)
+
+
+class FlexAttention(DenseAttention):
+    """PyTorch's FlexAttention, for GPUs: blocks of keys that no row sees cost nothing, and no bias is kept."""
+
+    def __init__(self, num_heads: int, pool: Tensor) -> None:
+        super().__init__(num_heads, pool)
+        self._fold = 0
+        on_gpu = pool.device.type == "cuda"
+        self._kernel: Any = torch.compile(flex_attention, dynamic=True) if on_gpu else flex_attention
+
+    def _mask(self, batch: Sequence[Visibility], sheet_GFQK: Tensor) -> Any:
+        seen = _intervals(batch, sheet_GFQK.device)
+        sizes = _size(batch)
+        return create_block_mask(seen.mask_mod(), sizes[0], None, *sizes[1:], device=str(sheet_GFQK.device))
+
+    def _attended(self, q_GQHD: Tensor, kv_2GJKD: Tensor, mask: Any) -> Tensor:
+        assert isinstance(mask, BlockMask)
+        o_GHQD: Tensor = self._kernel(q_GQHD.transpose(1, 2), *kv_2GJKD, block_mask=mask, enable_gqa=True)
+        return o_GHQD.transpose(1, 2)
+
+
+ATTENTION_KINDS: dict[str, type[DenseAttention]] = {"dense": DenseAttention, "flex": FlexAttention}
+"""How intervals become attention. A further kind overrides `_mask` and `_attended`, or `plan` as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Intervals:
+    """A batch's intervals on the device; `also` padded with -1."""
+
+    sees_GQ: Tensor
+    start_GQ: Tensor
+    end_GQ: Tensor
+    lowest_GQ: Tensor
+    also_GQE: Tensor
+
+    def visible(self, first: int, end: int) -> Tensor:
+        """bool [G, Q, end - first]: which of the slots from `first` on each row sees."""
+        key = torch.arange(first, end, device=self.sees_GQ.device)
+        sees, start, stop, lowest = (
+            each[..., None] for each in (self.sees_GQ, self.start_GQ, self.end_GQ, self.lowest_GQ)
+        )
+        seen = (key < sees) | ((key >= start) & (key < stop))
+        for also in self.also_GQE.unbind(-1):
+            seen |= key == also[..., None]
+        return seen & (key >= lowest)
+
+    def mask_mod(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        def visible(g: Tensor, h: Tensor, q: Tensor, key: Tensor) -> Tensor:
+            own = (key >= self.start_GQ[g, q]) & (key < self.end_GQ[g, q])
+            seen = (key < self.sees_GQ[g, q]) | own
+            for index in range(self.also_GQE.shape[-1]):
+                seen = seen | (key == self.also_GQE[g, q, index])
+            return seen & (key >= self.lowest_GQ[g, q])
+
+        return visible
+
+
+def _intervals(batch: Sequence[Visibility], device: torch.device) -> _Intervals:
+    count = len(batch[0].rows)
+    also: list[list[list[int]]] = [[[] for _ in range(count)] for _ in batch]
+    for g, request in enumerate(batch):
+        for row, slot in request.also:
+            also[g][row].append(slot)
+    most = max(len(slots) for rows in also for slots in rows)
+    # One transfer for all of them.
+    packed_GQ = torch.tensor(
+        [
+            [
+                [*values, *slots, *([-1] * (most - len(slots)))]
+                for values, slots in zip(
+                    zip(r.sees, r.own_start, r.own_end, r.lowest or [0] * count, strict=True), rows, strict=True
+                )
+            ]
+            for r, rows in zip(batch, also, strict=True)
+        ],
+        device=device,
+    )
+    return _Intervals(*packed_GQ[..., :4].unbind(-1), packed_GQ[..., 4:])
+
+
+def _batched(requests: Sequence[Visibility]) -> list[list[Visibility]]:
+    """Requests of equal row count and similar length, so that padding stays under half."""
+    batches: list[list[Visibility]] = []
+    for request in sorted(requests, key=lambda each: (len(each.rows), each.length)):
+        first = batches[-1][0] if batches else None
+        fits = first is not None and len(first.rows) == len(request.rows)
+        if first is not None and fits and request.length <= 2 * first.length + 64:
+            batches[-1].append(request)
+        else:
+            batches.append([request])
+    return batches
+
+
+def _size(batch: Sequence[Visibility]) -> tuple[int, int, int]:
+    """(G, Q, K)"""
+    return len(batch), len(batch[0].rows), max(request.length for request in batch)
+
+
+def _group(batch: Sequence[Visibility], table_TS: Tensor, num_rows: int, mask: Any) -> Group:
+    num, count, length = _size(batch)
+    first = batch[0]
+    whole = num == 1 and count == num_rows
+    rows_GQ = None if whole else torch.tensor([list(r.rows) for r in batch], device=table_TS.device)
+    if num == 1 and first.first_slot >= 0:
+        return Group(rows_GQ, slice(first.first_slot, first.first_slot + length), mask)
+    table_rows = torch.tensor([request.table_row for request in batch], device=table_TS.device)
+    return Group(rows_GQ, table_TS[table_rows, :length], mask)

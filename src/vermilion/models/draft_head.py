@@ -14,29 +14,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vermilion.models.linear import Linear
+
 
 class DraftHead(nn.Module):
     """A bottleneck over a row's hidden state and the embedding of the token before."""
 
     def __init__(self, hidden_size: int, rank: int) -> None:
-        """One that changes nothing yet: `up` is zero, and `down` is for `fresh` or `of` to fill."""
         super().__init__()
-        self.down = nn.Parameter(torch.zeros(rank, 2 * hidden_size))
-        self.up = nn.Parameter(torch.zeros(hidden_size, rank))
+        self.down = Linear(2 * hidden_size, (rank,))
+        self.up = Linear(rank, (hidden_size,))
 
     @classmethod
     def fresh(cls, hidden_size: int, rank: int, seed: int) -> DraftHead:
-        """To be trained: `down` of normal entries with variance 1 / inputs."""
-        head, generator = cls(hidden_size, rank), torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            head.down.normal_(generator=generator).div_(math.sqrt(2 * hidden_size))
-        return head
+        """To be trained; it changes nothing yet: `down` of normal entries with variance 1 / inputs, `up` zero."""
+        down = torch.randn(rank, 2 * hidden_size, generator=torch.Generator().manual_seed(seed))
+        return cls.of(down / math.sqrt(2 * hidden_size), torch.zeros(hidden_size, rank))
 
     @classmethod
     def of(cls, down: Tensor, up: Tensor) -> DraftHead:
         """With these weights, not copied: [K, 2H] and [H, K]."""
-        head = cls(0, 0)
-        head.down, head.up = nn.Parameter(down), nn.Parameter(up)
+        with torch.device("meta"):
+            head = cls(up.shape[0], up.shape[1])
+        head.down.load_part(0, down)
+        head.up.load_part(0, up)
         return head
 
     def forward(self, hidden_RH: Tensor, before_RH: Tensor) -> Tensor:
@@ -44,4 +45,5 @@ class DraftHead(nn.Module):
         # Embeddings are some ten times smaller than hidden states: each gets a mean square of one.
         size = hidden_RH.shape[-1:]
         both = torch.cat([F.rms_norm(hidden_RH, size), F.rms_norm(before_RH, size)], -1)
-        return F.linear(F.silu(F.linear(both, self.down)), self.up)
+        added_RH: Tensor = self.up(F.silu(self.down(both)))
+        return added_RH

@@ -1,16 +1,22 @@
-"""The pieces of the one backbone. Shapes: N rows of one forward, H hidden, D head dim."""
+"""The pieces of the one backbone. Shapes: N rows of one forward, H hidden or heads, J key heads, D head dim."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vermilion.models.linear import AdapterRows
-from vermilion.models.product import product
+from vermilion.models.families import Architecture
+from vermilion.models.linear import AdapterRows, Linear
+
+Turn = tuple[Tensor, Tensor]
+"""Cosines and sines of the rows' angles, each [N, 1, size]; the sine's first half is negated."""
+KeysValues = tuple[Tensor, Tensor]
+"""Keys after RoPE and values, each [N, J, D]."""
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""What the rows take from those they see: queries [N, H, D], keys and values [N, J, D] -> [N, H, D]."""
 
 
 class Norm(nn.Module):
@@ -25,92 +31,61 @@ class Norm(nn.Module):
         return F.rms_norm(x_NH, (x_NH.shape[-1],), self.weight, self.eps)
 
 
-@dataclass(frozen=True, slots=True)
-class Lora:
-    """What an adapter adds to one fused product: x A^T B^T, its scale folded into B."""
-
-    a_RI: Tensor
-    b_OR: Tensor
-
-
-class GatedLinear(nn.Module):
-    """One or more projections of the same input, fused into one product, with an adapter for noisy rows.
-
-    Rows [0, num_clean) get x W^T + b; the others also get, for each fused part p, scale (x A_p^T) B_p^T
-    (LoRA, arXiv 2106.09685). The scale is folded into B. Instead of an adapter, noisy rows may have a weight
-    of their own (`noisy_weight`); the norms before it need no second copy, since it can absorb them. Rows
-    that `adapters` lists get what the adapter of that name adds; `models/adapters.py` fills `added`.
-    """
-
-    def __init__(self, in_size: int, part_sizes: Sequence[int], *, bias: bool = False) -> None:
-        super().__init__()
-        self.part_sizes = tuple(part_sizes)
-        self.weight = nn.Parameter(torch.empty(sum(part_sizes), in_size))
-        self.bias = nn.Parameter(torch.zeros(sum(part_sizes))) if bias else None
-        self.lora_a: nn.Parameter | None = None
-        self.lora_b = nn.ParameterList()
-        self.noisy_weight: nn.Parameter | None = None
-        self.added: dict[str, Lora] = {}
-
-    def adapt(self, pairs: Sequence[tuple[Tensor, Tensor]], scale: float) -> None:
-        """Attach one (A [rank, in], B [out, rank]) per part, all of one rank."""
-        self.lora_a = nn.Parameter(torch.cat([a.to(self.weight) for a, _ in pairs]))
-        self.lora_b = nn.ParameterList([(b * scale).to(self.weight).contiguous() for _, b in pairs])
-
-    def forward(self, x_NI: Tensor, num_clean: int, adapters: Sequence[AdapterRows] = ()) -> Tensor:
-        y_NO = self._gated(x_NI, num_clean)
-        for rows in adapters:
-            lora = self.added.get(rows.name)
-            if lora is not None:
-                low = product(x_NI[rows.start : rows.end], lora.a_RI)
-                y_NO[rows.start : rows.end] += product(low, lora.b_OR)
-        return y_NO
-
-    def _gated(self, x_NI: Tensor, num_clean: int) -> Tensor:
-        if self.noisy_weight is not None and num_clean < x_NI.shape[0]:
-            noisy = product(x_NI[num_clean:], self.noisy_weight, self.bias)
-            clean = [product(x_NI[:num_clean], self.weight, self.bias)] if num_clean else []
-            return torch.cat([*clean, noisy]) if clean else noisy
-        y_NO = product(x_NI, self.weight, self.bias)
-        if self.lora_a is None or num_clean == x_NI.shape[0]:
-            return y_NO
-        low = product(x_NI[num_clean:], self.lora_a)
-        rank = self.lora_a.shape[0] // len(self.part_sizes)
-        if torch.is_grad_enabled():
-            # Autograd refuses a write into a product that it may need again.
-            added = [
-                product(part, b) for part, b in zip(torch.split(low, rank, -1), self.lora_b, strict=True)
-            ]
-            noisy = y_NO[num_clean:] + torch.cat(added, -1)
-            return torch.cat([y_NO[:num_clean], noisy]) if num_clean else noisy
-        column = 0
-        for part, (size, b) in enumerate(zip(self.part_sizes, self.lora_b, strict=True)):
-            y_NO[num_clean:, column : column + size] += product(low[:, part * rank : (part + 1) * rank], b)
-            column += size
-        return y_NO
-
-
-class Rotary(nn.Module):
+class Rotary:
     """Rotary position embedding, rotate-half layout (arXiv 2104.09864), over a leading share of each head."""
 
-    def __init__(self, head_dim: int, theta: float, context_length: int, fraction: float) -> None:
+    def __init__(self, head_dim: int, theta: float, fraction: float) -> None:
+        self.size = int(head_dim * fraction)
+        self.theta = theta
+
+    def at(self, positions_N: Tensor, dtype: torch.dtype) -> Turn:
+        """The turn of one forward. Angles are float64, so that far positions keep theirs."""
+        pair = torch.arange(0, self.size, 2, dtype=torch.float64, device=positions_N.device)
+        angle = positions_N[:, None] * (1.0 / self.theta ** (pair / self.size))
+        cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+        return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+
+
+def rotate(x_NHD: Tensor, turn: Turn) -> Tensor:
+    """Each row's heads turned by its angles."""
+    cos, sin = turn
+    size = cos.shape[-1]
+    part = x_NHD if size == x_NHD.shape[-1] else x_NHD[..., :size]
+    turned = torch.addcmul(part * cos, part.roll(size // 2, -1), sin)
+    return turned if part is x_NHD else torch.cat([turned, x_NHD[..., size:]], -1)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and SwiGLU feed-forward, for serving and training alike: what the rows see, and
+    where keys and values are kept, is `attention`'s."""
+
+    def __init__(self, architecture: Architecture, linear: type[Linear]) -> None:
         super().__init__()
-        size = int(head_dim * fraction)
-        inverse = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
-        angle = torch.arange(context_length, dtype=torch.float64)[:, None] * inverse
-        angle = torch.cat([angle, angle], -1)
-        self.size = size
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        a = architecture
+        self.num_heads, self.num_keys, self.head_dim = a.num_heads, a.num_kv_heads, a.head_dim
+        self.attention_norm = Norm(a.hidden_size, a.norm_eps)
+        sizes = (a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.num_kv_heads * a.head_dim)
+        self.qkv = linear(a.hidden_size, sizes, bias=a.qkv_bias)
+        self.q_norm = Norm(a.head_dim, a.norm_eps) if a.qk_norm else None
+        self.k_norm = Norm(a.head_dim, a.norm_eps) if a.qk_norm else None
+        self.output = linear(a.num_heads * a.head_dim, (a.hidden_size,))
+        self.ffn_norm = Norm(a.hidden_size, a.norm_eps)
+        self.gate_up = linear(a.hidden_size, (a.ffn_size, a.ffn_size))
+        self.down = linear(a.ffn_size, (a.hidden_size,))
 
-    def at(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, each [N, 1, size], for one forward; the sine's first half is negated for `rotate`."""
-        cos, sin = self.cos[positions_N], self.sin[positions_N]  # type: ignore[index]
-        half = self.size // 2
-        sin = torch.cat([-sin[:, :half], sin[:, half:]], -1)
-        return cos[:, None], sin[:, None]
-
-    def rotate(self, x_NHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        part = x_NHD if self.size == x_NHD.shape[-1] else x_NHD[..., : self.size]
-        turned = torch.addcmul(part * cos, part.roll(self.size // 2, -1), sin)
-        return turned if part is x_NHD else torch.cat([turned, x_NHD[..., self.size :]], -1)
+    def forward(
+        self, x_NH: Tensor, adapters: Sequence[AdapterRows], turn: Turn, attention: Attention
+    ) -> tuple[Tensor, KeysValues]:
+        """The rows' next hidden states, and their keys and values."""
+        num_heads, num_keys = self.num_heads, self.num_keys
+        qkv = self.qkv(self.attention_norm(x_NH), adapters)
+        heads = qkv.unflatten(-1, (num_heads + 2 * num_keys, self.head_dim))
+        # Split, not sliced: the gradient of a slice is a whole tensor of zeros.
+        qk, v = torch.split(heads, [num_heads + num_keys, num_keys], 1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = torch.split(qk, [num_heads, num_keys], 1)
+            qk = torch.cat([self.q_norm(q), self.k_norm(k)], 1)
+        q, k = torch.split(rotate(qk, turn), [num_heads, num_keys], 1)
+        x_NH = x_NH + self.output(attention(q, k, v).flatten(1), adapters)
+        gate, up = self.gate_up(self.ffn_norm(x_NH), adapters).chunk(2, -1)
+        return x_NH + self.down(F.silu(gate) * up, adapters), (k, v)
