@@ -7,6 +7,7 @@ import torch
 from vermilion.config import EngineConfig
 from vermilion.engine.engine import Engine
 from vermilion.engine.loading import assemble
+from vermilion.models import adapters
 from vermilion.models.draft_head import DraftHead
 from vermilion.models.families import FAMILIES, Architecture, ModelSpec, Traits
 from vermilion.models.transformer import Transformer
@@ -59,17 +60,15 @@ def model(kind: str, seed: int = 0, *, draft_head: bool = True) -> Transformer:
 
 
 def _adapt(built: Transformer, generator: torch.Generator) -> None:
-    for layer in built.layers:
-        for linear in (layer.qkv, layer.output, layer.gate_up, layer.down):
-            inputs = linear.weight.shape[1]
-            pairs = [
-                (
-                    torch.randn(4, inputs, generator=generator).double() * 0.2,
-                    torch.randn(size, 4, generator=generator).double() * 0.2,
-                )
-                for size in linear.part_sizes
-            ]
-            linear.adapt(pairs, 1.0)
+    pairs = {
+        name: (
+            torch.randn(4, linear.in_size, generator=generator).double() * 0.2,
+            torch.randn(size, 4, generator=generator).double() * 0.2,
+        )
+        for linear, names in built.products()
+        for name, size in zip(names, linear.part_sizes, strict=True)
+    }
+    adapters.attach(built, adapters.DENOISER, adapters.lora(built, pairs, 1.0))
     built.mask_embedding = torch.nn.Parameter(torch.randn(32, generator=generator).double())
 
 

@@ -60,6 +60,8 @@ class ShadowWorker:
         self.steps = 0
         self.most_rows = 0
         self.moves = 0
+        self.kept: set[str] = set()
+        """Requests that something is kept for."""
 
     def run(self, jobs: Sequence[Job]) -> list[list[Reading]]:
         assert jobs, "a step without work"
@@ -68,6 +70,7 @@ class ShadowWorker:
             raise RuntimeError("the device fell off")
         self.steps += 1
         self.most_rows = max(self.most_rows, sum(job.rows.num_rows for job in jobs))
+        self.kept |= {job.request for job in jobs}
         self._move(jobs)
         written: set[int] = set()
         cells = [self._write(job, written) for job in jobs]
@@ -79,6 +82,9 @@ class ShadowWorker:
                     self._check(job, row)
             answers.append([self._reading(rows, read, want) for read, want in self._reads(job)])
         return answers
+
+    def release(self, request: str) -> None:
+        self.kept.discard(request)
 
     def _slot(self, job: Job, logical: int) -> int:
         size = self.cache.page_size

@@ -19,9 +19,11 @@ from vermilion.engine.engine import Engine
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import Loaded, read_adapter
 from vermilion.engine.service import Service
+from vermilion.engine.worker import Worker
 from vermilion.errors import ModelFileError, ModelNotFound
 from vermilion.models import adapters
-from vermilion.models.transformer import PARTS, Transformer
+from vermilion.models.adapters import DENOISER
+from vermilion.models.transformer import Transformer
 from vermilion.types import Decoding, Finish, Request, Sampling
 
 SHAPES = {"whole": (3, peft.ALL), "narrow": (1, ("k_proj", "up_proj")), "wide": (8, ("q_proj", "o_proj"))}
@@ -55,13 +57,11 @@ def merged(model: Transformer, folder: Path) -> Transformer:
     """`model` with an adapter's products added to its own weights, from the files alone."""
     stored = load_file(folder / "adapter_model.safetensors")
     with torch.no_grad():
-        for index, layer in enumerate(model.layers):
-            for fused, parts in PARTS.items():
-                linear = getattr(layer, fused)
-                for weight, part in zip(linear.weight.split(linear.part_sizes), parts, strict=True):
-                    stem = f"base_model.model.model.layers.{index}.{part}.lora_"
-                    if f"{stem}A.weight" in stored:
-                        weight.add_(2 * stored[f"{stem}B.weight"] @ stored[f"{stem}A.weight"])
+        for linear, names in model.products():
+            for part, name in enumerate(names):
+                stem = f"base_model.model.{name}.lora_"
+                if f"{stem}A.weight" in stored:
+                    linear.part_weight(part).add_(2 * stored[f"{stem}B.weight"] @ stored[f"{stem}A.weight"])
     return model
 
 
@@ -146,12 +146,13 @@ def test_what_runs_on_an_unloaded_adapter_goes_on_to_its_end(folders: dict[str, 
     engine.adapters.remove("whole")
     with pytest.raises(ModelNotFound, match=r"'whole' not found\. Known models: narrow, wide"):
         engine.submit(replace(request, id="late"))
-    held = engine.worker.model.layers[0].qkv.added  # type: ignore[attr-defined]
-    assert len(held) == 3
+    assert isinstance(engine.worker, Worker)
+    held = next(engine.worker.model.products())[0].adapters
+    assert held.keys() == {DENOISER, "#1", "#2", "#3"}
     while engine.has_work:
         engine.step()
     assert tuple(program.tokens[len(request.prompt) :]) == expected
-    assert sorted(name.partition("#")[0] for name in held) == ["narrow", "wide"]
+    assert held.keys() == {DENOISER, *(f"#{1 + [*folders].index(name)}" for name in ("narrow", "wide"))}
 
 
 def test_the_python_api_names_an_adapter(folders: dict[str, Path]) -> None:

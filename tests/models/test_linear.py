@@ -117,6 +117,15 @@ def test_a_lora_has_the_gradients_of_the_plain_formula(rows: slice) -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_a_folded_scale_changes_neither_sums_nor_pairs() -> None:
+    folded, apart = (Lora(SIZES, pairs(), 0.7, folded=folded) for folded in (True, False))
+    x = numbers(5, 6, seed=1)
+    sums = [one(torch.zeros(5, 12, dtype=x.dtype), x, slice(0, 5)) for one in (folded, apart)]
+    torch.testing.assert_close(*sums)
+    torch.testing.assert_close(folded.pairs(), apart.pairs())
+    torch.testing.assert_close(apart.pairs(), pairs())
+
+
 def test_an_adapter_in_autocast_is_added_in_bfloat16() -> None:
     linear = loaded(dtype=torch.float32)
     linear.adapters["new"] = Lora(SIZES, pairs(), 1.0).float()

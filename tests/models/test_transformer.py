@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from vermilion.decoding.jobs import Job
 from vermilion.decoding.passes import Pass, Segment
 from vermilion.engine.worker import Worker
 from vermilion.models import catalog, weights
-from vermilion.models.attention import Visibility, attend, plan_groups
+from vermilion.models.adapters import DENOISER
+from vermilion.models.attention import ATTENTION_KINDS, DenseAttention, Visibility
 from vermilion.models.families import Architecture, ModelSpec
-from vermilion.models.layers import Rotary
+from vermilion.models.layers import Rotary, rotate
+from vermilion.models.linear import AdapterRows
 from vermilion.models.transformer import Rows, Transformer, load_tensors
 
 SIZES = {
@@ -86,14 +88,14 @@ def run(model: Transformer, segments: list[tuple[int, int]], slots: list[int], i
     for start, end in segments:
         rows = list(range(end - start))
         at = range(start, end)
-        seen = Visibility(rows, [start] * len(rows), [start] * len(rows), [p + 1 for p in at], slots[:end])
+        seen = Visibility(rows, [start] * len(rows), [start] * len(rows), [p + 1 for p in at], end, 0)
+        attention = DenseAttention(model.architecture.num_heads, pool)
         forward = Rows(
             torch.tensor(ids[start:end]),
             torch.tensor(list(at)),
             torch.zeros(len(rows), dtype=torch.bool),
-            len(rows),
             torch.tensor(slots[start:end]),
-            plan_groups([seen], len(rows), 2, pool),
+            attention.plan([seen], torch.tensor([slots]), len(rows)),
         )
         with torch.inference_mode():
             logits.append(model.logits(model(forward, pool)))
@@ -151,10 +153,10 @@ class ExactRotary(torch.nn.Module):
 @pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25])
 def test_rotary_turns_pairs_of_the_leading_share_by_their_angle(fraction: float) -> None:
     size, theta = 16, 100.0
-    rotary = Rotary(size, theta, 50, fraction)
+    rotary = Rotary(size, theta, fraction)
     x = torch.randn(4, 3, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([0, 1, 7, 49])
-    turned = rotary.rotate(x, *rotary.at(positions))
+    turned = rotate(x, rotary.at(positions, torch.float64))
     rotated = int(size * fraction)
     wanted = x.clone()
     for n, position in enumerate(positions.tolist()):
@@ -172,12 +174,9 @@ def merged(model: Transformer, architecture: Architecture) -> Transformer:
     """The same model with the adapter added into its weights, as one would do by hand."""
     twin = Transformer(architecture).double()
     twin.load_state_dict({k: v for k, v in model.state_dict().items() if k in twin.state_dict()})
-    for layer, other in zip(model.layers, twin.layers, strict=True):
-        for name in ("qkv", "output", "gate_up", "down"):
-            linear = getattr(layer, name)
-            rank = linear.lora_a.shape[0] // len(linear.part_sizes)
-            deltas = [b @ linear.lora_a[i * rank : (i + 1) * rank] for i, b in enumerate(linear.lora_b)]
-            getattr(other, name).weight.data += torch.cat(deltas)
+    for (linear, _), (other, _) in zip(model.products(), twin.products(), strict=True):
+        deltas = [b @ a for a, b in linear.adapters[DENOISER].pairs()]  # type: ignore[operator]
+        other.weight.data += torch.cat(deltas)
     twin.mask_embedding = model.mask_embedding
     return twin
 
@@ -196,19 +195,18 @@ def test_clean_rows_run_the_base_and_noisy_rows_the_merged_adapter_in_one_forwar
         start, end = at[0], at[-1] + 1
         parts = [(start, clean), (clean, end)] if start < clean < end else [(start, end)]
         seen = [
-            Visibility(
-                [p - start for p in range(a, b)], [0] * (b - a), [a] * (b - a), [b] * (b - a), list(range(b))
-            )
+            Visibility([p - start for p in range(a, b)], [0] * (b - a), [a] * (b - a), [b] * (b - a), b, 0)
             for a, b in parts
         ]
         pool = one.new_pool(count)
+        attention = DenseAttention(one.architecture.num_heads, pool)
         bundle = Rows(
             torch.tensor(IDS[:count])[rows],
             torch.tensor(at),
             masked[rows],
-            num_clean,
             torch.tensor(at),
-            plan_groups(seen, len(at), 2, pool),
+            attention.plan(seen, torch.arange(count)[None], len(at)),
+            [AdapterRows(DENOISER, num_clean, len(at))],
         )
         with torch.inference_mode():
             return one.logits(one(bundle, pool))
@@ -220,28 +218,19 @@ def test_clean_rows_run_the_base_and_noisy_rows_the_merged_adapter_in_one_forwar
     assert (mixed[clean:] - forward(base, slice(clean, count), 0)).abs().max() > 0.1
 
 
-def test_the_adapter_scale_multiplies_its_product() -> None:
-    from vermilion.models.layers import GatedLinear
+@dataclass(frozen=True)
+class Seen:
+    """One request: intervals of each row, pool slots, pairs seen besides."""
 
-    generator = torch.Generator().manual_seed(0)
-    linear = GatedLinear(6, (4, 3)).double()
-    linear.weight.data = torch.randn(7, 6, generator=generator).double()
-    pairs = [
-        (torch.randn(2, 6, generator=generator).double(), torch.randn(size, 2, generator=generator).double())
-        for size in (4, 3)
-    ]
-    linear.adapt(pairs, 1.75)
-    x = torch.randn(5, 6, generator=generator).double()
-    y = linear(x, 2)
-    full = linear.weight + 1.75 * torch.cat([b @ a for a, b in pairs])
-    torch.testing.assert_close(y, torch.cat([x[:2] @ linear.weight.T, x[2:] @ full.T]))
+    sees: list[int]
+    own: list[list[int]]
+    slots: list[int]
+    also: set[tuple[int, int]]
+    lowest: list[int]
 
 
 @st.composite
-def visibilities(
-    draw: st.DrawFn,
-) -> list[tuple[list[int], list[int], list[int], list[int], set[tuple[int, int]]]]:
-    """Requests as (sees, own start, own end, pool slots, also)."""
+def visibilities(draw: st.DrawFn) -> list[Seen]:
     requests = []
     free = draw(st.permutations(range(60)))
     for _ in range(draw(st.integers(1, 4))):
@@ -251,46 +240,58 @@ def visibilities(
         first = draw(st.integers(0, 60 - length))
         slots = list(range(first, first + length)) if contiguous else [free.pop() for _ in range(length)]
         sees = [draw(st.integers(0, length)) for _ in range(num_rows)]
-        own = [
-            sorted(draw(st.tuples(st.integers(0, length), st.integers(0, length)))) for _ in range(num_rows)
-        ]
+        bound = st.tuples(st.integers(0, length), st.integers(0, length))
+        own = [sorted(draw(bound)) for _ in range(num_rows)]
         also = draw(st.sets(st.tuples(st.integers(0, num_rows - 1), st.integers(0, length - 1)), max_size=4))
         # Every row sees something: it writes a slot of its own.
         also |= {(row, draw(st.integers(0, length - 1))) for row in range(num_rows)}
-        requests.append((sees, [a for a, _ in own], [b for _, b in own], slots, also))
+        windowed = draw(st.booleans())
+        lowest = [draw(st.integers(0, max(s for r, s in also if r == row))) for row in range(num_rows)]
+        requests.append(Seen(sees, own, slots, also, lowest if windowed else []))
         free = [slot for slot in free if slot not in slots] if contiguous else free
         if len(free) < 12:
             break
     return requests
 
 
-@given(visibilities(), st.randoms(use_true_random=False))
-def test_attention_equals_a_plain_masked_softmax(requests: Any, chance: Any) -> None:
-    num_rows = sum(len(sees) for sees, *_ in requests)
-    order = list(range(num_rows))
-    chance.shuffle(order)
+@pytest.mark.parametrize("kind", ["dense", "flex"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@given(st.lists(visibilities(), min_size=1, max_size=2), st.randoms(use_true_random=False))
+def test_attention_equals_a_plain_masked_softmax(kind: str, passes: list[list[Seen]], chance: Any) -> None:
+    """Pass after pass through one plan, whose buffers stay."""
     generator = torch.Generator().manual_seed(chance.randrange(2**31))
-    q = torch.randn(num_rows, 6, 4, generator=generator, dtype=torch.float64)
-    pool = torch.randn(60, 2, 3, 4, generator=generator, dtype=torch.float64)
-    visible = torch.zeros(num_rows, 60, dtype=torch.bool)
-    groups = []
-    taken = 0
-    for sees, start, end, slots, also in requests:
-        rows = order[taken : taken + len(sees)]
-        # One request alone must cover the rows in order.
-        rows = list(range(num_rows)) if len(requests) == 1 else rows
-        taken += len(rows)
-        contiguous = slots == list(range(slots[0], slots[0] + len(slots)))
-        groups.append(Visibility(rows, sees, start, end, slots, sorted(also), contiguous))
-        for i, row in enumerate(rows):
-            for logical, slot in enumerate(slots):
-                own = start[i] <= logical < end[i]
-                visible[row, slot] = logical < sees[i] or own or (i, logical) in also
-    got = attend(q, pool, plan_groups(groups, num_rows, 2, pool))
-    keys, values = (pool[:, i].repeat_interleave(2, 1) for i in (0, 1))
-    scores = torch.einsum("nhd,shd->hns", q, keys) / 2.0
-    wanted = torch.einsum("hns,shd->nhd", scores.masked_fill(~visible, -math.inf).softmax(-1), values)
-    torch.testing.assert_close(got, wanted, atol=1e-12, rtol=0)
+    pool = torch.randn(60, 2, 2, 16, generator=generator, dtype=torch.float64)
+    attention = ATTENTION_KINDS[kind](4, pool)
+    for requests in passes:
+        num_rows = sum(len(request.sees) for request in requests)
+        order = list(range(num_rows))
+        chance.shuffle(order)
+        q = torch.randn(num_rows, 4, 16, generator=generator, dtype=torch.float64)
+        table = torch.zeros(len(requests), 12, dtype=torch.int64)
+        visible = torch.zeros(num_rows, 60, dtype=torch.bool)
+        planned, taken = [], 0
+        for index, one in enumerate(requests):
+            rows = order[taken : taken + len(one.sees)]
+            # One request alone must cover the rows in order.
+            rows = list(range(num_rows)) if len(requests) == 1 else rows
+            taken += len(rows)
+            length = len(one.slots)
+            table[index, :length] = torch.tensor(one.slots)
+            first = one.slots[0] if one.slots == list(range(one.slots[0], one.slots[0] + length)) else -1
+            start, end = zip(*one.own, strict=True)
+            also = sorted(one.also)
+            planned.append(
+                Visibility(rows, one.sees, start, end, length, index, also, one.lowest, first_slot=first)
+            )
+            for i, row in enumerate(rows):
+                for logical, slot in enumerate(one.slots):
+                    seen = logical < one.sees[i] or start[i] <= logical < end[i] or (i, logical) in one.also
+                    visible[row, slot] = seen and (not one.lowest or logical >= one.lowest[i])
+        got = attention.plan(planned, table, num_rows)(q, pool)
+        keys, values = (pool[:, i].repeat_interleave(2, 1) for i in (0, 1))
+        scores = torch.einsum("nhd,shd->hns", q, keys) / 4.0
+        wanted = torch.einsum("hns,shd->nhd", scores.masked_fill(~visible, -math.inf).softmax(-1), values)
+        torch.testing.assert_close(got, wanted, atol=1e-12, rtol=0)
 
 
 def test_prefill_through_scrambled_pages_leaves_the_keys_of_one_forward() -> None:

@@ -20,12 +20,14 @@ from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import ConfigError
 from vermilion.models import catalog, weights
-from vermilion.models.layers import GatedLinear
-from vermilion.training import finetune, loop, toy, tuning
+from vermilion.models.adapters import DENOISER, pairs_of
+from vermilion.models.linear import AdapterRows
+from vermilion.training import finetune, loop, toy
 from vermilion.training.checkpoint import latest
 from vermilion.training.convert import convert
+from vermilion.training.export import hugging_face_tensors
 from vermilion.training.recipe import Recipe, Stage
-from vermilion.training.run import trainable
+from vermilion.training.run import TUNED, trainable
 from vermilion.types import Decoding, Sampling
 
 EXAMPLES = [{"prompt": f"count from {word}", "response": f"no, {word}!"} for word in WORDS]
@@ -98,7 +100,7 @@ def test_only_the_lora_learns_and_it_is_written_as_peft_reads_it(
         newest / "adapter", run.model.architecture, torch.float32, torch.device("cpu")
     )
     assert scale == 1.0 and {name.rpartition(".")[2] for name in pairs} == {"q_proj", "down_proj"}
-    for name, (a, b) in tuning.pairs_of(run.model).items():
+    for name, (a, b) in pairs_of(run.model, TUNED).items():
         torch.testing.assert_close(pairs[name], (a, b))
     config = json.loads((newest / "adapter" / "adapter_config.json").read_text())
     assert sorted(config["target_modules"]) == ["down_proj", "q_proj"]
@@ -106,40 +108,18 @@ def test_only_the_lora_learns_and_it_is_written_as_peft_reads_it(
 
 
 def test_every_row_runs_through_it_as_if_it_were_merged(model: Path, examples: Path, tmp_path: Path) -> None:
-    one = recipe(model, examples, tmp_path)
+    one = recipe(model, examples, tmp_path, alpha=3.0)
     run = finetune.prepare(one, catalog.find(one.base))
-    linear = run.model.layers[0].qkv
-    assert isinstance(linear, tuning.Tuned)
+    linear, names = next(run.model.products())
+    tuned, denoiser = AdapterRows(TUNED, 0, 7), AdapterRows(DENOISER, 3, 7)
     with torch.no_grad():
-        for b in linear.tuned_b:
+        for b in linear.adapters[TUNED].b:  # type: ignore[union-attr]
             b.normal_()
         x = torch.randn(7, 64, generator=torch.Generator().manual_seed(0))
-        inner = linear.linear
-        expected = inner(x, 3) + x @ (linear.merged() - inner.weight).T
-        torch.testing.assert_close(linear(x, 3), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_what_it_adds_has_the_gradients_of_the_plain_formula() -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def some(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
-
-    linear = GatedLinear(6, [4, 3, 5]).double().requires_grad_(False)
-    torch.nn.init.normal_(linear.weight)
-    module = tuning.Tuned(linear, [(some(2, 6), some(4, 2)), None, (some(2, 6), some(5, 2))], 0.7)
-    x, b = some(8, 6), list(module.tuned_b)
-
-    def plain(x: torch.Tensor) -> torch.Tensor:
-        first, last = (module.tuned_a * 0.7).chunk(2)
-        parts = [x @ first.t() @ b[0].t(), x.new_zeros(8, 3), x @ last.t() @ b[1].t()]
-        return linear(x, 8) + torch.cat(parts, 1)
-
-    torch.testing.assert_close(module(x, 8), plain(x))
-    wanted = [x, module.tuned_a, *b]
-    ours, theirs = (torch.autograd.grad(f.square().sum(), wanted) for f in (module(x, 8), plain(x)))
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other)
+        merged = hugging_face_tensors(run.model)
+        changed = [merged[f"{name}.weight"] - linear.part_weight(part) for part, name in enumerate(names)]
+        expected = linear(x, [denoiser]) + x @ torch.cat(changed).T
+        torch.testing.assert_close(linear(x, [denoiser, tuned]), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_adapter(
@@ -168,7 +148,7 @@ def test_an_adapter_may_be_trained_further(model: Path, examples: Path, tmp_path
     one = recipe(model, examples, tmp_path / "second", adapter=str(first), rank=99)
     run = finetune.prepare(one, catalog.find(one.base))
     given = load_file(first / "adapter_model.safetensors")
-    for name, (a, _) in tuning.pairs_of(run.model).items():
+    for name, (a, _) in pairs_of(run.model, TUNED).items():
         assert name.endswith("v_proj") and torch.equal(a, given[f"base_model.model.{name}.lora_A.weight"])
     assert run.adapter.rank == 4
 
@@ -183,7 +163,7 @@ def test_it_stops_early_and_keeps_the_best_state(
     assert (progress.step, progress.best_step, progress.best) == (4, 2, 2.0)
     kept = load_file(tmp_path / "checkpoints" / "0000002" / "state.safetensors")
     written = load_file(folder / "adapter_model.safetensors")
-    name = "layers.0.qkv.tuned_b.0"
+    name = f"layers.0.qkv.adapters.{TUNED}.b.0"
     assert torch.equal(
         written["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"], kept[f"parameter.{name}"]
     )

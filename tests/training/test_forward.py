@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests import tiny
-from vermilion.models.attention import Group
+from vermilion.models.adapters import DENOISER, detach
+from vermilion.models.attention import DenseAttention, Group
+from vermilion.models.linear import AdapterRows
 from vermilion.models.transformer import Rows, Transformer
 from vermilion.training.forward import Forward, NoisyRows
 from vermilion.training.masks import Context, Layout, dense, number_blocks
@@ -95,7 +98,7 @@ def test_no_gradient_flows_from_a_row_to_what_it_must_not_see() -> None:
     for row in range(LENGTH):
         # Not the logits: the head reads the embedding too.
         hidden = Forward(model).joint(one.ids, nothing_masked, one.position, dense(one.layout))[1]
-        (gradient,) = torch.autograd.grad(hidden[0, row].sum(), [model.embedding])
+        (gradient,) = torch.autograd.grad(hidden[0, row].sum(), [model.embedding.weight])
         reached = gradient[one.ids[0]].abs().sum(-1) > 0
         sees = closed[LENGTH + row]
         assert torch.equal(reached, sees[:LENGTH] | sees[LENGTH:])
@@ -104,9 +107,7 @@ def test_no_gradient_flows_from_a_row_to_what_it_must_not_see() -> None:
 def test_clean_rows_ignore_the_adapter_and_equal_the_base() -> None:
     model, one = tiny.model("causal-shift"), text()
     with_adapter, _ = two_pass_logits(model, one)
-    for layer in model.layers:
-        for linear in (layer.qkv, layer.output, layer.gate_up, layer.down):
-            linear.lora_a = None
+    detach(model, DENOISER)
     assert torch.equal(two_pass_logits(model, one)[0], with_adapter)
 
 
@@ -143,7 +144,10 @@ def test_a_block_in_training_equals_a_canvas_in_inference() -> None:
         pool = model.new_pool(end)
         bias = torch.zeros(end, end, dtype=pool.dtype).masked_fill(~visible, float("-inf")).repeat(2, 1)
         masked = torch.where(clean, False, one.noisy.masked_BL[1, :end])
-        rows = Rows(one.ids[1, :end], where, masked, start, where, [Group(None, None, (0, end), bias[None])])
+        attention = DenseAttention(model.architecture.num_heads, pool)
+        attend = partial(attention.attend, [Group(None, slice(0, end), bias[None])])
+        adapters = [AdapterRows(DENOISER, start, end)]
+        rows = Rows(one.ids[1, :end], where, masked, where, attend, adapters)
         with torch.inference_mode():
             expected = model.logits(model(rows, pool))
         ours = torch.cat([clean_rows.view(2, LENGTH, -1)[1, :start], noisy.view(2, LENGTH, -1)[1, start:end]])
@@ -153,22 +157,24 @@ def test_a_block_in_training_equals_a_canvas_in_inference() -> None:
 def test_recomputed_activations_give_the_same_gradients() -> None:
     model, one = tiny.model("causal-shift"), text()
     gradients = []
+    denoiser = next(model.products())[0].adapters[DENOISER]
     for recompute in (False, True):
         forward = Forward(model, recompute=recompute)
         with torch.no_grad():
             _, past = forward.clean(one.ids, one.position, forward.seen(one.layout))
         hidden = forward.noisy(one.noisy, one.position, forward.seen(one.layout), past)
-        gradients.append(torch.autograd.grad(hidden.square().sum(), [model.layers[0].qkv.lora_a]))  # type: ignore[union-attr,list-item]
+        gradients.append(torch.autograd.grad(hidden.square().sum(), [denoiser.a]))
     assert torch.equal(gradients[0][0], gradients[1][0])
 
 
 def test_the_adapter_trains_as_it_infers() -> None:
-    linear = tiny.model("causal-shift").layers[0].qkv
+    linear, _ = next(tiny.model("causal-shift").products())
     x = torch.randn(9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for num_clean in (0, 4, 9):
+        rows = [AdapterRows(DENOISER, num_clean, 9)]
         with torch.no_grad():
-            expected = linear(x, num_clean)  # type: ignore[operator]
-        torch.testing.assert_close(linear(x, num_clean), expected, rtol=0, atol=1e-12)  # type: ignore[operator]
+            expected = linear(x, rows)
+        torch.testing.assert_close(linear(x, rows), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("context", ["causal", "block", "full"])

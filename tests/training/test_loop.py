@@ -20,6 +20,7 @@ from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import ConfigError, ModelFileError
 from vermilion.models import catalog, weights
+from vermilion.models.adapters import DENOISER, pairs_of
 from vermilion.training import checkpoint, loop, toy
 from vermilion.training.convert import convert, prepare
 from vermilion.training.corruption import CorruptionConfig, noise
@@ -101,8 +102,8 @@ def test_frozen_weights_kept_in_bfloat16_give_what_casting_them_gives(
     kept, cast = (recipe(base, tmp_path / name, steps=2, autocast=True) for name in ("kept", "cast"))
     work = run(kept)
     train(work)
-    assert work.model.layers[0].qkv.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
-    assert work.model.embedding.dtype == torch.float32
+    assert next(work.model.products())[0].part_weight(0).dtype == torch.bfloat16
+    assert work.model.embedding.part_weight(0).dtype == torch.float32
     monkeypatch.setattr(loop, "round_frozen", lambda model: None)
     train(run(cast))
     assert losses(kept) == losses(cast)
@@ -142,7 +143,7 @@ def test_gradients_do_not_depend_on_how_the_batch_is_split(
     one = recipe(base, tmp_path, rows=8, corruption=corruption)
     work = run(one)
     work.model.double()
-    torch.nn.init.normal_(work.model.layers[0].qkv.lora_b[0], std=0.1)  # type: ignore[union-attr,arg-type,index]
+    torch.nn.init.normal_(next(work.model.products())[0].adapters[DENOISER].b[0], std=0.1)  # type: ignore[arg-type,index]
     parameters = list(trainable(work.model, one.method).values())
     batch, _ = next_batch(work.dataset, 8, DataState())
     gradients = []
@@ -178,10 +179,8 @@ def test_the_written_adapter_loads_as_the_trained_one(base: Path, tmp_path: Path
     architecture = work.model.architecture
     pairs, scale = weights.load_adapter(folder, architecture, torch.float32, "cpu")
     assert scale == 1.5 and len(pairs) == 7 * architecture.num_layers
-    layer = work.model.layers[1]
-    a, b = pairs["model.layers.1.mlp.up_proj"]
-    torch.testing.assert_close(a, layer.gate_up.lora_a[4:])  # type: ignore[union-attr,index]
-    torch.testing.assert_close(b * scale, layer.gate_up.lora_b[1])  # type: ignore[union-attr,index]
+    for name, (a, b) in pairs_of(work.model, DENOISER).items():
+        torch.testing.assert_close(pairs[name], (a, b))
 
 
 def test_a_run_goes_on_from_an_adapter_that_is_there_at_its_rank(base: Path, tmp_path: Path) -> None:

@@ -35,3 +35,5 @@ class Job:
     wanted: Sequence[Wanted]
     adapter: str = ""
     """The adapter all of its rows go through, as the worker knows it; empty for none."""
+    request: str = ""
+    """What the worker keeps on the device is kept under this name until it is released; nothing if empty."""

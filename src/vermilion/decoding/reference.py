@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import Adjustments, adjustments, needed
 from vermilion.decoding.reference_following import levels_of
 from vermilion.decoding.sampling import read
-from vermilion.models.attention import Group
+from vermilion.models.adapters import DENOISER
+from vermilion.models.attention import DenseAttention, Group
 from vermilion.models.families import Traits
 from vermilion.models.linear import AdapterRows
 from vermilion.models.transformer import Rows, Transformer
@@ -354,14 +356,16 @@ class _Answer:
         architecture = self.model.architecture
         bias = torch.zeros(visible.shape, dtype=pool.dtype).masked_fill(~visible, float("-inf"))
         bias = bias.repeat(architecture.num_heads // architecture.num_kv_heads, 1)[None].to(pool.device)
+        attention = DenseAttention(architecture.num_heads, pool)
+        denoiser = [AdapterRows(DENOISER, num_clean, count)] if num_clean < count else []
+        own = [AdapterRows(self.adapter, 0, count)] if self.adapter else []
         rows = Rows(
             ids_N=torch.tensor(ids, device=pool.device),
             positions_N=torch.tensor(positions, device=pool.device),
             masked_N=torch.tensor(masked, device=pool.device),
-            num_clean=num_clean,
             slots_N=torch.arange(count, device=pool.device),
-            groups=[Group(None, None, (0, count), bias)],
-            adapters=[AdapterRows(self.adapter, 0, count)] if self.adapter else (),
+            attend=partial(attention.attend, [Group(None, slice(0, count), bias)]),
+            adapters=[*denoiser, *own],
         )
         self.hidden_NH = self.model(rows, pool)
         return self.model.logits(self.hidden_NH)

@@ -42,7 +42,8 @@ def levels_of(
 def _behind(model: Transformer, hidden_H: Tensor, token: int, choices: dict[int, float]) -> dict[int, float]:
     """The choices' log-probabilities once `token` is known to stand before; together as likely as ever."""
     assert model.draft_head is not None
-    added_V = model.logits(model.draft_head(hidden_H[None], model.embedding[token][None]))[0].double()
+    before_1H = model.embedding.rows(torch.tensor([token], device=hidden_H.device))
+    added_V = model.logits(model.draft_head(hidden_H[None], before_1H))[0].double()
     moved = {choice: value + float(added_V[choice]) for choice, value in choices.items()}
     gained = log(fsum(map(exp, choices.values()))) - log(fsum(map(exp, moved.values())))
     return {choice: value + gained for choice, value in moved.items()}

@@ -41,7 +41,7 @@ class Adapters:
     def add(self, name: str, adapter: Adapter) -> None:
         """Requests may name it from now on; those that run on another of this name end on that one."""
         self._num_loaded += 1
-        handle = f"{name}#{self._num_loaded}"
+        handle = f"#{self._num_loaded}"
         self._holder.attach(handle, adapter)
         old = self._handles.get(name)
         self._handles[name] = handle

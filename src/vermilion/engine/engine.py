@@ -49,6 +49,9 @@ class Runner(Holder, Protocol):
 
     def run(self, jobs: Listing[Job]) -> list[list[Reading]]: ...
 
+    def release(self, request: str) -> None:
+        """Free what is kept for a request between its jobs; it has ended, or lost its pages."""
+
 
 class Engine:
     """Continuous batching over one model."""
@@ -65,6 +68,7 @@ class Engine:
         self.grammars = Grammars(tokenizer, model.vocab_size)
         self._sequences: dict[str, Sequence] = {}
         self.adapters = Adapters(worker)
+        scheduler.on_release = worker.release
 
     def measure_costs(self) -> None:
         """Measure what the rows of a forward cost here; from then on lossless requests draft what is worth
@@ -290,7 +294,8 @@ class Engine:
         return events
 
     def _job(self, work: Work) -> Job:
-        return Job(work.sequence.pages, work.rows, self._wanted(work), work.sequence.adapter)
+        name = work.sequence.request.id
+        return Job(work.sequence.pages, work.rows, self._wanted(work), work.sequence.adapter, name)
 
     def _wanted(self, work: Work) -> list[Wanted]:
         sequence = work.sequence

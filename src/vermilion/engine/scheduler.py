@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vermilion.decoding.drafting import DraftBudget, RowCosts
@@ -82,6 +83,8 @@ class Scheduler:
         self.costs = costs
         self.preemptions = 0
         self.prefix_hit_tokens = 0
+        self.on_release: Callable[[str], None] = lambda request: None
+        """Called with a request whose pages are given back: finished, aborted or preempted."""
         self._step = 0
         self._failed: list[Sequence] = []
         self._separate: list[Sequence] = []
@@ -106,8 +109,7 @@ class Scheduler:
             self.waiting.remove(sequence)
         if sequence in self._separate:
             self._separate.remove(sequence)
-        self.cache.release(sequence.pages)
-        sequence.pages = []
+        self._give_back(sequence)
 
     def take_failed(self) -> list[Sequence]:
         """Sequences that the last `plan` could not plan for; they still hold their place."""
@@ -275,7 +277,11 @@ class Scheduler:
         """Give up a sequence's memory; it keeps its tokens and its canvas and comes back first."""
         self.preemptions += 1
         self.running.remove(sequence)
-        self.cache.release(sequence.pages)
-        sequence.pages = []
+        self._give_back(sequence)
         sequence.program.forget()
         self.waiting.insert(self._num_waiting_live() if sequence.request.background else 0, sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.cache.release(sequence.pages)
+        sequence.pages = []
+        self.on_release(sequence.request.id)

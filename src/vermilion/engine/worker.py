@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from vermilion.decoding.following import Draft, follow
 from vermilion.decoding.jobs import Job
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.sampling import read
+from vermilion.engine.device_state import DeviceState, DeviceStates
+from vermilion.engine.following import Draft, follow
 from vermilion.models import adapters
-from vermilion.models.adapters import Adapter
-from vermilion.models.attention import Visibility, plan_groups
+from vermilion.models.adapters import DENOISER, Adapter
+from vermilion.models.attention import ATTENTION_KINDS, Visibility
 from vermilion.models.linear import AdapterRows
 from vermilion.models.transformer import Rows, Transformer
 
@@ -43,15 +44,26 @@ class _Flat:
 
 
 class Worker:
-    """A model and its key/value pool of num_pages x page_size slots."""
+    """A model, its key/value pool of num_pages x page_size slots, and what it keeps for each request."""
 
-    def __init__(self, model: Transformer, num_pages: int, page_size: int, mask_token_id: int) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        num_pages: int,
+        page_size: int,
+        mask_token_id: int,
+        *,
+        attention: str = "dense",
+    ) -> None:
+        """`attention`: one of `ATTENTION_KINDS`."""
         self.model = model
         self.page_size = page_size
         self.mask_token_id = mask_token_id
         self.pool = model.new_pool(num_pages * page_size)
         self.timing = Timing()
         self._device = model.norm.weight.device
+        self._attention = ATTENTION_KINDS[attention](model.architecture.num_heads, self.pool)
+        self.states = DeviceStates(page_size, self._device)
 
     def attach(self, name: str, adapter: Adapter) -> None:
         """From the next forward on jobs may name this adapter."""
@@ -60,6 +72,10 @@ class Worker:
     def detach(self, name: str) -> None:
         """Forget an adapter that no job names any more."""
         adapters.detach(self.model, name)
+
+    def release(self, request: str) -> None:
+        """Free what is kept for a request that has ended, or has lost its pages."""
+        self.states.release(request)
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> list[list[Reading]]:
@@ -92,12 +108,11 @@ class Worker:
         """The forward's rows, and which of them are read, in the order of the jobs' reads."""
         flat = _Flat()
         row_of: list[list[int]] = [[] for _ in jobs]
-        tables = [self._table(job) for job in jobs]
         num_clean = 0
         # Rows of one adapter lie side by side, so that a slice finds them.
-        order = sorted(zip(jobs, tables, row_of, strict=True), key=lambda part: part[0].adapter)
+        order = sorted(zip(jobs, row_of, strict=True), key=lambda part: part[0].adapter)
         for noisy in (False, True):
-            for job, table, mine in order:
+            for job, mine in order:
                 before = len(flat.ids)
                 for segment in job.rows.segments:
                     if segment.noisy != noisy:
@@ -107,42 +122,44 @@ class Worker:
                     flat.ids += segment.ids
                     flat.positions += range(segment.start, segment.start + count)
                     flat.masked += segment.masked or [False] * count
-                    flat.slots += table[segment.slot : segment.slot + count]
+                    flat.slots += self._slots(job.pages, range(segment.slot, segment.slot + count))
                 _name_rows(flat.adapters, job.adapter, before, len(flat.ids))
             if not noisy:
                 num_clean = len(flat.ids)
-        seen = [self._visibility(*part) for part in zip(jobs, tables, row_of, strict=True)]
         num_rows = len(flat.ids)
-        heads_per_key = self.model.architecture.num_heads // self.model.architecture.num_kv_heads
+        if num_clean < num_rows:
+            flat.adapters.insert(0, AdapterRows(DENOISER, num_clean, num_rows))
+        # A job without a name is one of its own: nothing of it is kept.
+        names = [job.request or f"#{index}" for index, job in enumerate(jobs)]
+        states = self.states.update([(name, job.pages) for name, job in zip(names, jobs, strict=True)])
+        seen = [self._visibility(*part) for part in zip(jobs, states, row_of, strict=True)]
+        for name, job in zip(names, jobs, strict=True):
+            if not job.request:
+                self.release(name)
+        ids_N, positions_N, slots_N = self._tensor([flat.ids, flat.positions, flat.slots])
         rows = Rows(
-            ids_N=self._tensor(flat.ids),
-            positions_N=self._tensor(flat.positions),
+            ids_N=ids_N,
+            positions_N=positions_N,
             masked_N=self._tensor(flat.masked),
-            num_clean=num_clean,
-            slots_N=self._tensor(flat.slots),
-            groups=plan_groups(seen, num_rows, heads_per_key, self.pool),
+            slots_N=slots_N,
+            attend=self._attention.plan(seen, self.states.table_TS, num_rows),
             adapters=flat.adapters,
         )
         read_rows = [mine[r.row] for job, mine in zip(jobs, row_of, strict=True) for r in job.rows.reads]
         return rows, read_rows
 
     def _move(self, jobs: Sequence[Job]) -> None:
-        pairs = [(job.pages, *pair) for job in jobs for pair in job.rows.moves]
+        pairs = [(job.pages, *zip(*job.rows.moves, strict=True)) for job in jobs if job.rows.moves]
         if pairs:
-            source = self._tensor([self._slot(pages, old) for pages, old, _ in pairs])
-            target = self._tensor([self._slot(pages, new) for pages, _, new in pairs])
+            source = self._tensor([slot for pages, old, _ in pairs for slot in self._slots(pages, old)])
+            target = self._tensor([slot for pages, _, new in pairs for slot in self._slots(pages, new)])
             self.pool[:, target] = self.pool[:, source]
 
-    def _slot(self, pages: Sequence[int], logical: int) -> int:
-        return pages[logical // self.page_size] * self.page_size + logical % self.page_size
-
-    def _table(self, job: Job) -> list[int]:
-        """Pool slot of each logical slot that the job can see or write."""
+    def _slots(self, pages: Sequence[int], logical: Iterable[int]) -> list[int]:
         size = self.page_size
-        slots = [page * size + offset for page in job.pages for offset in range(size)]
-        return slots[: job.rows.num_slots]
+        return [pages[slot // size] * size + slot % size for slot in logical]
 
-    def _visibility(self, job: Job, table: list[int], rows: list[int]) -> Visibility:
+    def _visibility(self, job: Job, state: DeviceState, rows: list[int]) -> Visibility:
         sees: list[int] = []
         start: list[int] = []
         end: list[int] = []
@@ -154,12 +171,12 @@ class Worker:
             sees += [segment.sees] * count
             start += [segment.slot] * count
             end += [segment.slot + segment.reach(row) for row in range(count)]
-        contiguous = table[-1] - table[0] == len(table) - 1 and all(
-            after == before + 1 for before, after in zip(job.pages, job.pages[1:], strict=False)
+        first_slot = state.first_page * self.page_size if state.unbroken else -1
+        return Visibility(
+            rows, sees, start, end, job.rows.num_slots, state.table_row, also, first_slot=first_slot
         )
-        return Visibility(rows, sees, start, end, table, also, contiguous)
 
-    def _tensor(self, values: Sequence[int] | Sequence[bool]) -> Tensor:
+    def _tensor(self, values: Sequence[int] | Sequence[bool] | Sequence[list[int]]) -> Tensor:
         return torch.tensor(values, device=self._device)
 
 

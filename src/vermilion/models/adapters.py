@@ -33,18 +33,28 @@ class Adapter:
     """In the order of `Transformer.products`; None where one is left alone."""
 
 
-def lora(model: Transformer, pairs: Pairs, scale: float) -> Adapter:
+def lora(model: Transformer, pairs: Pairs, scale: float, *, folded: bool = False) -> Adapter:
     """A LoRA in the model's dtype and on its device; modules without a pair stay as they are."""
     like, changes = model.norm.weight, list[Lora | Linear | None]()
     for linear, names in model.products():
         found = [pairs.get(name) for name in names]
         some = any(pair is not None for pair in found)
-        changes.append(Lora(linear.part_sizes, found, scale).to(like) if some else None)
+        changes.append(Lora(linear.part_sizes, found, scale, folded=folded).to(like) if some else None)
     return Adapter(changes)
 
 
+def copy(model: Transformer) -> Adapter:
+    """The base's own projections a second time, to be trained apart from it."""
+    tensors = {
+        f"{name}.weight": linear.part_weight(part).detach().clone()
+        for linear, names in model.products()
+        for part, name in enumerate(names)
+    }
+    return second_weights(model, tensors)
+
+
 def second_weights(model: Transformer, tensors: MutableMapping[str, Tensor]) -> Adapter:
-    """A whole set of projections in place of the base's, under their names. Takes the tensors out as it goes."""
+    """Projections of its own in place of the base's, under their names, taken out as it goes."""
     changes = []
     for linear, names in model.products():
         with torch.device("meta"):
@@ -89,10 +99,19 @@ def fresh_pairs(model: Transformer, rank: int, target_modules: Sequence[str], se
 
 def pairs_of(model: Transformer, name: str) -> Pairs:
     """The LoRA that `model` knows as `name`, detached; empty where that is none."""
-    pairs = {}
+    pairs: dict[str, Pair] = {}
     for linear, names in model.products():
-        change = linear.adapters[name] if name in linear.adapters else None
-        if isinstance(change, Lora):
+        if name in linear.adapters and isinstance(change := linear.adapters[name], Lora):
             found = zip(names, change.pairs(), strict=True)
             pairs |= {module: pair for module, pair in found if pair is not None}
     return pairs
+
+
+def weights_of(model: Transformer, name: str) -> dict[str, Tensor]:
+    """The projections that `model` has in the base's place for rows that name `name`, detached; empty where
+    that is no such adapter."""
+    found: dict[str, Tensor] = {}
+    for linear, names in model.products():
+        if name in linear.adapters and isinstance(change := linear.adapters[name], Linear):
+            found |= {f"{each}.weight": change.part_weight(part).detach() for part, each in enumerate(names)}
+    return found

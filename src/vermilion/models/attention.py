@@ -126,13 +126,14 @@ class DenseAttention:
         num_keys = kv_2GJKD.shape[2]
         q = q_GQHD.reshape(num, count, num_keys, self._fold, size).permute(0, 2, 3, 1, 4)
         q = q.reshape(num, num_keys, self._fold * count, size)
-        o = F.scaled_dot_product_attention(q, *kv_2GJKD, attn_mask=mask[:, None])
+        keys, values = kv_2GJKD
+        o = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[:, None])
         o = o.reshape(num, num_keys, self._fold, count, size).permute(0, 3, 1, 2, 4)
         return o.reshape(num, count, num_heads, size)
 
 
 class FlexAttention(DenseAttention):
-    """PyTorch's FlexAttention, for GPUs: blocks of keys that no row sees cost nothing, and no bias is kept."""
+    """PyTorch's FlexAttention, for GPUs: blocks of keys that no row sees cost nothing; no bias."""
 
     def __init__(self, num_heads: int, pool: Tensor) -> None:
         super().__init__(num_heads, pool)
@@ -195,19 +196,14 @@ def _intervals(batch: Sequence[Visibility], device: torch.device) -> _Intervals:
             also[g][row].append(slot)
     most = max(len(slots) for rows in also for slots in rows)
     # One transfer for all of them.
-    packed_GQ = torch.tensor(
-        [
-            [
-                [*values, *slots, *([-1] * (most - len(slots)))]
-                for values, slots in zip(
-                    zip(r.sees, r.own_start, r.own_end, r.lowest or [0] * count, strict=True), rows, strict=True
-                )
-            ]
-            for r, rows in zip(batch, also, strict=True)
-        ],
-        device=device,
-    )
-    return _Intervals(*packed_GQ[..., :4].unbind(-1), packed_GQ[..., 4:])
+    packed: list[list[tuple[int, ...]]] = []
+    for one, rows in zip(batch, also, strict=True):
+        columns = one.sees, one.own_start, one.own_end, one.lowest or [0] * count
+        padded = ([*slots, *[-1] * (most - len(slots))] for slots in rows)
+        packed.append([(*row, *slots) for *row, slots in zip(*columns, padded, strict=True)])
+    packed_GQC = torch.tensor(packed, device=device)
+    sees, start, end, lowest = packed_GQC[..., :4].unbind(-1)
+    return _Intervals(sees, start, end, lowest, packed_GQC[..., 4:])
 
 
 def _batched(requests: Sequence[Visibility]) -> list[list[Visibility]]:

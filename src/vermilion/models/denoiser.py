@@ -17,7 +17,7 @@ def attach_denoiser(model: Transformer, checkpoint: Checkpoint) -> None:
     Takes the tensors out of the checkpoint as it goes.
     """
     if checkpoint.adapter is not None:
-        adapter = adapters.lora(model, checkpoint.adapter, checkpoint.adapter_scale)
+        adapter = adapters.lora(model, checkpoint.adapter, checkpoint.adapter_scale, folded=True)
         adapters.attach(model, adapters.DENOISER, adapter)
     elif checkpoint.noisy is not None:
         adapters.attach(model, adapters.DENOISER, adapters.second_weights(model, checkpoint.noisy))

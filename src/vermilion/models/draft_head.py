@@ -27,7 +27,7 @@ class DraftHead(nn.Module):
 
     @classmethod
     def fresh(cls, hidden_size: int, rank: int, seed: int) -> DraftHead:
-        """To be trained; it changes nothing yet: `down` of normal entries with variance 1 / inputs, `up` zero."""
+        """One that changes nothing yet: `down` of normal entries with variance 1 / inputs, `up` zero."""
         down = torch.randn(rank, 2 * hidden_size, generator=torch.Generator().manual_seed(seed))
         return cls.of(down / math.sqrt(2 * hidden_size), torch.zeros(hidden_size, rank))
 

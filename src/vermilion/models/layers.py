@@ -1,4 +1,4 @@
-"""The pieces of the one backbone. Shapes: N rows of one forward, H hidden or heads, J key heads, D head dim."""
+"""The pieces of the one backbone. Shapes: N rows, H hidden size or heads, J key heads, D head dim."""
 
 from __future__ import annotations
 

@@ -20,22 +20,25 @@ _FEW_ROWS = 32
 class Lora(nn.Module):
     """Adds scale (x A_p^T) B_p^T to the columns of each part p that it has a pair for."""
 
-    def __init__(self, part_sizes: Sequence[int], pairs: Sequence[Pair | None], scale: float) -> None:
+    def __init__(
+        self, part_sizes: Sequence[int], pairs: Sequence[Pair | None], scale: float, *, folded: bool = False
+    ) -> None:
         """`pairs`: one for each part, all of one rank; None where the part stays as it is. At least one is
-        there."""
+        there. `folded`: B carries the scale, so that its gradient does not."""
         super().__init__()
         found = [pair for pair in pairs if pair is not None]
         self.has_part = [pair is not None for pair in pairs]
         spans = itertools.pairwise(itertools.accumulate(part_sizes, initial=0))
         self.columns = [slice(*span) for span, has in zip(spans, self.has_part, strict=True) if has]
         self.scale = scale
+        self._factor = 1.0 if folded else scale
         self.a = nn.Parameter(torch.cat([a for a, _ in found]))
-        self.b = nn.ParameterList([b.contiguous() for _, b in found])
+        self.b = nn.ParameterList([(b * (scale / self._factor)).contiguous() for _, b in found])
 
     def pairs(self) -> list[Pair | None]:
-        """Detached (A, B) of each part; None where it stays as it is."""
+        """Detached (A, B) of each part, B without the scale; None where it stays as it is."""
         both = zip(self.a.detach().chunk(len(self.b)), self.b, strict=True)
-        pairs = iter([(a, b.detach()) for a, b in both])
+        pairs = iter([(a, b.detach() * (self._factor / self.scale)) for a, b in both])
         return [next(pairs) if has else None for has in self.has_part]
 
     def forward(self, y_NO: Tensor, x_NI: Tensor, rows: slice) -> Tensor:
@@ -47,16 +50,16 @@ class Lora(nn.Module):
             # The compiler neither traces a write into an argument nor needs it.
             return self._plain(y_NO, rows, given)
         if torch.is_grad_enabled():
-            added: Tensor = _Add.apply(self.columns, self.scale, rows, y_NO, *given)  # type: ignore[no-untyped-call]
+            added: Tensor = _Add.apply(self.columns, self._factor, rows, y_NO, *given)  # type: ignore[no-untyped-call]
             return added
-        _add(y_NO, rows, self.columns, self.scale, given)
+        _add(y_NO, rows, self.columns, self._factor, given)
         return y_NO
 
     def _plain(self, y_NO: Tensor, rows: slice, given: Sequence[Tensor]) -> Tensor:
         x_NI, a_PRI, *b_OR = given
         full_NO = torch.zeros_like(y_NO)
         for columns, a_RI, b in zip(self.columns, a_PRI.chunk(len(b_OR)), b_OR, strict=True):
-            full_NO[rows, columns] = self.scale * (x_NI @ a_RI.t()) @ b.t()
+            full_NO[rows, columns] = self._factor * (x_NI @ a_RI.t()) @ b.t()
         return y_NO + full_NO
 
 

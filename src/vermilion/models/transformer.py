@@ -20,23 +20,9 @@ from torch import Tensor, nn
 from vermilion.models.attention import Attend
 from vermilion.models.draft_head import DraftHead
 from vermilion.models.families import Architecture
+from vermilion.models.families.names import LLAMA_NORMS, LLAMA_PRODUCTS
 from vermilion.models.layers import Layer, Norm, Rotary
 from vermilion.models.linear import LINEAR_KINDS, AdapterRows, Linear
-
-PARTS = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "output": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
-"""The projections, by Hugging Face's names, that each fused product of a layer holds, in order."""
-NORMS = {
-    "attention_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-}
-"""The norms of a layer, ours to Hugging Face's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +97,7 @@ class Transformer(nn.Module):
         """Every fused product of the layers, and its parts' published names
         (`model.layers.0.self_attn.q_proj`)."""
         for index, layer in enumerate(self.layers):
-            for fused, parts in PARTS.items():
+            for fused, parts in LLAMA_PRODUCTS.items():
                 yield (
                     cast(Linear, getattr(layer, fused)),
                     tuple(f"model.layers.{index}.{part}" for part in parts),
@@ -121,7 +107,7 @@ class Transformer(nn.Module):
         """Every norm and its published name (`model.norm`)."""
         yield self.norm, "model.norm"
         for index, layer in enumerate(self.layers):
-            for ours, theirs in NORMS.items():
+            for ours, theirs in LLAMA_NORMS.items():
                 norm = getattr(layer, ours)
                 if norm is not None:
                     yield norm, f"model.layers.{index}.{theirs}"

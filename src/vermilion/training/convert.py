@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,18 @@ from typing import Any
 import torch
 
 from vermilion.errors import ConfigError, ModelFileError
-from vermilion.models import catalog, weights
+from vermilion.models import adapters, catalog, weights
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.denoiser import attach_denoiser
 from vermilion.models.draft_head import DraftHead
 from vermilion.models.families import ModelSpec, Traits
-from vermilion.models.transformer import PARTS, Transformer, load_tensors
+from vermilion.models.transformer import Transformer, load_tensors
 from vermilion.training import toy
 from vermilion.training.distributed import joined
 from vermilion.training.export import write_model
 from vermilion.training.loop import OnStep, train
 from vermilion.training.opening import dataset_of, device_of, dtype_of
-from vermilion.training.recipe import CONVERSIONS, Recipe
+from vermilion.training.recipe import CONVERSIONS, PROJECTIONS, Recipe
 from vermilion.training.run import Adapter, Progress, Run
 
 
@@ -80,18 +79,15 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     adapter = Adapter(rank, alpha, traits, files.name, dtype_of(recipe), recipe.longest_block, facts)
     attach_denoiser(model, loaded)
     if recipe.method == "adapter" and loaded.adapter is None:
-        attach_adapter(model, adapter, recipe.seed)
+        pairs = adapters.fresh_pairs(model, rank, PROJECTIONS, recipe.seed)
+        adapters.attach(model, adapters.DENOISER, adapters.lora(model, pairs, adapter.scale, folded=True))
     if recipe.method == "draft_head" and model.draft_head is None:
-        model.draft_head = DraftHead.fresh(model.architecture.hidden_size, recipe.rank, recipe.seed).to(
-            device
-        )
+        head = DraftHead.fresh(model.architecture.hidden_size, recipe.rank, recipe.seed)
+        model.draft_head = head.to(device)
     if recipe.method == "copy":
-        for layer in model.layers:
-            for fused in PARTS:
-                linear = getattr(layer, fused)
-                linear.noisy_weight = torch.nn.Parameter(linear.weight.detach().clone())
+        adapters.attach(model, adapters.DENOISER, adapters.copy(model))
     if model.mask_embedding is None:
-        model.mask_embedding = torch.nn.Parameter(model.embedding.detach().mean(0))
+        model.mask_embedding = torch.nn.Parameter(model.embedding.part_weight(0).detach().mean(0))
     return Run(model, dataset_of(recipe, files, loaded.spec), recipe, adapter)
 
 
@@ -101,25 +97,6 @@ def _own_denoiser(files: ModelFiles) -> Path:
             f"adapter: {files.name} has no denoiser of its own, and a draft head needs one; name its folder."
         )
     return files.adapter
-
-
-def attach_adapter(model: Transformer, adapter: Adapter, seed: int) -> None:
-    """A gated LoRA: A of normal entries with variance 1 / inputs, B zero."""
-    generator = torch.Generator().manual_seed(seed)
-    for layer in model.layers:
-        for fused in PARTS:
-            linear = getattr(layer, fused)
-            inputs = linear.weight.shape[1]
-            linear.adapt(
-                [
-                    (
-                        torch.randn(adapter.rank, inputs, generator=generator) / math.sqrt(inputs),
-                        torch.zeros(size, adapter.rank),
-                    )
-                    for size in linear.part_sizes
-                ],
-                adapter.scale,
-            )
 
 
 def _traits(recipe: Recipe, spec: ModelSpec) -> Traits:

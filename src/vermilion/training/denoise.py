@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from vermilion.data.packing import TokenBatch
+from vermilion.models.layers import KeysValues
 from vermilion.models.transformer import Transformer
 from vermilion.training import corruption, objectives
-from vermilion.training.forward import Forward, KeysValues, NoisyRows, Seen
+from vermilion.training.forward import Forward, NoisyRows, Seen
 from vermilion.training.masks import Layout, number_blocks
 from vermilion.training.objectives import Scored, Targets
 from vermilion.training.recipe import Recipe
@@ -169,7 +170,7 @@ def ask(forward: Forward, recipe: Recipe, noisy: Noisy, *, base: bool = False) -
 def _told(model: Transformer, hidden_RH: Tensor, before_R: Tensor) -> Tensor:
     """The rows' hidden states once they know the token before the one they predict."""
     assert model.draft_head is not None
-    told_RH: Tensor = model.draft_head(hidden_RH, model.embedding[before_R])
+    told_RH: Tensor = model.draft_head(hidden_RH, model.embedding.rows(before_R))
     return hidden_RH + told_RH
 
 

@@ -70,11 +70,10 @@ def joined() -> World:
     return World(dist.get_rank(), dist.get_world_size())
 
 
-def shard(model: Transformer, run_layer: Callable[..., Any]) -> None:
+def shard(model: Transformer) -> None:
     """Split every parameter over the processes, in place, gathered layer by layer while it is needed.
 
-    `layer.over_text` is then `run_layer` with the layer's weights whole, and `model.over_text(work)` runs
-    `work` with the embedding and the last norm whole.
+    `model.over_text(work)` runs `work` with the embedding and the last norm whole.
     """
     # Takes a second to import, which a run of one process need not wait for.
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -82,9 +81,7 @@ def shard(model: Transformer, run_layer: Callable[..., Any]) -> None:
     # What it warns of is writing into what a layer returns, which nothing here does.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
     for layer in model.layers:
-        layer.over_text = MethodType(run_layer, layer)  # type: ignore[assignment]
         fully_shard(layer)
-        register_fsdp_forward_method(layer, "over_text")
     model.over_text = MethodType(_call, model)  # type: ignore[assignment]
     fully_shard(model)
     register_fsdp_forward_method(model, "over_text")

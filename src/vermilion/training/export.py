@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vermilion.models import weights
+from vermilion.models import adapters, weights
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.configuration import hugging_face_config, spec_of
 from vermilion.models.denoiser_file import DenoiserFile, Weights
-from vermilion.models.transformer import NORMS, PARTS, Layer, Transformer
-from vermilion.training import tuning
+from vermilion.models.lora import Lora
+from vermilion.models.transformer import Transformer
 from vermilion.training.distributed import World, whole
-from vermilion.training.run import Adapter, Run
+from vermilion.training.run import TUNED, Adapter, Run
 
 _PEFT_PREFIX = "base_model.model."
 _SIDE_FILES = ("*.json", "*.jinja", "*.safetensors")
@@ -31,38 +31,26 @@ def write_adapter(folder: Path, run: Run) -> None:
     model, adapter = run.model, run.adapter
     folder.mkdir(parents=True, exist_ok=True)
     if run.recipe.method == "lora":
-        _write_lora(folder, _peft(tuning.pairs_of(model), adapter.dtype), adapter)
+        _write_lora(folder, _peft(adapters.pairs_of(model, TUNED), adapter.dtype), adapter)
         return
     kind: Weights = "tied"
-    linear = cast(Layer, model.layers[0]).qkv
-    if linear.lora_a is not None:
+    pairs = adapters.pairs_of(model, adapters.DENOISER)
+    own = adapters.weights_of(model, adapters.DENOISER)
+    if pairs:
         kind = "lora"
-        _write_lora(folder, adapter_tensors(model, adapter), adapter)
-    elif linear.noisy_weight is not None:
+        _write_lora(folder, _peft(pairs, adapter.dtype), adapter)
+    elif own:
         kind = "copy"
-        tensors = {name: _stored(tensor, adapter.dtype) for name, tensor in _noisy_tensors(model)}
+        tensors = {name: _stored(tensor, adapter.dtype) for name, tensor in own.items()}
         save_file(tensors, folder / "model.safetensors")
     if kind != "tied" and model.mask_embedding is not None:
         mask_H = _stored(model.mask_embedding, torch.float32)
         save_file({"mask_embedding": mask_H}, folder / "denoiser.safetensors")
     if model.draft_head is not None:
-        head = {name: _stored(value, adapter.dtype) for name, value in model.draft_head.named_parameters()}
+        both = {"down": model.draft_head.down, "up": model.draft_head.up}
+        head = {name: _stored(linear.part_weight(0), adapter.dtype) for name, linear in both.items()}
         save_file(head, folder / "draft_head.safetensors")
     DenoiserFile.of(adapter.traits, kind, adapter.block_length, adapter.facts).write(folder)
-
-
-def adapter_tensors(model: Transformer, adapter: Adapter) -> dict[str, Tensor]:
-    """The gated LoRA as {PEFT name: tensor} in the adapter's dtype; B without the scale that the backbone
-    folds into it."""
-    pairs = {}
-    for index, layer in enumerate(model.layers):
-        for fused, parts in PARTS.items():
-            linear = getattr(layer, fused)
-            rank = linear.lora_a.shape[0] // len(parts)
-            halves = zip(parts, torch.split(whole(linear.lora_a.detach()), rank), linear.lora_b, strict=True)
-            for part, a, b in halves:
-                pairs[f"model.layers.{index}.{part}"] = (a, whole(b.detach()) / adapter.scale)
-    return _peft(pairs, adapter.dtype)
 
 
 def write_model(run: Run, files: ModelFiles, world: World) -> Path:
@@ -125,37 +113,22 @@ def _show_masks_as(tensors: dict[str, Tensor], run: Run) -> None:
         tensors["model.embed_tokens.weight"] = embedding
 
 
-def _noisy_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    for index, layer in enumerate(model.layers):
-        for fused, parts in PARTS.items():
-            linear = getattr(layer, fused)
-            rows = torch.split(whole(linear.noisy_weight.detach()), list(linear.part_sizes))
-            yield from (
-                (f"model.layers.{index}.{part}.weight", each) for part, each in zip(parts, rows, strict=True)
-            )
-
-
 def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    yield "model.embed_tokens.weight", whole(model.embedding.detach())
-    yield "model.norm.weight", whole(model.norm.weight.detach())
+    yield "model.embed_tokens.weight", whole(model.embedding.part_weight(0).detach())
     if model.head is not None:
-        yield "lm_head.weight", whole(model.head.detach())
-    for index, layer in enumerate(model.layers):
-        prefix = f"model.layers.{index}"
-        for ours, theirs in NORMS.items():
-            norm = getattr(layer, ours)
-            if norm is not None:
-                yield f"{prefix}.{theirs}.weight", whole(norm.weight.detach())
-        for fused, parts in PARTS.items():
-            product = getattr(layer, fused)
-            linear = product.linear if isinstance(product, tuning.Tuned) else product
-            weight = product.merged() if isinstance(product, tuning.Tuned) else whole(linear.weight.detach())
-            for kind, tensor in (("weight", weight), ("bias", linear.bias)):
-                if tensor is not None:
-                    rows = torch.split(whole(tensor.detach()), list(linear.part_sizes))
-                    yield from (
-                        (f"{prefix}.{part}.{kind}", each) for part, each in zip(parts, rows, strict=True)
-                    )
+        yield "lm_head.weight", whole(model.head.part_weight(0).detach())
+    for norm, name in model.norms():
+        yield f"{name}.weight", whole(norm.weight.detach())
+    tuned = adapters.pairs_of(model, TUNED)
+    for linear, names in model.products():
+        for part, name in enumerate(names):
+            weight, bias = whole(linear.part_weight(part).detach()), linear.part_bias(part)
+            if name in tuned:
+                a, b = (whole(each) for each in tuned[name])
+                weight = weight + cast(Lora, linear.adapters[TUNED]).scale * (b @ a)
+            yield f"{name}.weight", weight
+            if bias is not None:
+                yield f"{name}.bias", whole(bias.detach())
 
 
 def _peft(pairs: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.dtype) -> dict[str, Tensor]:

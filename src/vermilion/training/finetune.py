@@ -11,17 +11,16 @@ from typing import Any
 import torch
 
 from vermilion.errors import ConfigError
-from vermilion.models import catalog, weights
+from vermilion.models import adapters, catalog, weights
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.denoiser import attach_denoiser
 from vermilion.models.transformer import Transformer, load_tensors
-from vermilion.training import tuning
 from vermilion.training.distributed import World, joined
 from vermilion.training.export import settle, write_adapter, write_model
 from vermilion.training.loop import OnStep, train
 from vermilion.training.opening import dataset_of, device_of, dtype_of
 from vermilion.training.recipe import TUNINGS, Recipe
-from vermilion.training.run import Adapter, Progress, Run
+from vermilion.training.run import TUNED, Adapter, Progress, Run
 
 DEFAULTS: Mapping[str, Any] = {
     "base": "smollm2-135m-diffusion",
@@ -87,15 +86,17 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     attach_denoiser(model, loaded)
     if model.mask_embedding is None and traits.mask_token_id >= 0:
         # In training a mask is known by its flag, not by its id.
-        model.mask_embedding = torch.nn.Parameter(model.embedding.detach()[traits.mask_token_id].clone())
+        model.mask_embedding = torch.nn.Parameter(
+            model.embedding.part_weight(0)[traits.mask_token_id].detach().clone()
+        )
     if recipe.method == "lora":
-        pairs = tuning.fresh(model, rank, recipe.target_modules, recipe.seed)
+        pairs = adapters.fresh_pairs(model, rank, recipe.target_modules, recipe.seed)
         if recipe.adapter is not None:
             pairs, scale = weights.load_adapter(
                 recipe.adapter, loaded.spec.architecture, torch.float32, device
             )
             rank = next(iter(pairs.values()))[0].shape[0]
-        tuning.attach(model, pairs, scale)
+        adapters.attach(model, TUNED, adapters.lora(model, pairs, scale))
     elif loaded.adapter is not None:
         rank, scale = next(iter(loaded.adapter.values()))[0].shape[0], loaded.adapter_scale
     adapter = Adapter(rank, scale * rank, traits, files.name, dtype_of(recipe))

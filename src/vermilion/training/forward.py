@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any, TypeVar, cast
+from types import MethodType
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +20,20 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
-from vermilion.models.layers import GatedLinear, Rotary
-from vermilion.models.transformer import Layer, Transformer
+from vermilion.models.adapters import DENOISER
+from vermilion.models.layers import KeysValues, Layer, Turn
+from vermilion.models.linear import AdapterRows, Linear
+from vermilion.models.transformer import Transformer
 from vermilion.training.distributed import shard
 from vermilion.training.masks import Layout, flex_masks, two_pass
+from vermilion.training.run import TUNED
 
 Result = TypeVar("Result")
 _MOST_PLAIN = 512
 """Keys up to which attention may hold all its probabilities."""
-KeysValues = tuple[Tensor, Tensor]
-"""Keys and values after RoPE, each [B, J, L, D]."""
+Mask = Tensor | BlockMask
+Seen = tuple[Mask, Mask]
+"""Who sees whom, for clean rows [B, L, L] and noisy rows [B, L, 2L]; with context `full` noisy [B, L, L]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +46,42 @@ class NoisyRows:
 
 
 @dataclass(frozen=True, slots=True)
+class _Attention:
+    """A layer's attention over whole streams: the keys are at hand instead of in a pool."""
+
+    mask: Mask
+    """Where each of the [B, S L] queries may look."""
+    shape: tuple[int, int, int]
+    """(S, B, L)"""
+    past: KeysValues | None = None
+    """Of the stream before, which comes first among the keys."""
+
+    def __call__(self, q_NHD: Tensor, k_NJD: Tensor, v_NJD: Tensor) -> Tensor:
+        q, keys, values = (self._by_head(each, self.shape) for each in (q_NHD, k_NJD, v_NJD))
+        if self.past is not None:
+            one = (1, *self.shape[1:])
+            keys, values = (
+                torch.cat([self._by_head(before, one), now], 2)
+                for before, now in zip(self.past, (keys, values), strict=True)
+            )
+        streams, batch, length = self.shape
+        seen = _attend(q, keys, values, self.mask)
+        split = seen.reshape(batch, -1, streams, length, seen.shape[-1])
+        return split.permute(2, 0, 3, 1, 4).flatten(0, 2)
+
+    @staticmethod
+    def _by_head(x_NJD: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        """[N, J, D] to [B, J, S L, D]."""
+        return x_NJD.view(*shape, *x_NJD.shape[1:]).permute(1, 3, 0, 2, 4).flatten(2, 3)
+
+
+@dataclass(frozen=True, slots=True)
 class _Call:
     """What every layer of one forward shares."""
 
-    rotary: Rotary
-    turn: tuple[Tensor, Tensor]
-    mask: Tensor | BlockMask
-    """Where each of the [B, S L] queries may look."""
-    num_clean: int
-    shape: tuple[int, int, int]
-    """(S, B, L)"""
-
-
-Mask = Tensor | BlockMask
-Seen = tuple[Mask, Mask]
-"""Who sees whom, for clean rows [B, L, L] and noisy rows [B, L, 2L]; with context `full` noisy [B, L, L]."""
+    adapters: Sequence[AdapterRows]
+    turn: Turn
+    attention: _Attention
 
 
 class Forward:
@@ -77,11 +103,13 @@ class Forward:
         self._layers = cast(Sequence[Layer], model.layers)
         self._recompute = recompute
         self._flex = flex
-        self._layer: Callable[..., tuple[Tensor, KeysValues]] = torch.compile(_layer) if compiled else _layer
         self._sharded = sharded
+        if compiled:
+            forward = torch.compile(Layer.forward)
+            for layer in self._layers:
+                layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]
         if sharded:
-            shard(model, self._layer)
-            self._layer = _sharded_layer
+            shard(model)
 
     def whole(self, work: Callable[[], Result]) -> Result:
         """What `work` returns; only in here are weights that no layer owns at hand."""
@@ -98,11 +126,11 @@ class Forward:
 
     def clean(self, ids_BL: Tensor, position_BL: Tensor, seen: Seen) -> tuple[Tensor, list[KeysValues]]:
         """Hidden states [B, L, H] of the clean stream after the last norm, and every layer's `KeysValues`."""
-        x_NH = F.embedding(ids_BL.reshape(-1), self.model.embedding)
-        call = self._call(position_BL, seen[0], x_NH, num_streams=1, num_clean=x_NH.shape[0])
+        x_NH = self.model.embed(ids_BL.reshape(-1))
+        call = self._call(position_BL, seen[0], x_NH, num_noisy=0)
         stored = []
         for layer in self._layers:
-            x_NH, keys_values = self._run(layer, x_NH, call, None)
+            x_NH, keys_values = self._run(layer, x_NH, call)
             stored.append(keys_values)
         return self.model.norm(x_NH).unflatten(0, tuple(ids_BL.shape)), stored
 
@@ -112,45 +140,41 @@ class Forward:
         """Hidden states [B, L, H] of the noisy stream over `past`, the clean stream's keys and values, or
         over itself alone."""
         x_NH = self._embed(rows)
-        call = self._call(position_BL, seen[1], x_NH, num_streams=1, num_clean=0)
+        call = self._call(position_BL, seen[1], x_NH, num_noisy=x_NH.shape[0])
         for layer, before in zip(self._layers, past or repeat(None), strict=False):
-            x_NH, _ = self._run(layer, x_NH, call, before)
+            x_NH, _ = self._run(layer, x_NH, replace(call, attention=replace(call.attention, past=before)))
         hidden_BLH: Tensor = self.model.norm(x_NH).unflatten(0, tuple(rows.ids_BL.shape))
         return hidden_BLH
-
-    def _run(
-        self, layer: Layer, x_NH: Tensor, call: _Call, past: KeysValues | None
-    ) -> tuple[Tensor, KeysValues]:
-        if self._recompute and torch.is_grad_enabled():
-            done: tuple[Tensor, KeysValues] = checkpoint(
-                self._layer, layer, x_NH, call, past, use_reentrant=False
-            )
-            return done
-        return self._layer(layer, x_NH, call, past)
 
     def joint(
         self, ids_BL: Tensor, rows: NoisyRows, position_BL: Tensor, mask_B2L2L: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Hidden states of both streams, each [B, L, H], from one forward; gradients reach both."""
-        clean_NH = F.embedding(ids_BL.reshape(-1), self.model.embedding)
-        x_NH = torch.cat([clean_NH, self._embed(rows)])
-        call = self._call(position_BL, mask_B2L2L, x_NH, num_streams=2, num_clean=clean_NH.shape[0])
+        x_NH = torch.cat([self.model.embed(ids_BL.reshape(-1)), self._embed(rows)])
+        call = self._call(position_BL, mask_B2L2L, x_NH, num_noisy=x_NH.shape[0] // 2)
         for layer in self._layers:
-            x_NH, _ = self._layer(layer, x_NH, call, None)
+            x_NH, _ = self._run(layer, x_NH, call)
         both = self.model.norm(x_NH).view(2, *ids_BL.shape, -1)
         return both[0], both[1]
 
-    def _embed(self, rows: NoisyRows) -> Tensor:
-        x_NH = F.embedding(rows.ids_BL.reshape(-1), self.model.embedding)
-        if self.model.mask_embedding is None:
-            return x_NH
-        return torch.where(rows.masked_BL.reshape(-1, 1), self.model.mask_embedding, x_NH)
+    def _run(self, layer: Layer, x_NH: Tensor, call: _Call) -> tuple[Tensor, KeysValues]:
+        given = (x_NH, call.adapters, call.turn, call.attention)
+        if self._recompute and torch.is_grad_enabled():
+            done: tuple[Tensor, KeysValues] = checkpoint(layer, *given, use_reentrant=False)
+            return done
+        done = layer(*given)
+        return done
 
-    def _call(self, position_BL: Tensor, mask: Mask, like: Tensor, num_streams: int, num_clean: int) -> _Call:
-        cos, sin = self.model.rotary.at(position_BL.reshape(-1).repeat(num_streams))
-        turn = (cos.to(like.dtype), sin.to(like.dtype))
-        num_rows, length = position_BL.shape
-        return _Call(self.model.rotary, turn, mask, num_clean, (num_streams, num_rows, length))
+    def _embed(self, rows: NoisyRows) -> Tensor:
+        return self.model.embed(rows.ids_BL.reshape(-1), rows.masked_BL.reshape(-1))
+
+    def _call(self, position_BL: Tensor, mask: Mask, x_NH: Tensor, num_noisy: int) -> _Call:
+        """The noisy rows are the last; what is fine-tuned is on all."""
+        count, streams = x_NH.shape[0], x_NH.shape[0] // position_BL.numel()
+        adapters = [AdapterRows(DENOISER, count - num_noisy, count)] if num_noisy else []
+        turn = self.model.rotary.at(position_BL.reshape(-1).repeat(streams), x_NH.dtype)
+        attention = _Attention(mask, (streams, position_BL.shape[0], position_BL.shape[1]))
+        return _Call([*adapters, AdapterRows(TUNED, 0, count)], turn, attention)
 
 
 def precision(autocast: bool, model: Transformer) -> AbstractContextManager[object]:
@@ -165,34 +189,10 @@ def round_frozen(model: Transformer) -> None:
     """
     for layer in model.layers:
         for module in layer.modules():
-            if isinstance(module, GatedLinear):
+            if isinstance(module, Linear):
                 for parameter in module.parameters(recurse=True):
                     if not parameter.requires_grad:
                         parameter.data = parameter.data.to(torch.bfloat16)
-
-
-def _sharded_layer(layer: Layer, *given: Any) -> tuple[Tensor, KeysValues]:
-    done: tuple[Tensor, KeysValues] = layer.over_text(*given)  # type: ignore[operator]
-    return done
-
-
-def _layer(layer: Layer, x_NH: Tensor, call: _Call, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
-    """`Layer.forward` with the keys at hand instead of in a pool."""
-    num_heads, num_keys, head_dim = layer.num_heads, layer.num_keys, layer.head_dim
-    qkv = layer.qkv(layer.attention_norm(x_NH), call.num_clean)
-    heads = qkv.unflatten(-1, (num_heads + 2 * num_keys, head_dim))
-    # Split, not sliced: the gradient of a slice is a whole tensor of zeros.
-    qk, v = torch.split(heads, [num_heads + num_keys, num_keys], 1)
-    if layer.q_norm is not None and layer.k_norm is not None:
-        q, k = torch.split(qk, [num_heads, num_keys], 1)
-        qk = torch.cat([layer.q_norm(q), layer.k_norm(k)], 1)
-    q, k = torch.split(call.rotary.rotate(qk, *call.turn), [num_heads, num_keys], 1)
-    q, k, v = (_by_head(each, call.shape) for each in (q, k, v))
-    keys, values = (k, v) if past is None else (torch.cat([past[0], k], 2), torch.cat([past[1], v], 2))
-    seen = _attend(q, keys, values, call.mask)
-    x_NH = x_NH + layer.output(_by_row(seen, call.shape), call.num_clean)
-    gate, up = layer.gate_up(layer.ffn_norm(x_NH), call.num_clean).chunk(2, -1)
-    return x_NH + layer.down(F.silu(gate) * up, call.num_clean), (k, v)
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | BlockMask) -> Tensor:
@@ -207,18 +207,6 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | BlockMask) -
         hidden = torch.zeros(mask.shape, dtype=score.dtype).masked_fill_(~mask, -torch.inf)
         return torch.matmul((score + hidden[:, None]).softmax(-1), values)
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask[:, None])
-
-
-def _by_head(x_NJD: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """[N, J, D] to [B, J, S L, D]."""
-    return x_NJD.view(*shape, *x_NJD.shape[1:]).permute(1, 3, 0, 2, 4).flatten(2, 3)
-
-
-def _by_row(x_BJKD: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """[B, J, S L, D] back to [N, J D]."""
-    num_streams, num_rows, length = shape
-    split = x_BJKD.reshape(num_rows, -1, num_streams, length, x_BJKD.shape[-1])
-    return split.permute(2, 0, 3, 1, 4).reshape(num_streams * num_rows * length, -1)
 
 
 def _widened(x_BJKD: Tensor, num_heads: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vermilion.data.packing import next_batch
 from vermilion.errors import ConfigError, EngineFailure
+from vermilion.models.adapters import DENOISER
 from vermilion.training import checkpoint, corruption, records
 from vermilion.training.denoise import Noisy, add_noise, ask, loss_of
 from vermilion.training.distributed import World, joined, whole
@@ -188,13 +189,13 @@ def _backward(work: _Work, part: Noisy, weights: tuple[float, float]) -> tuple[f
 
 
 def _optimizer(run: Run) -> torch.optim.AdamW:
-    """Rates are set as if B did not carry the adapter's scale."""
+    """Rates are set as if the denoiser's B did not carry the adapter's scale."""
     named = trainable(run.model, run.recipe.method)
     factors = {
         name: _MASK_EMBEDDING_RATE
         if name == "mask_embedding"
         else run.adapter.scale
-        if ".lora_b" in name
+        if f".{DENOISER}.b." in name
         else 1.0
         for name in named
     }

@@ -10,9 +10,13 @@ import torch
 from torch import nn
 
 from vermilion.data.packing import Dataset, DataState
+from vermilion.models.adapters import DENOISER
 from vermilion.models.families import Traits
 from vermilion.models.transformer import Transformer
 from vermilion.training.recipe import Method, Recipe
+
+TUNED = "tuned"
+"""The adapter that fine-tuning trains, on every row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,10 @@ class Run:
 def trainable(model: Transformer, method: Method) -> dict[str, nn.Parameter]:
     """The parameters that the method trains, by name."""
     marks = {
-        "adapter": ("mask_embedding", ".lora_"),
-        "copy": ("mask_embedding", ".noisy_weight"),
+        "adapter": ("mask_embedding", f".adapters.{DENOISER}."),
+        "copy": ("mask_embedding", f".adapters.{DENOISER}."),
         "draft_head": ("draft_head.",),
-        "lora": (".tuned_",),
+        "lora": (f".adapters.{TUNED}.",),
     }.get(method, ("",))
     return {
         name: parameter for name, parameter in model.named_parameters() if any(mark in name for mark in marks)

@@ -55,8 +55,8 @@ def follow(
     logprob_AC = torch.tensor(
         [[value for _, value in top] for top in padded], dtype=torch.float64, device=device
     )
-    added_PH = model.draft_head(hidden_AH[row_P], model.embedding[before_P])
-    added_PC = torch.einsum("ph,pch->pc", added_PH, model.output_VH[choice_AC[row_P]])
+    added_PH = model.draft_head(hidden_AH[row_P], model.embedding.rows(before_P))
+    added_PC = torch.einsum("ph,pch->pc", added_PH, model.output.rows(choice_AC[row_P]))
     old_PC = logprob_AC[row_P]
     new_PC = old_PC + added_PC.double()
     new_PC += torch.logsumexp(old_PC, -1, True) - torch.logsumexp(new_PC, -1, True)
