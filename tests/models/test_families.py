@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.models.test_transformer import IDS, hugging_face, ours, without_casts
 from vermilion.errors import ModelFileError
-from vermilion.models.attention import Visibility, plan_groups
+from vermilion.models.attention import DenseAttention, Visibility
 from vermilion.models.configuration import hugging_face_config, spec_from_config
 from vermilion.models.families import FAMILIES, ModelSpec, Traits
 from vermilion.models.transformer import Rows, Transformer
@@ -53,14 +53,14 @@ def logits(model: Transformer, seen: Tensor) -> Tensor:
     """Ours for IDS in one forward; every row sees a run of keys from the first on."""
     count = len(IDS)
     pool, rows, ends = model.new_pool(count), list(range(count)), seen.sum(1).tolist()
-    sight = Visibility(rows, [0] * count, [0] * count, ends, rows)
+    sight = Visibility(rows, [0] * count, [0] * count, ends, count, 0)
+    attention = DenseAttention(model.architecture.num_heads, pool)
     forward = Rows(
         torch.tensor(IDS),
         torch.arange(count),
         torch.zeros(count, dtype=torch.bool),
-        count,
         torch.arange(count),
-        plan_groups([sight], count, 2, pool),
+        attention.plan([sight], torch.arange(count)[None], count),
     )
     with torch.inference_mode():
         return model.logits(model(forward, pool))
