@@ -50,6 +50,12 @@ class ServeConfig:
     default_max_tokens: int = 4096
     """The length limit of a chat answer whose request names none."""
 
+    max_response_store_bytes: int = 64 * 1024 * 1024
+    """Memory for the responses of /v1/responses that may be gone on from or read again; 0 keeps none. One
+    organisation may take a quarter of it."""
+    max_response_age_s: float = 24 * 3600
+    """How long they are kept."""
+
     adapter_folder: Path | None = None
     """Folder whose sub-folders clients may have loaded as adapters; unset, none. Those that the service is
     started with, and those that fine-tuning makes, need none."""

@@ -15,6 +15,7 @@ from vermilion.serving.backend import Served
 from vermilion.serving.http import auth
 from vermilion.serving.jobs.background import BackgroundJobs, NoBackgroundJobs
 from vermilion.serving.serve_config import ServeConfig
+from vermilion.serving.wire.response_store import ResponseStore
 from vermilion.types import Event
 
 Arrivals = asyncio.Queue[tuple[int, Event] | Exception]
@@ -54,6 +55,7 @@ class ServiceState:
         self.background: BackgroundJobs | NoBackgroundJobs = NoBackgroundJobs("the model is still loading.")
         self.draining = False
         self.answer_log = AnswerLog()
+        self.responses = ResponseStore(config.max_response_store_bytes, config.max_response_age_s)
         self.calibrations: OrderedDict[str, list[list[float]]] = OrderedDict()
         """What the model says of the options of a form about nothing; `generation/decisions.py` fills it."""
         self.adapter_loads: Counter[str] = Counter()

@@ -1,113 +1,51 @@
-"""OpenAI's Responses API: one reply of items, whole or as named events. Nothing is stored."""
+"""OpenAI's Responses API: one reply of items, whole or as named events, kept for a while."""
 
 from __future__ import annotations
 
 import json
-import secrets
-import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi.responses import Response
 
-from vermilion.errors import VermilionError
+from vermilion.errors import ContextLengthExceeded, VermilionError
 from vermilion.serving.generation import chat
-from vermilion.serving.generation.choices import Choice
 from vermilion.serving.generation.tool_calls import ArgumentsDelta, Piece, ToolCall, ToolCallStart
-from vermilion.serving.generation.tools import Toolbox, read_calls
+from vermilion.serving.generation.tools import Toolbox
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import Route
 from vermilion.serving.http.sse import EVENT_STREAM
-from vermilion.serving.wire.responses_bodies import ResponsesBody
-from vermilion.types import Event, Finish, Text, Usage
+from vermilion.serving.wire.openai_replies import scored
+from vermilion.serving.wire.openai_streams import DONE, KEEP_ALIVE
+from vermilion.serving.wire.response_store import StoredResponse
+from vermilion.serving.wire.responses_bodies import Item, ResponsesBody
+from vermilion.serving.wire.responses_items import (
+    Tools,
+    call_item,
+    message_item,
+    new_id,
+    output_of,
+    part_body,
+    response_body,
+    settings,
+)
+from vermilion.types import Event, Finish, Text, TokenInfo, Usage
 
-
-def response_body(
-    base: dict[str, Any], output: list[dict[str, Any]], finish: Finish | None
-) -> dict[str, Any]:
-    """The whole response; without `finish` as a stream begins it."""
-    status = "in_progress" if finish is None else "incomplete" if finish.reason == "length" else "completed"
-    details = {"reason": "max_output_tokens"} if status == "incomplete" else None
-    usage = _usage(finish.usage) if finish else None
-    return {**base, "status": status, "incomplete_details": details, "output": output, "usage": usage}
-
-
-def settings(id: str, model: str, body: ResponsesBody) -> dict[str, Any]:
-    """What a response repeats of its request."""
-    given = body.model_dump(by_alias=True)
-    form = (given["text"] or {}).get("format") or {"type": "text"}
-    return {
-        "id": id,
-        "object": "response",
-        "created_at": int(time.time()),
-        "error": None,
-        "instructions": body.instructions,
-        "max_output_tokens": body.max_output_tokens,
-        "metadata": body.metadata or {},
-        "model": model,
-        "parallel_tool_calls": body.parallel_tool_calls is not False,
-        "previous_response_id": None,
-        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
-        "store": False,
-        "temperature": body.temperature or 0.0,
-        "text": {"format": {name: value for name, value in form.items() if value is not None}},
-        "tool_choice": given["tool_choice"] or "auto",
-        "tools": [{"strict": None, "parameters": None, **tool} for tool in given["tools"] or ()],
-        "top_p": 1.0 if body.top_p is None else body.top_p,
-        "truncation": "disabled",
-    }
-
-
-def _usage(usage: Usage) -> dict[str, Any]:
-    return {
-        "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
-        "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def _message(id: str, text: str | None, status: str = "completed") -> dict[str, Any]:
-    content = [] if text is None else [_part(text)]
-    return {"id": id, "type": "message", "role": "assistant", "status": status, "content": content}
-
-
-def _call(id: str, name: str, arguments: str, status: str = "completed") -> dict[str, Any]:
-    return {
-        "id": f"fc_{id}",
-        "type": "function_call",
-        "call_id": id,
-        "name": name,
-        "arguments": arguments,
-        "status": status,
-    }
-
-
-def output_of(choice: Choice, box: Toolbox | None) -> list[dict[str, Any]]:
-    """The items of a finished answer."""
-    text, calls = read_calls(choice.text, box)
-    status = "incomplete" if choice.reason == "length" else "completed"
-    items = [_message(_new("msg"), text, status)] if text or not calls else []
-    return items + [_call(call.id, call.name, call.arguments) for call in calls]
-
-
-def _new(kind: str) -> str:
-    return f"{kind}_{secrets.token_hex(12)}"
+Keep = Callable[[dict[str, Any]], None]
+"""Told the whole response once it has ended."""
 
 
 class ResponseStream:
     """Named events, numbered: the response, its items as they grow, the response as it ended."""
 
     media_type = EVENT_STREAM
-    keep_alive = b""
+    keep_alive = KEEP_ALIVE
 
-    def __init__(self, base: dict[str, Any], box: Toolbox | None) -> None:
+    def __init__(self, base: dict[str, Any], box: Toolbox | None, tools: Tools, keep: Keep) -> None:
         self._base = base
+        self._tools = tools
+        self._keep = keep
         self._reader = box.reader() if box else None
         self._number = 0
         self._begun = False
@@ -115,23 +53,28 @@ class ResponseStream:
         self._open = ""
         """Id of the message being written."""
         self._called = ""
-        """Id of the last call."""
+        """Id of the last call's item."""
         self._text: list[str] = []
+        self._tokens: list[TokenInfo] = []
 
     def render(self, index: int, event: Event) -> bytes:
         content = b"" if self._begun else self._begin()
         text = event.text if isinstance(event, Text) else ""
-        pieces: list[Piece] = [text] if text else []
-        if self._reader is not None:
-            pieces = self._reader.push(text)
+        if self._reader is None:
+            # Where calls may come, tokens are not told: some of them are no text of the answer.
+            tokens = event.tokens if isinstance(event, Text) else ()
+            content += self._write(text, tokens) if text or tokens else b""
+        else:
+            pieces: list[Piece] = self._reader.push(text)
             pieces += self._reader.finish() if isinstance(event, Finish) else []
-        for piece in pieces:
-            content += self._write(piece) if isinstance(piece, str) else self._tell(piece)
+            for piece in pieces:
+                content += self._write(piece) if isinstance(piece, str) else self._tell(piece)
         if isinstance(event, Finish):
             if not self._open and not self._output:
                 content += self._write("")
             content += self._close("incomplete" if event.reason == "length" else "completed")
             whole = response_body(self._base, self._output, event)
+            self._keep(whole)
             content += self._event(f"response.{whole['status']}", response=whole)
         return content
 
@@ -142,16 +85,19 @@ class ResponseStream:
             "response.in_progress", response=first
         )
 
-    def _write(self, text: str) -> bytes:
+    def _write(self, text: str, tokens: tuple[TokenInfo, ...] = ()) -> bytes:
         content, at = b"", len(self._output)
         if not self._open:
-            self._open, self._text = _new("msg"), []
-            item = _message(self._open, None, "in_progress")
+            self._open, self._text, self._tokens = new_id("msg"), [], []
+            item = message_item(self._open, None, "in_progress")
             content += self._event("response.output_item.added", output_index=at, item=item)
-            content += self._event("response.content_part.added", **self._place, part=_part(""))
+            content += self._event("response.content_part.added", **self._place, part=part_body(""))
         self._text.append(text)
-        if text:
-            content += self._event("response.output_text.delta", **self._place, delta=text, logprobs=[])
+        self._tokens += tokens
+        if text or tokens:
+            content += self._event(
+                "response.output_text.delta", **self._place, delta=text, logprobs=scored(tokens)
+            )
         return content
 
     @property
@@ -162,9 +108,13 @@ class ResponseStream:
         if not self._open:
             return b""
         text = "".join(self._text)
-        content = self._event("response.output_text.done", **self._place, text=text, logprobs=[])
-        content += self._event("response.content_part.done", **self._place, part=_part(text))
-        return content + self._done(_message(self._open, text, status))
+        content = self._event(
+            "response.output_text.done", **self._place, text=text, logprobs=scored(self._tokens)
+        )
+        content += self._event(
+            "response.content_part.done", **self._place, part=part_body(text, self._tokens)
+        )
+        return content + self._done(message_item(self._open, text, status, self._tokens))
 
     def _done(self, item: dict[str, Any]) -> bytes:
         at, self._open = len(self._output), ""
@@ -172,26 +122,38 @@ class ResponseStream:
         return self._event("response.output_item.done", output_index=at, item=item)
 
     def _tell(self, piece: ToolCallStart | ArgumentsDelta | ToolCall) -> bytes:
-        kind, at = "response.function_call_arguments", len(self._output)
         if isinstance(piece, ToolCallStart):
             content = self._close("completed")
-            at, self._called = len(self._output), f"fc_{piece.id}"
-            item = _call(piece.id, piece.name, "", "in_progress")
+            item = call_item(self._tools[piece.name], piece.id, "", "in_progress")
+            self._called = item["id"]
+            at = len(self._output)
             return content + self._event("response.output_item.added", output_index=at, item=item)
-        place: dict[str, Any] = {"item_id": self._called, "output_index": at}
+        place: dict[str, Any] = {"item_id": self._called, "output_index": len(self._output)}
+        custom = self._called.startswith("ctc_")
         if isinstance(piece, ArgumentsDelta):
-            return self._event(f"{kind}.delta", **place, delta=piece.text)
-        content = self._event(f"{kind}.done", **place, name=piece.name, arguments=piece.arguments)
+            # The input of a custom tool is a string within the arguments: it is told once it is whole.
+            kind = "response.function_call_arguments.delta"
+            return b"" if custom else self._event(kind, **place, delta=piece.text)
         status = "completed" if piece.whole else "incomplete"
-        return content + self._done(_call(piece.id, piece.name, piece.arguments, status))
+        item = call_item(self._tools[piece.name], piece.id, piece.arguments, status)
+        if custom:
+            kind, text = "response.custom_tool_call_input", item["input"]
+            content = self._event(f"{kind}.delta", **place, delta=text)
+            content += self._event(f"{kind}.done", **place, input=text)
+        else:
+            kind = "response.function_call_arguments.done"
+            content = self._event(kind, **place, name=item["name"], arguments=piece.arguments)
+        return content + self._done(item)
 
     def close(self) -> bytes:
-        return b""
+        return DONE
 
     def fail(self, error: VermilionError) -> bytes:
+        content = b"" if self._begun else self._begin()
         failed = response_body(self._base, self._output, None)
-        failed |= {"status": "failed", "error": {"code": "server_error", "message": str(error)}}
-        return self._event("response.failed", response=failed)
+        code = error.code if isinstance(error, ContextLengthExceeded) else "server_error"
+        failed |= {"status": "failed", "error": {"code": code, "message": str(error)}}
+        return content + self._event("response.failed", response=failed) + DONE
 
     def _event(self, kind: str, /, **fields: object) -> bytes:
         content = json.dumps({"type": kind, "sequence_number": self._number, **fields}, ensure_ascii=False)
@@ -199,32 +161,100 @@ class ResponseStream:
         return f"event: {kind}\ndata: {content}\n\n".encode("utf-8", "replace")
 
 
+def _keeper(context: RequestContext, body: ResponsesBody) -> Keep:
+    """Puts the response into the store, unless the request does not want that."""
+    # A stream is rendered in another task than its request.
+    owner, store = context.service.owner(), context.service.responses
+
+    def keep(response: dict[str, Any]) -> None:
+        if body.store is not False:
+            said = [Item.model_validate(item) for item in response["output"]]
+            content = json.dumps(response, ensure_ascii=False).encode("utf-8", "replace")
+            store.put(owner, StoredResponse(response["id"], content, (*body.input, *said)))
+
+    return keep
+
+
+def _whole_input(context: RequestContext, body: ResponsesBody) -> ResponsesBody:
+    """`body` with the conversation that it goes on from before its input."""
+    store, owner = context.service.responses, context.service.owner()
+    return body.model_copy(update={"input": store.conversation(owner, body.previous_response_id, body.input)})
+
+
 async def responses(context: RequestContext, body: ResponsesBody) -> Response:
-    asked, id = body.chat, _new("resp")
-    requests = await chat.chat_requests(asked, context.served, context.service.config, id)
-    box = chat.toolbox(asked, context.service.config)
+    body = _whole_input(context, body)
+    asked, id, config = body.chat, new_id("resp"), context.service.config
+    tools = {tool.function.name: tool for tool in body.flat_tools}
+    box = chat.toolbox(asked, config)
     base = settings(id, context.answering(asked.model), body)
+    stream = ResponseStream(base, box, tools, _keeper(context, body))
+    try:
+        requests = await chat.chat_requests(asked, context.served, config, id)
+    except ContextLengthExceeded as error:
+        error.param = "input"
+        if not body.stream:
+            raise
+        # Codex compacts the conversation after this event, never after a status.
+        context.service.metrics.errors.labels(error.code).inc()
+        return Response(stream.fail(error), media_type=EVENT_STREAM)
     if body.stream:
-        return context.stream(requests, ResponseStream(base, box))
+        return context.stream(requests, stream)
     (choice,) = await context.whole(requests)
-    finish = Finish(choice.reason, choice.usage)
-    return json_response(response_body(base, output_of(choice, box), finish))
+    whole = response_body(base, output_of(choice, box, tools), Finish(choice.reason, choice.usage))
+    _keeper(context, body)(whole)
+    return json_response(whole)
 
 
-_ASKED = ResponsesBody.model_validate({"input": "What is the capital of France?"})
+async def retrieve(context: RequestContext, response_id: str) -> Response:
+    stored = context.service.responses.get(context.service.owner(), response_id)
+    return Response(stored.body, media_type="application/json")
+
+
+async def delete(context: RequestContext, response_id: str) -> Response:
+    context.service.responses.delete(context.service.owner(), response_id)
+    return json_response({"id": response_id, "object": "response", "deleted": True})
+
+
+async def input_tokens(context: RequestContext, body: ResponsesBody) -> Response:
+    asked = _whole_input(context, body).chat
+    prompt = await chat.chat_prompt(asked, context.served, context.service.config)
+    return json_response({"object": "response.input_tokens", "input_tokens": len(prompt)})
+
+
+_QUESTION = {"A question": {"input": "What is the capital of France?", "max_output_tokens": 64}}
+_EXAMPLE = response_body(
+    settings("resp_4f2a", "smollm2-135m-diffusion", ResponsesBody.model_validate(_QUESTION["A question"])),
+    [message_item("msg_4f2a", "The capital of France is Paris.")],
+    Finish("stop", Usage(37, 16, 8)),
+)
 RESPONSES = operation(
     "generation",
     "Answer as a list of items",
-    "OpenAI's newer shape: text and function calls. Nothing is stored, so `previous_response_id` is refused.",
-    {"A question": {"input": "What is the capital of France?", "max_output_tokens": 64}},
-    response_body(
-        settings("resp_4f2a", "smollm2-135m-diffusion", _ASKED),
-        [_message("msg_4f2a", "The capital of France is Paris.")],
-        Finish("stop", Usage(37, 16, 8)),
-    ),
+    "OpenAI's newer shape: text and function calls. Responses are kept in memory for a while, so that "
+    "`previous_response_id` can name one.",
+    _QUESTION,
+    _EXAMPLE,
     'event: response.output_text.delta\ndata: {"type": "response.output_text.delta", "sequence_number": 4, '
     '"item_id": "msg_4f2a", "output_index": 0, "content_index": 0, "delta": "The capital of"}\n\n',
 )
-
-
-ROUTES = (Route("POST", "/v1/responses", responses, RESPONSES, ResponsesBody),)
+COUNT = operation(
+    "generation",
+    "Count the tokens of an input",
+    "As a response would use them, with tools, instructions and what it goes on from.",
+    _QUESTION,
+    {"object": "response.input_tokens", "input_tokens": 37},
+)
+RETRIEVE = operation("generation", "A response that is kept", "404 once it is kept no more.", None, _EXAMPLE)
+DELETE = operation(
+    "generation",
+    "Forget a response",
+    "Those that went on from it keep what they repeat of it.",
+    None,
+    {"id": "resp_4f2a", "object": "response", "deleted": True},
+)
+ROUTES = (
+    Route("POST", "/v1/responses", responses, RESPONSES, ResponsesBody),
+    Route("POST", "/v1/responses/input_tokens", input_tokens, COUNT, ResponsesBody),
+    Route("GET", "/v1/responses/{response_id}", retrieve, RETRIEVE, needs_model=False),
+    Route("DELETE", "/v1/responses/{response_id}", delete, DELETE, needs_model=False),
+)

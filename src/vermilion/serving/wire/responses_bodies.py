@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, model_validator
 
 from vermilion.errors import BadRequest
+from vermilion.serving.wire.content_blocks import blocks_text
 from vermilion.serving.wire.openai_bodies import (
     WIRE,
     CalledFunction,
@@ -15,48 +17,63 @@ from vermilion.serving.wire.openai_bodies import (
     Effort,
     JsonSchema,
     Message,
-    NamedFunction,
-    NamedTool,
     OfferedTool,
     ResponseFormat,
-    ToolFunction,
-    flatten_content,
+)
+from vermilion.serving.wire.responses_tools import (
+    ChosenTool,
+    FlatTool,
+    ResponseTool,
+    called_name,
+    chosen,
+    custom_arguments,
+    flattened,
 )
 
-_Content = Annotated[
-    str, BeforeValidator(flatten_content, json_schema_input_type=str | list[dict[str, Any]] | None)
-]
+LOGPROBS = "message.output_text.logprobs"
+_CALLS = ("function_call", "custom_tool_call")
+_OUTPUTS = ("function_call_output", "custom_tool_call_output")
+_READ = ("message", *_CALLS, *_OUTPUTS, "item_reference")
 
 
 class Item(BaseModel):
-    """A message, a call that was made, or what it returned."""
+    """A message, a call that was made, what it returned, or an item of a stored response by its id.
+
+    Items of other types, such as reasoning and what tools at OpenAI did, are left out.
+    """
 
     model_config = WIRE
 
-    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    type: str = "message"
+    id: str | None = None
     role: Literal["user", "assistant", "system", "developer"] = "user"
-    content: _Content = ""
+    content: Annotated[str, Field(json_schema_extra={"description": "A string or text parts."})] = ""
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: str = "{}"
-    output: _Content = ""
+    input: str = ""
+    output: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def readable(cls, given: Any) -> Any:
+        """Turns parts into text, or refuses those of a user's message that are none."""
+        if not isinstance(given, Mapping):
+            return given
+        kind = given.get("type") or ("message" if "role" in given or "id" not in given else "item_reference")
+        if kind not in _READ:
+            return {"type": kind}
+        item = {**given, "type": kind}
+        if kind == "message":
+            item["content"] = blocks_text(given.get("content"), history=given.get("role") == "assistant")
+        if "output" in given:
+            item["output"] = blocks_text(given["output"], history=True)
+        return item
 
 
 def as_items(given: object) -> object:
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
-
-
-class ResponseTool(ToolFunction):
-    """A function; the API's own tools (web search and so on) are not here."""
-
-    type: Literal["function"] = "function"
-
-
-class ChosenTool(BaseModel):
-    model_config = WIRE
-
-    type: Literal["function"]
-    name: str
 
 
 class Format(JsonSchema):
@@ -67,6 +84,7 @@ class TextSettings(BaseModel):
     model_config = WIRE
 
     format: Format | None = None
+    verbosity: Literal["low", "medium", "high"] | None = Field(None, description="Repeated in the reply.")
 
 
 class Reasoning(BaseModel):
@@ -75,59 +93,93 @@ class Reasoning(BaseModel):
     effort: Effort | None = None
 
 
+Items = Annotated[list[Item], BeforeValidator(as_items, json_schema_input_type=str | list[Item])]
+
+
 class ResponsesBody(BaseModel):
     """Body of POST /v1/responses."""
 
     model_config = WIRE
 
     model: str | None = Field(None, description="Id or alias of a served model; the only one if left out.")
-    input: Annotated[list[Item], BeforeValidator(as_items, json_schema_input_type=str | list[Item])] = Field(
-        description="A string, or items: messages, function_call, function_call_output."
+    input: Items = Field(
+        [], description="A string, or items: messages, calls and what they returned, references to items."
     )
     instructions: str | None = Field(None, description="A system message before the input.")
     max_output_tokens: int | None = Field(None, ge=1, description="Longest answer; cut to what fits.")
     temperature: FiniteFloat | None = Field(None, ge=0, le=2, description="0, the default, is exact.")
     top_p: FiniteFloat | None = Field(None, ge=0, le=1, description="Sample from this share of probability.")
+    presence_penalty: FiniteFloat | None = Field(None, ge=-2, le=2)
+    frequency_penalty: FiniteFloat | None = Field(None, ge=-2, le=2)
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each.")
+    include: list[str] | None = Field(None, max_length=64, description=f"`{LOGPROBS}`; others do nothing.")
     stream: bool | None = Field(None, description="Send the answer as server-sent events.")
-    tools: list[ResponseTool] | None = Field(None, max_length=256, description="Functions it may call.")
+    tools: list[ResponseTool] | None = Field(
+        None,
+        max_length=256,
+        description="Functions, custom tools and namespaces of them; others are left out.",
+    )
     tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
+    max_tool_calls: int | None = Field(None, ge=1, description="For tools at OpenAI; repeated in the reply.")
     text: TextSettings | None = Field(None, description="`format`: text, json_object or json_schema.")
     reasoning: Reasoning | None = Field(None, description="`effort`, as `reasoning_effort` of chat.")
-    previous_response_id: str | None = Field(None, description="Refused: responses are not stored.")
+    store: bool | None = Field(None, description="Keep the response for a while, in memory; so unless false.")
+    previous_response_id: str | None = Field(
+        None, max_length=128, description="Go on from this stored response; its instructions are not kept."
+    )
+    background: bool | None = Field(None, description="Refused: an answer comes on its own connection.")
     metadata: dict[str, str] | None = None
+    safety_identifier: str | None = Field(None, max_length=64)
+    prompt_cache_key: str | None = Field(None, max_length=64)
+    conversation: Any = Field(None, description="Refused; use previous_response_id.")
+    prompt: Any = Field(None, description="Refused: prompts are not stored here.")
     preset: str | None = Field(None, description="As in /v1/chat/completions.")
     decoding: dict[Annotated[str, Field(max_length=40)], Any] | None = Field(
         None, description="As in /v1/chat/completions."
     )
 
     @property
+    def flat_tools(self) -> list[FlatTool]:
+        """The tools that are offered to the model. Raises `BadParameter`."""
+        return chosen(self.tool_choice, flattened(self.tools or ()))[0]
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return bool(self.top_logprobs) or LOGPROBS in (self.include or ())
+
+    @property
     def chat(self) -> ChatBody:
         """The same as a chat completion. Raises `BadRequest`."""
-        if self.previous_response_id is not None:
-            raise BadRequest(
-                "Responses are not stored here; send the conversation so far as `input`.",
-                "previous_response_id",
-                "unsupported_parameter",
-            )
-        chosen = self.tool_choice
-        if isinstance(chosen, ChosenTool):
-            choice: Any = NamedTool(function=NamedFunction(name=chosen.name))
-        else:
-            choice = chosen
+        for name, given in (
+            ("background", self.background or None),
+            ("conversation", self.conversation),
+            ("prompt", self.prompt),
+        ):
+            if given is not None:
+                raise BadRequest(f"{name}: this is not supported here.", name, "unsupported_parameter")
+        tools, choice = chosen(self.tool_choice, flattened(self.tools or ()))
         return ChatBody.model_construct(
             messages=self._messages(),
-            tools=[
-                OfferedTool(function=ToolFunction(**tool.model_dump(exclude={"type"})))
-                for tool in self.tools or ()
-            ],
+            tools=[OfferedTool(function=tool.function) for tool in tools],
             tool_choice=choice,
             response_format=self._format(),
             max_completion_tokens=self.max_output_tokens,
             reasoning_effort=self.reasoning.effort if self.reasoning else None,
+            logprobs=self.wants_logprobs,
+            top_logprobs=self.top_logprobs if self.wants_logprobs else None,
             **{
                 name: getattr(self, name)
-                for name in ("model", "temperature", "top_p", "parallel_tool_calls", "preset", "decoding")
+                for name in (
+                    "model",
+                    "temperature",
+                    "top_p",
+                    "presence_penalty",
+                    "frequency_penalty",
+                    "parallel_tool_calls",
+                    "preset",
+                    "decoding",
+                )
             },
         )
 
@@ -136,13 +188,15 @@ class ResponsesBody(BaseModel):
         for item in self.input:
             if item.type == "message":
                 messages.append(Message(role=item.role, content=item.content))
-            elif item.type == "function_call_output":
+            elif item.type in _OUTPUTS:
                 messages.append(Message(role="tool", content=item.output, tool_call_id=item.call_id))
-            elif item.type == "function_call":
-                function = CalledFunction(name=item.name or "", arguments=item.arguments)
-                call = CalledTool(id=item.call_id, function=function)
-                messages.append(Message(role="assistant", content="", tool_calls=[call]))
-        if not messages:
+            elif item.type in _CALLS:
+                # What the model wrote in one answer, words and calls, is one message of it.
+                last = messages.pop() if messages and messages[-1].role == "assistant" else None
+                calls = [*((last.tool_calls if last else None) or ()), _called(item)]
+                content = last.content if last else ""
+                messages.append(Message(role="assistant", content=content, tool_calls=calls))
+        if not any(message.role != "system" for message in messages):
             raise BadRequest("input: holds no message; give at least one.", "input")
         return messages
 
@@ -154,3 +208,10 @@ class ResponsesBody(BaseModel):
             return ResponseFormat.model_validate({"type": "json_object"})
         schema = given.model_dump(by_alias=True, exclude={"type"})
         return ResponseFormat.model_validate({"type": "json_schema", "json_schema": schema})
+
+
+def _called(item: Item) -> CalledTool:
+    """A call that was made, as the model wrote it."""
+    arguments = custom_arguments(item.input) if item.type == "custom_tool_call" else item.arguments
+    name = called_name(item.name or "", item.namespace)
+    return CalledTool(id=item.call_id, function=CalledFunction(name=name, arguments=arguments))
