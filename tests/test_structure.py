@@ -66,15 +66,7 @@ MODULE_HOMONYMS = {
 }
 CLASS_HOMONYMS = {
     "Adapter": "training's becomes the one description of an adapter",
-    "Level": "serving is being sorted",
-    "Limits": "the scheduler's is being renamed",
     "Lora": "the layers are being joined with the adapters",
-    "Question": "the command line's is being renamed",
-    "Reply": "serving and the command line are being sorted",
-    "Request": "the ledger's is being renamed",
-    "Service": "serving is being sorted",
-    "Store": "serving is being sorted",
-    "Task": "decoding's programs are being joined",
 }
 FORBIDDEN = (
     (re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X|NotImplemented" r"Error)\b"), "unfinished code"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import socket
@@ -12,73 +11,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from types import SimpleNamespace
 
 import pytest
 
+from tests.cli.scripted import USAGE, FakeLLM, settles, typed, vermilion
 from vermilion import cli
 from vermilion.cli.ask import DEFAULT_COMPLETION_TOKENS
 from vermilion.config import EngineConfig
-from vermilion.errors import ContextLengthExceeded
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.types import Canvas, Event, Finish, Sampling, Text, Usage
 
-USAGE = Usage(prompt_tokens=5, completion_tokens=6, passes=3)
-
-
-class FakeLLM:
-    """Gives the next scripted answer and remembers what it was asked; an exception in a script is raised."""
-
-    answers: ClassVar[list[list[Event | BaseException]]]
-    asked: ClassVar[list[dict[str, Any]]]
-    closed: ClassVar[int]
-
-    def __init__(self, model: str, *, config: object) -> None:
-        self.model = SimpleNamespace(id=model)
-        self.config = config
-
-    def chat_prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        FakeLLM.asked.append({"messages": messages})
-        return [len(messages)]
-
-    def stream(
-        self, prompt: object, sampling: Sampling, decoding: object, *, suffix: str = "", canvas: bool = False
-    ) -> Iterator[Event]:
-        asked = {"prompt": prompt, "sampling": sampling, "decoding": decoding, "suffix": suffix}
-        FakeLLM.asked.append({**asked, "canvas": canvas, "config": self.config})
-        for event in FakeLLM.answers.pop(0):
-            if isinstance(event, BaseException):
-                raise event
-            yield event
-
-    def close(self) -> None:
-        FakeLLM.closed += 1
-
-
-@pytest.fixture(autouse=True)
-def fake_llm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
-    module = ModuleType("vermilion.engine.llm")
-    module.LLM = FakeLLM  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vermilion.engine.llm", module)
-    FakeLLM.answers, FakeLLM.asked, FakeLLM.closed = [], [], 0
-    return FakeLLM
-
-
-def settles(*pieces: str) -> list[Event | BaseException]:
-    return [*(Text(piece) for piece in pieces), Finish("stop", USAGE)]
-
-
-def vermilion(*arguments: str) -> int:
-    """The exit status of a command line."""
-    try:
-        return cli.main(arguments)
-    except SystemExit as end:
-        return int(end.code or 0)
-
-
-def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+pytestmark = pytest.mark.usefixtures("fake_llm")
 
 
 def test_run_prints_the_settled_text_alone_and_the_figures_on_stderr(
@@ -154,7 +98,6 @@ def test_ctrl_c_keeps_what_settled(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("run", "  "), "PROMPT"),
         (("run", "x", "--preset", "warp"), "'warp' is not allowed; allowed: ar, lossless"),
-        (("run", "x", "--preset", "ar", "--threshold", "0.8"), "with --decoder threshold"),
         (("run", "x", "--raw", "--system", "y"), "--system"),
         (("run", "x", "--dtype", "float8"), "allowed: auto, float32"),
         (("run", "x", "--temperature", "9"), "temperature"),
@@ -184,43 +127,15 @@ def test_a_mistake_is_explained_in_a_line_and_loads_no_model(
     assert FakeLLM.closed == 0
 
 
+def test_a_threshold_needs_a_decoder_that_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert vermilion("run", "x", "--preset", "ar", "--threshold", "0.8") == 2
+    assert "with --decoder threshold" in capsys.readouterr().err
+
+
 def test_an_engine_error_ends_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     FakeLLM.answers = [[Text("a"), Finish("error", Usage(), "The step failed.")]]
     assert vermilion("run", "x") == 1
     assert "Error: The step failed." in capsys.readouterr().err
-
-
-def test_chat_remembers_turns_and_reset_forgets_them(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    typed(monkeypatch, "one\n\ntwo\n/reset\nthree\n/exit\nnever asked\n")
-    FakeLLM.answers = [settles("1"), settles("2"), settles("3")]
-    assert vermilion("chat", "--system", "s") == 0
-    turns = [
-        [turn["content"] for turn in asked["messages"]] for asked in FakeLLM.asked if "messages" in asked
-    ]
-    assert turns == [["s", "one"], ["s", "one", "1", "two"], ["s", "three"]]
-    assert capsys.readouterr().out == "1\n2\n3\n"
-
-
-def test_chat_survives_a_stopped_answer_and_a_refused_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    typed(monkeypatch, "one\ntwo\nthree\nfour\n")
-    FakeLLM.answers = [
-        [Text("par"), KeyboardInterrupt()],
-        [ContextLengthExceeded(10, 20)],
-        [KeyboardInterrupt()],
-        settles("end"),
-    ]
-    assert vermilion("chat") == 0
-    turns = [
-        [turn["content"] for turn in asked["messages"]] for asked in FakeLLM.asked if "messages" in asked
-    ]
-    assert turns[-1] == ["one", "par", "four"]
-    output = capsys.readouterr()
-    assert "maximum context length" in output.err
-    assert output.out.endswith("end\n")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from vermilion.evaluation.results import read_rows
 from vermilion.evaluation.sampler import Ask, Sampler, parse
 from vermilion.evaluation.suite import TASKS, chosen
 from vermilion.evaluation.table import tables
-from vermilion.evaluation.task import Setting, Silent, Task, asked
+from vermilion.evaluation.task import EvalTask, Setting, Silent, asked
 from vermilion.types import Decoding
 
 
@@ -102,12 +102,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return []
 
 
-def task(name: str, seen: list[str], of_model: bool = False) -> Task:
+def task(name: str, seen: list[str], of_model: bool = False) -> EvalTask:
     def measure(sampler: Sampler, setting: Setting) -> dict[str, Any]:
         seen.append(f"{name} {sampler.name}")
         return {"share": 0.5, "by_group": {"a": {"share": 1.0}}}
 
-    return Task(name, "", measure, of_model)
+    return EvalTask(name, "", measure, of_model)
 
 
 Make = Callable[..., Plan]

@@ -70,7 +70,7 @@ def connect(where: str) -> Database:
             url, hide_parameters=True, pool_pre_ping=not is_sqlite, connect_args={} if is_sqlite else waiting
         )
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is missing; run: pip install 'vermilion[serve,postgres]'") from None
+        raise ConfigError(f"{error.name} is missing; run: pip install 'vermilion[postgres]'") from None
     if is_sqlite:
         _prepare_sqlite(engine)
     try:

@@ -23,7 +23,7 @@ _Change = Annotated[list[str] | None, typer.Option("--set", help="One setting, e
 
 @data.command()
 def build(recipe: _Recipe, change: _Change = None) -> None:
-    """Code, docs, answers and tasks as token shards with a manifest; Ctrl-C, and the same command goes on."""
+    """Build token shards with a manifest from a recipe. After Ctrl-C the same command resumes."""
     from vermilion.data import pipeline as building
 
     settings = load(building.DataRecipe, recipe, change or ())
@@ -44,7 +44,7 @@ def answers(
     recipe: Annotated[Path | None, typer.Argument(help="A TOML file with the settings.")] = None,
     change: _Change = None,
 ) -> None:
-    """The base model's own answers to prompts, as JSON Lines; Ctrl-C, and the same command goes on."""
+    """Generate the base model's answers to prompts, as JSON Lines. After Ctrl-C the same command resumes."""
     from vermilion.data import answers as asking
 
     settings = load(asking.AnswersConfig, recipe, change or ())

@@ -8,20 +8,24 @@ from typing import Annotated
 
 import typer
 
-from vermilion.cli.ask import chat, complete, run
+import vermilion
+from vermilion.cli import pulling
+from vermilion.cli.ask import complete, run
 from vermilion.cli.build_data import data
 from vermilion.cli.connect import connect
+from vermilion.cli.conversation import chat
 from vermilion.cli.evaluate import EvalOptions, evaluate, report
 from vermilion.cli.manage_accounts import app as accounts
 from vermilion.cli.options import DEFAULT_MODEL, BenchOptions, ServeOptions, with_options
-from vermilion.cli.printing import complain, errors, note, print_plain
+from vermilion.cli.printing import complain, note, print_plain
 from vermilion.cli.train import convert, train
 from vermilion.errors import BadParameter, ConfigError, VermilionError
 
 app = typer.Typer(
-    help="Diffusion language models to run, serve, read and train.",
     no_args_is_help=True,
     add_completion=False,
+    # Rich would take [serve] in a help text for markup.
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -38,6 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_plain(f"vermilion {vermilion.__version__}\n")
+        raise typer.Exit
+
+
 for command in (run, chat, complete, convert, train, connect, report):
     app.command()(command)
 app.add_typer(accounts, name="accounts")
@@ -45,39 +55,33 @@ app.add_typer(data, name="data")
 app.command("eval")(with_options(EvalOptions)(evaluate))
 
 
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Diffusion language models to run, serve, read and train."""
+
+
 @app.command()
 @with_options(ServeOptions)
 def serve(options: ServeOptions) -> None:
     """Serve a model over HTTP, as OpenAI's clients expect it. Ctrl-C lets running answers finish."""
-    try:
-        from vermilion.cli import launch
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("vermilion"):
-            raise
-        raise ConfigError(f"{error.name} is missing; run: pip install 'vermilion[serve]'") from None
+    from vermilion.cli import launch
 
     launch.serve(options, lambda url: note(f"{url} is open; loading the model"))
 
 
 @app.command()
 def pull(model: Annotated[str, typer.Argument(help="A name of `vermilion models`.")] = DEFAULT_MODEL) -> None:
-    """Make a model usable offline; what is here already is checked and not fetched again."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    from vermilion.models import catalog
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=errors(), disable=not errors().is_terminal) as progress:
-        task = progress.add_task(model, total=None, visible=False)
-        files = catalog.pull(
-            model, lambda done, total: progress.update(task, completed=done, total=total, visible=True)
-        )
-    note(f"{model} is in {files.base.parent}")
+    """Download a model. Files that are already here are checked, not fetched again."""
+    pulling.pull(model)
 
 
 @app.command()
 def models() -> None:
-    """List the models there are, and which are on this disk."""
+    """List the models and which are on this disk."""
     from vermilion.models import catalog
 
     for entry in catalog.available():
@@ -98,7 +102,7 @@ def rm(model: Annotated[str, typer.Argument(help="A name of `vermilion models`."
 @app.command()
 @with_options(BenchOptions)
 def bench(*, options: BenchOptions) -> None:
-    """Measure the presets side by side; a table, then one JSON document."""
+    """Measure the presets side by side. Prints a table, then one JSON document."""
     from vermilion.config import EngineConfig, build
     from vermilion.decoding.presets import check
     from vermilion.evaluation import speed
@@ -112,6 +116,7 @@ def bench(*, options: BenchOptions) -> None:
         concurrency = (0,)
     if min(concurrency) < 1:
         raise BadParameter("--concurrency", options.concurrency, "whole numbers from 1, separated by commas")
+    pulling.ensure(options.model, options.offline)
     settings = {"dtype": options.dtype, "device": options.device, "prefix_cache": False}
     engine = build(EngineConfig, {**settings, "max_running": max(concurrency)})
     speed.main(
@@ -129,7 +134,7 @@ def demo(
     wait_s: Annotated[float, typer.Option(help="How long it may take to become ready.")] = 60.0,
     pid: Annotated[int | None, typer.Option(help="Give up when this process, the service, ends.")] = None,
 ) -> None:
-    """Send a first request to a running service and say how to point a client at it."""
+    """Send a first request to a running service. Prints the answer and the client setting."""
     from vermilion.cli import demo as first
 
     url = url.rstrip("/").removesuffix("/v1")

@@ -36,7 +36,7 @@ def connect(
     write: Annotated[bool, typer.Option("--write", help="Put it into the client's own file.")] = False,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Try the client's requests.")] = True,
 ) -> None:
-    """Point an editor or an agent at a running service, and try its requests."""
+    """Configure an editor or agent for a running service, and test it."""
     from vermilion.integrations.clients import CLIENTS
     from vermilion.integrations.endpoint import discover
 

@@ -33,11 +33,11 @@ class EvalOptions:
         list[Path] | None, typer.Option(help="A corpus, or a folder or file of text; repeatable.")
     ] = None
     limit: Annotated[int, typer.Option(min=1, help="Most requests or texts of each task.")] = 8
-    max_tokens: Annotated[int, typer.Option(min=8, help="Of answers that have no known end.")] = 96
+    max_tokens: Annotated[int, typer.Option(min=8, help="Most tokens of free answers.")] = 96
     block_length: Annotated[
-        int, typer.Option(min=2, max=64, help="Of likelihood and drafting: the first token is given.")
+        int, typer.Option(min=2, max=64, help="Block length of the likelihood and drafting tasks.")
     ] = 8
-    seed: Annotated[int, typer.Option(min=0, help="Of sampling and of what is drawn for a task.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling and of the choice of examples.")] = 0
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto"
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")] = "auto"
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for all cores.")] = 0
@@ -45,12 +45,12 @@ class EvalOptions:
     plot: Annotated[
         Path | None, typer.Option(help="SVG file for tokens per pass against quality, from the quality task.")
     ] = None
-    again: Annotated[bool, typer.Option("--again", help="Measure anew what has a row already.")] = False
+    again: Annotated[bool, typer.Option("--again", help="Measure again what already has a row.")] = False
     names: Annotated[bool, typer.Option("--list", help="Name the tasks, and stop.")] = False
 
 
 def evaluate(options: EvalOptions) -> None:
-    """Measure samplers on tasks: tables, and rows of JSON added to a file. What has a row is not redone."""
+    """Measure samplers on tasks. Prints tables and appends JSON rows; what has a row is not redone."""
     from rich.console import Console
 
     from vermilion.config import EngineConfig, build
@@ -111,7 +111,7 @@ def report(
         float | None, typer.Option(min=0, help="What an hour of the machine costs, in any currency.")
     ] = None,
 ) -> None:
-    """Write autoregression beside diffusion as one HTML file, from the rows of eval and bench."""
+    """Write the rows of eval and bench as an HTML page. It sets diffusion beside autoregression."""
     from vermilion.evaluation.report import write
 
     count = write(results, output, price_per_hour)

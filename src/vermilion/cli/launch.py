@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vermilion.cli import pulling
 from vermilion.cli.options import DEFAULT_MODEL, ServeOptions
 from vermilion.config import EngineConfig, load
 from vermilion.errors import BadParameter, ModelFileError
@@ -73,6 +74,7 @@ def settings_of(options: ServeOptions) -> Settings:
 def serve(options: ServeOptions, opened: Callable[[str], None]) -> None:
     """Serves until a signal; `opened` gets the address once the port is open, before the model is loaded."""
     settings = settings_of(options)
+    pulling.ensure(settings.model, options.offline)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("vermilion").setLevel(logging.INFO)
     server.run(settings.serve, partial(_model, settings), opened)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Organisations, keys, limits, prices and invoices.", no_args_is_help=True)
 keys_app = typer.Typer(help="The API keys of an organisation.", no_args_is_help=True)
-prices_app = typer.Typer(help="What tokens cost, from when on.", no_args_is_help=True)
+prices_app = typer.Typer(help="Prices of tokens, by model and date.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.add_typer(prices_app, name="prices")
 
@@ -35,10 +35,8 @@ _NONE = "none"
 
 @contextmanager
 def _store(where: str) -> Iterator[Database]:
-    try:
-        from vermilion.accounts.database import open_store
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is missing; run: pip install 'vermilion[serve]'") from None
+    from vermilion.accounts.database import open_store
+
     if not where:
         raise ConfigError("Say which accounts: give --accounts, or set VERMILION_ACCOUNTS.")
     store = open_store(where)
@@ -50,11 +48,9 @@ def _store(where: str) -> Iterator[Database]:
 
 @app.command()
 def init(accounts: Where = "") -> None:
-    """Make the tables, or bring those of an earlier release up to date."""
-    try:
-        from vermilion.accounts.database import connect, migrate
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is missing; run: pip install 'vermilion[serve]'") from None
+    """Create the tables, or migrate those of an earlier release."""
+    from vermilion.accounts.database import connect, migrate
+
     if not accounts:
         raise ConfigError("Say where: give --accounts, or set VERMILION_ACCOUNTS.")
     store = connect(accounts)
@@ -72,10 +68,10 @@ def create(
     plan: Annotated[str, typer.Option(help="free: refused when the grant is used up; paid: invoiced.")] = (
         "free"
     ),
-    free_tokens: Annotated[int, typer.Option(min=0, help="What it is granted.")] = 10_000_000,
+    free_tokens: Annotated[int, typer.Option(min=0, help="Its free tokens.")] = 10_000_000,
     accounts: Where = "",
 ) -> None:
-    """Make an organisation with its first key, which is shown this once."""
+    """Create an organisation with its first key. The key is shown only now."""
     with _store(accounts) as store:
         from vermilion.accounts.organisations import NewOrganisation, create_organisation
 
@@ -114,7 +110,7 @@ def change(
     disabled: Annotated[bool | None, typer.Option("--disable/--enable", help="Refuse its requests.")] = None,
     accounts: Where = "",
 ) -> None:
-    """Change an organisation's plan, or shut it out and in again."""
+    """Change an organisation's plan, or disable or enable it."""
     values = {"plan": plan, "disabled": disabled}
     given = {name: value for name, value in values.items() if value is not None}
     if not given:
@@ -150,7 +146,7 @@ def limits(
     budget: Budget = None,
     accounts: Where = "",
 ) -> None:
-    """Show or set the limits of an organisation or a key; what is not given stays."""
+    """Show or set the limits of an organisation or key. What is not given stays."""
     with _store(accounts) as store:
         from vermilion.accounts import organisations
         from vermilion.accounts.money import picodollars
@@ -186,7 +182,7 @@ def usage(
     form: Annotated[str, typer.Option("--format", help="text, csv or json.")] = "text",
     accounts: Where = "",
 ) -> None:
-    """What an organisation used, from its ledger."""
+    """Show what an organisation used, from its ledger."""
     with _store(accounts) as store:
         from vermilion.accounts import reports
 
@@ -206,7 +202,7 @@ def invoice(
     month: Annotated[str, typer.Argument(help="As 2026-01.")],
     accounts: Where = "",
 ) -> None:
-    """An organisation's invoice of a month, as JSON."""
+    """Print an organisation's invoice of a month, as JSON."""
     with _store(accounts) as store:
         from vermilion.accounts import reports
 
@@ -228,12 +224,12 @@ def list_keys(organisation: OrganisationId, accounts: Where = "", as_json: Json 
 @keys_app.command("create")
 def create_key(
     organisation: OrganisationId,
-    name: Annotated[str, typer.Option(help="A name for people.")] = "",
+    name: Annotated[str, typer.Option(help="A name to recognise it by.")] = "",
     scopes: Annotated[str, typer.Option(help="Some of generate,manage,operate.")] = "generate",
-    expires: Annotated[str | None, typer.Option(help="Until when, as 2026-12-31.")] = None,
+    expires: Annotated[str | None, typer.Option(help="Expiry date, as 2026-12-31.")] = None,
     accounts: Where = "",
 ) -> None:
-    """Make a key, which is shown this once."""
+    """Create a key. It is shown only now."""
     with _store(accounts) as store:
         from vermilion.accounts import organisations
         from vermilion.accounts.clock import parsed_us
@@ -249,7 +245,7 @@ def create_key(
 
 @keys_app.command("revoke")
 def revoke_key(key: Annotated[str, typer.Argument(help="Its id, or vm-id.")], accounts: Where = "") -> None:
-    """End a key, at once and for good."""
+    """Revoke a key, at once and for good."""
     with _store(accounts) as store:
         from vermilion.accounts import organisations
 
@@ -259,7 +255,7 @@ def revoke_key(key: Annotated[str, typer.Argument(help="Its id, or vm-id.")], ac
 
 @prices_app.command("list")
 def list_prices(accounts: Where = "", as_json: Json = False) -> None:
-    """Every price there was, is and will be, in dollars per million tokens."""
+    """List past, present and future prices, in dollars per million tokens."""
     with _store(accounts) as store:
         from vermilion.accounts import reports
         from vermilion.accounts.clock import stamp
@@ -270,14 +266,16 @@ def list_prices(accounts: Where = "", as_json: Json = False) -> None:
 
 @prices_app.command("set")
 def set_price(
-    model: Annotated[str, typer.Argument(help="Its id; * for every model without a price of its own.")],
-    input: Annotated[str, typer.Option(help="Dollars per million tokens.")],
+    model: Annotated[str, typer.Argument(help="Its id; * for every model without its own price.")],
+    input: Annotated[str, typer.Option(help="Dollars per million prompt tokens.")],
     output: Annotated[str, typer.Option(help="Dollars per million tokens.")],
     cached_input: Annotated[str | None, typer.Option(help="A tenth of input unless set.")] = None,
-    effective: Annotated[str | None, typer.Option("--from", help="A time to come; now unless set.")] = None,
+    effective: Annotated[
+        str | None, typer.Option("--from", help="When it takes effect; now unless set.")
+    ] = None,
     accounts: Where = "",
 ) -> None:
-    """Set a price from now or a later time on; what was answered before keeps its own."""
+    """Set a price from now or a later time on. Earlier answers keep their price."""
     with _store(accounts) as store:
         from decimal import Decimal
 

@@ -19,6 +19,8 @@ Preset = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Offline = Annotated[bool, typer.Option("--offline", help="Fetch no model; fail if it is not on this disk.")]
+System = Annotated[str | None, typer.Option(help="Instructions before the conversation.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +30,28 @@ class AnswerOptions:
     model: Model = DEFAULT_MODEL
     preset: Preset = None
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of the answer.")] = None
-    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token.")] = 0.0
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=2.0, help="0 always takes the likeliest token.")
+    ] = 0.0
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0
     decoder: Annotated[
         str | None, typer.Option(help="Another decoder than the preset's: threshold, entropy, cumulative ...")
     ] = None
     threshold: Annotated[
-        float | None, typer.Option(min=0.0, help="The bar a position must reach to settle, by decoder.")
+        float | None,
+        typer.Option(min=0.0, help="Confidence (or entropy) at which the decoder settles a position."),
     ] = None
-    block_length: Annotated[int | None, typer.Option(min=1, max=64, help="Positions of a canvas.")] = None
+    block_length: Annotated[int | None, typer.Option(min=1, max=64, help="Positions denoised together.")] = (
+        None
+    )
     revise_below: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Reopen what the base finds less likely than this.")
+        float | None,
+        typer.Option(min=0, max=1, help="Reopen tokens that the base model finds less likely than this."),
     ] = None
     dtype: Dtype = "auto"
     device: Device = "auto"
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: text, usage.")] = False
+    offline: Offline = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,7 @@ class ServeOptions:
         ),
     ] = None
     open: Annotated[
-        bool | None, typer.Option("--open", help="Let whoever reaches the host use it without a key.")
+        bool | None, typer.Option("--open", help="Listen beyond this machine without asking for keys.")
     ] = None
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with model and the tables [serve] and [engine].")
@@ -74,6 +83,7 @@ class ServeOptions:
     set: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, e.g. engine.max_rows=256; repeatable.")
     ] = None
+    offline: Offline = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,7 @@ class BenchOptions:
     dtype: Dtype = "auto"
     device: Device = "auto"
     output: Annotated[Path | None, typer.Option(help="JSON Lines file that takes the rows.")] = None
+    offline: Offline = False
 
 
 def with_options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -27,7 +27,7 @@ def convert(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, such as recipes/toy.toml.")],
     change: Change = None,
 ) -> None:
-    """Turn a causal model into a diffusion model; Ctrl-C saves, and the same command goes on."""
+    """Turn a causal model into a diffusion model. Ctrl-C saves; the same command resumes."""
     from vermilion.training import convert as conversion
     from vermilion.training.recipe import Recipe
 
@@ -49,7 +49,7 @@ def train(
     recipe: Annotated[Path | None, typer.Option(help="A TOML file, such as recipes/fine-tune.toml.")] = None,
     change: Change = None,
 ) -> None:
-    """Teach a model from examples; Ctrl-C saves, and the same command goes on."""
+    """Fine-tune a model on examples. Ctrl-C saves; the same command resumes."""
     from vermilion.training import finetune
     from vermilion.training.recipe import Recipe
 

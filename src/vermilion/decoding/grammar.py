@@ -254,14 +254,6 @@ class Grammars:
     def _known_words(self) -> _Words:
         with self._words_lock:
             if self._words is None:
-                try:
-                    import llguidance  # noqa: F401
-                except ImportError:
-                    raise BadRequest(
-                        "Structured output needs the package llguidance: pip install 'vermilion[serve]'.",
-                        "response_format",
-                        "unsupported_parameter",
-                    ) from None
                 if self._eos < 0:
                     raise BadRequest(
                         "This model names no token that ends a text; it cannot keep to a grammar.",

@@ -13,7 +13,7 @@ from vermilion.errors import ConfigError
 from vermilion.evaluation import sandbox
 from vermilion.evaluation.reference_texts import problems, programs
 from vermilion.evaluation.sampler import Ask, Reply, Sampler
-from vermilion.evaluation.task import Grade, Setting, Task, asked
+from vermilion.evaluation.task import EvalTask, Grade, Setting, asked
 from vermilion.evaluation.text_quality import parses, similarity
 
 STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert ", "\n```")
@@ -191,9 +191,9 @@ def _spread(all_of: Sequence[dict[str, str]], limit: int) -> list[dict[str, str]
 
 
 TASKS = (
-    Task("edits", "a file written again, with and without its text as a draft", _edits),
-    Task("humaneval", "one completion per problem, its tests run in a sandbox", _humaneval),
-    Task(
+    EvalTask("edits", "a file written again, with and without its text as a draft", _edits),
+    EvalTask("humaneval", "one completion per problem, its tests run in a sandbox", _humaneval),
+    EvalTask(
         "infill",
         "a line, lines or a span cut out of solutions and held-out projects, with and without the right",
         _infill,

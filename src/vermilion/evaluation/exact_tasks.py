@@ -12,7 +12,7 @@ from typing import Any
 
 from vermilion.decoding.presets import resolve
 from vermilion.evaluation.sampler import Ask, Reply, Sampler
-from vermilion.evaluation.task import Grade, Setting, Task, asked
+from vermilion.evaluation.task import EvalTask, Grade, Setting, asked
 from vermilion.types import Grammar
 
 _WORDS = (
@@ -191,7 +191,7 @@ def _is(text: str, wanted: Mapping[str, str]) -> bool:
 
 
 TASKS = (
-    Task("templated", "copy, sort, echo as JSON, add: exact answers after three examples", _templated),
-    Task("json", "an object to a schema: valid, and right", _json),
-    Task("agent", "thirty calls of tools in one conversation, timed beside autoregression", _agent),
+    EvalTask("templated", "copy, sort, echo as JSON, add: exact answers after three examples", _templated),
+    EvalTask("json", "an object to a schema: valid, and right", _json),
+    EvalTask("agent", "thirty calls of tools in one conversation, timed beside autoregression", _agent),
 )

@@ -8,7 +8,7 @@ from vermilion.errors import BadRequest
 from vermilion.evaluation import denoiser_metrics, reference_texts
 from vermilion.evaluation.fixed_prompts import hundred
 from vermilion.evaluation.sampler import Sampler
-from vermilion.evaluation.task import Setting, Task
+from vermilion.evaluation.task import EvalTask, Setting
 
 _MIN_BLOCK = 2
 
@@ -45,8 +45,8 @@ def _check(sampler: Sampler, setting: Setting) -> None:
 
 
 TASKS = (
-    Task("likelihood", "held-out NLL: AR, masked by rate and by offset; agreement", _likelihood, True),
-    Task(
+    EvalTask("likelihood", "held-out NLL: AR, masked by rate and by offset; agreement", _likelihood, True),
+    EvalTask(
         "drafting",
         "agreement by offset, accepted length, tokens per cycle on the base's text",
         _drafting,

@@ -15,7 +15,7 @@ from vermilion.config import EngineConfig
 from vermilion.evaluation.environment import command, environment, fingerprint
 from vermilion.evaluation.results import Row, append, key_of, read_rows
 from vermilion.evaluation.sampler import Sampler, Spec, load
-from vermilion.evaluation.task import Setting, Task
+from vermilion.evaluation.task import EvalTask, Setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Plan:
     """What to measure, and where the rows go."""
 
     specs: Sequence[Spec]
-    tasks: Sequence[Task]
+    tasks: Sequence[EvalTask]
     setting: Setting
     output: Path
     denoiser: Path | None = None
@@ -45,7 +45,9 @@ def evaluate(plan: Plan, console: Console) -> list[Row]:
     return rows
 
 
-def _wanted(plan: Plan, specs: Sequence[Spec], weights: str) -> Iterator[tuple[dict[str, Any], Spec, Task]]:
+def _wanted(
+    plan: Plan, specs: Sequence[Spec], weights: str
+) -> Iterator[tuple[dict[str, Any], Spec, EvalTask]]:
     """The head of each row, with what measures it; figures of the model alone are wanted once."""
     setting = plan.setting
     for task in plan.tasks:
@@ -65,7 +67,7 @@ def _wanted(plan: Plan, specs: Sequence[Spec], weights: str) -> Iterator[tuple[d
 
 
 def _measured(
-    plan: Plan, model: str, missing: Sequence[tuple[dict[str, Any], Spec, Task]], console: Console
+    plan: Plan, model: str, missing: Sequence[tuple[dict[str, Any], Spec, EvalTask]], console: Console
 ) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     with console.status(f"Loading {model}"):

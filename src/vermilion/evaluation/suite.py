@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from vermilion.errors import BadParameter
 from vermilion.evaluation import code_tasks, exact_tasks, model_tasks, writing_tasks
-from vermilion.evaluation.task import Task
+from vermilion.evaluation.task import EvalTask
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, EvalTask] = {
     task.name: task
     for task in (*model_tasks.TASKS, *writing_tasks.TASKS, *code_tasks.TASKS, *exact_tasks.TASKS)
 }
 
 
-def chosen(names: str) -> list[Task]:
+def chosen(names: str) -> list[EvalTask]:
     """The tasks that `names` lists, separated by commas; `all` for every one. Raises BadParameter."""
     if names == "all":
         return list(TASKS.values())

@@ -49,7 +49,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class EvalTask:
     """One thing to measure."""
 
     name: str

@@ -12,7 +12,7 @@ from vermilion.decoding.presets import resolve
 from vermilion.evaluation.fixed_prompts import FixedPrompt, fixed, hundred
 from vermilion.evaluation.likelihood import opinion
 from vermilion.evaluation.sampler import Ask, Reply, Sampler
-from vermilion.evaluation.task import Grade, Setting, Task, asked
+from vermilion.evaluation.task import EvalTask, Grade, Setting, asked
 from vermilion.evaluation.text_quality import distinct, parses_so_far, repetition
 
 _LATENCY_TOKENS = (32, 128)
@@ -118,10 +118,10 @@ def _compared(pairs: list[tuple[Ask, Reply, Reply]]) -> dict[str, Any]:
 
 
 TASKS = (
-    Task(
+    EvalTask(
         "quality",
         "free answers: tokens per pass beside base NLL, repetition, length, code that parses",
         _quality,
     ),
-    Task("latency", "first settled text and whole answers, autoregression in turn", _latency),
+    EvalTask("latency", "first settled text and whole answers, autoregression in turn", _latency),
 )
