@@ -169,6 +169,10 @@ class Usage:
     passes: int = 0
     edits: int = 0
     """Filled positions that a later pass changed."""
+    drafted_tokens: int = 0
+    """Drafts that a pass verified."""
+    accepted_tokens: int = 0
+    """Verified drafts that became text."""
 
     @property
     def tokens_per_pass(self) -> float:
@@ -255,3 +259,7 @@ class EngineStats:
     """Forward passes of the model, each over every running request."""
     preemptions: int = 0
     prefix_hit_tokens: int = 0
+    drafted: Mapping[str, int] = field(default_factory=dict)
+    """Verified drafts by where they came from: `denoiser`, `lookup`, `existing`."""
+    accepted: Mapping[str, int] = field(default_factory=dict)
+    """Those that became text."""

@@ -136,9 +136,9 @@ class DraftRecord:
     """What one request's drafts have been worth so far, by where they came from."""
 
     def __init__(self) -> None:
-        self.drafted: Counter[Source] = Counter()
+        self.drafted: Counter[str] = Counter()
         """Drafts that were verified."""
-        self.accepted: Counter[Source] = Counter()
+        self.accepted: Counter[str] = Counter()
         self._by_depth: list[Acceptance] = []
         """Of the denoiser's drafts at each depth of a tree, behind accepted ones."""
         self._calibration = Acceptance(1.0)

@@ -114,7 +114,7 @@ class Infill(Program):
             self.task, prompt=tuple(self.tokens), max_tokens=room, eos=ends, suffix=(), decoding=decoding
         )
         line = Speculative(task, self.traits)
-        line.tokens = self.tokens
+        line.tokens, line.record = self.tokens, self.record
         return line
 
     @property

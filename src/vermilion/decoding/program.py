@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vermilion.decoding.drafting import DraftBudget
+from vermilion.decoding.drafting import DraftBudget, DraftRecord
 from vermilion.decoding.grammar import Constraint
 from vermilion.decoding.passes import Pass, Reading, Segment
 from vermilion.models.families import Traits
@@ -69,6 +69,8 @@ class Program(ABC):
         """Leading tokens whose keys and values are stored."""
         self.passes = 0
         self.edits = 0
+        self.record = DraftRecord()
+        """What drafts came to; stays empty where nothing is drafted."""
         self.finish: FinishReason | None = None
         self.limit = len(task.prompt) + task.max_tokens
         self._begun = False

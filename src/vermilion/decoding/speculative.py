@@ -29,7 +29,6 @@ from vermilion.decoding.commit import (
 )
 from vermilion.decoding.drafting import (
     DraftBudget,
-    DraftRecord,
     Source,
     gain_of,
     worthwhile,
@@ -60,7 +59,6 @@ class Speculative(Program):
         """Where they come from."""
         self._branches: dict[int, list[Read]] = {}
         self._repeats = Repeats()
-        self.record = DraftRecord()
         self._moves: tuple[tuple[int, int], ...] = ()
         """Keys of accepted drafts that lie in another slot than their position's."""
 

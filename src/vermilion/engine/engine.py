@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence as Listing
 from dataclasses import replace
 from functools import cached_property
@@ -67,6 +68,8 @@ class Engine:
         self.steps = 0
         self.grammars = Grammars(tokenizer, model.vocab_size)
         self._sequences: dict[str, Sequence] = {}
+        self._drafted: Counter[str] = Counter()
+        self._accepted: Counter[str] = Counter()
         self.adapters = Adapters(worker)
         scheduler.on_release = worker.release
 
@@ -229,6 +232,8 @@ class Engine:
 
     def _remove(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
+        self._drafted += sequence.program.record.drafted
+        self._accepted += sequence.program.record.accepted
         self.adapters.give_back(sequence.adapter)
 
     def _fail(self, sequence: Sequence, message: str, code: str = "") -> tuple[str, Event]:
@@ -336,4 +341,6 @@ class Engine:
             passes=self.steps,
             preemptions=scheduler.preemptions,
             prefix_hit_tokens=scheduler.prefix_hit_tokens,
+            drafted=dict(self._drafted),
+            accepted=dict(self._accepted),
         )

@@ -72,6 +72,8 @@ class Output:
             completion_tokens=self._taken,
             passes=program.passes,
             edits=program.edits,
+            drafted_tokens=sum(program.record.drafted.values()),
+            accepted_tokens=sum(program.record.accepted.values()),
         )
 
     def _flushed(self) -> tuple[str, str]:

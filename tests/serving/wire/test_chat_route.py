@@ -40,7 +40,13 @@ async def test_reply_has_openai_shape_with_both_styles_of_usage(client: httpx.As
         "completion_tokens_details": {"reasoning_tokens": 0},
         "cached_input_tokens": 4,
         "reasoning_tokens": 0,
-        "diffusion": {"passes": 4, "tokens_per_pass": 1.0, "edits": 1},
+        "diffusion": {
+            "passes": 4,
+            "tokens_per_pass": 1.0,
+            "edits": 1,
+            "drafted_tokens": 0,
+            "accepted_tokens": 0,
+        },
     }
 
 

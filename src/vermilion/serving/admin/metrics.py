@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -78,6 +78,8 @@ class _EngineCollector(Collector):
         yield _count("engine_passes", "Forward passes, each over every running request.", stats.passes)
         yield _count("preemptions", "Requests set back to free memory.", stats.preemptions)
         yield _count("prefix_hit_tokens", "Prompt tokens found in the prefix cache.", stats.prefix_hit_tokens)
+        yield _by_source("drafted_tokens", "Drafts verified, of requests that ended.", stats.drafted)
+        yield _by_source("accepted_tokens", "Verified drafts that became text.", stats.accepted)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -86,3 +88,10 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 def _count(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(f"vermilion_{name}", text, value=value)
+
+
+def _by_source(name: str, text: str, counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(f"vermilion_{name}", text, labels=["source"])
+    for source, count in counts.items():
+        family.add_metric([source], count)
+    return family

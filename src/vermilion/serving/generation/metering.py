@@ -94,6 +94,8 @@ def together(usages: Sequence[Usage]) -> Usage:
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         passes=sum(usage.passes for usage in usages),
         edits=sum(usage.edits for usage in usages),
+        drafted_tokens=sum(usage.drafted_tokens for usage in usages),
+        accepted_tokens=sum(usage.accepted_tokens for usage in usages),
     )
 
 

@@ -43,7 +43,13 @@ _USAGE = {
     "completion_tokens_details": {"reasoning_tokens": 0},
     "cached_input_tokens": 16,
     "reasoning_tokens": 0,
-    "diffusion": {"passes": 4, "tokens_per_pass": 2.25, "edits": 0},
+    "diffusion": {
+        "passes": 4,
+        "tokens_per_pass": 2.25,
+        "edits": 0,
+        "drafted_tokens": 0,
+        "accepted_tokens": 0,
+    },
 }
 
 

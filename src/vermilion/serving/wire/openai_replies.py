@@ -107,6 +107,8 @@ def usage_body(usages: Sequence[Usage]) -> dict[str, Any]:
             "passes": total.passes,
             "tokens_per_pass": round(total.tokens_per_pass, 3),
             "edits": total.edits,
+            "drafted_tokens": total.drafted_tokens,
+            "accepted_tokens": total.accepted_tokens,
         },
     }
 
