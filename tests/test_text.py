@@ -22,6 +22,8 @@ from vermilion.text import (
     StopScanner,
     Tokenizer,
     build_tokenizer,
+    line_end,
+    split_lines,
     tokenizer_config,
 )
 
@@ -262,3 +264,14 @@ def test_embedded_tokenizer_knows_its_ends(embedded: catalog.ModelFiles) -> None
     tokenizer = catalog.tokenizer_of(embedded)
     assert (tokenizer.vocab_size, tokenizer.eos_token_ids) == (49152, (2,))
     assert tokenizer.encode("<|im_end|><empty_output>", special=True) == [2, 16]
+
+
+@given(st.text(alphabet="ab\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"))
+def test_lines_end_at_line_feeds_and_in_texts_without_any_at_carriage_returns(text: str) -> None:
+    lines = split_lines(text)
+    assert "".join(lines) == text
+    assert all(lines)
+    mark = "\n" if "\n" in text else "\r"
+    assert all(line.count(mark) == 1 and line.endswith(mark) for line in lines[:-1])
+    assert [line_end(line) for line in split_lines("a\r\nb\rc\nd")] == ["\r\n", "\n", ""]
+    assert [line_end(line) for line in split_lines("a\rb\x0cc\r")] == ["\r", "\r"]

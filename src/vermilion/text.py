@@ -246,6 +246,20 @@ class StopScanner:
         return any(len(stop) > len(tail) and stop.startswith(tail) for stop in self._stops)
 
 
+def split_lines(text: str) -> list[str]:
+    """The lines of `text` with their ends: LF, CRLF, or CR alone in a text without any LF.
+
+    Editors and compilers break lines there and nowhere else; `str.splitlines` also breaks at a form feed,
+    U+0085, U+2028 and others.
+    """
+    return re.findall(r"[^\n]*\n|[^\n]+" if "\n" in text else r"[^\r]*\r|[^\r]+", text)
+
+
+def line_end(line: str) -> str:
+    """What ends this one of `split_lines`; empty for a last line without."""
+    return next((end for end in ("\r\n", "\n", "\r") if line.endswith(end)), "")
+
+
 def _alternatives(strings: Iterable[str]) -> re.Pattern[str]:
     """Matches any of them, the longest first, as one group; never when there are none."""
     ordered = sorted(strings, key=len, reverse=True)

@@ -184,6 +184,32 @@ def test_complete_shows_a_diff_and_leaves_the_file(
     assert file.read_text() == "x = 1\ny ="
 
 
+@pytest.mark.parametrize(
+    ("content", "place", "written", "shown"),
+    [
+        ("a = 1\r\nb =", ":2", "a = 1\r\nb = 2\r\nc", ["-b =", "+b = 2\r", "+c"]),
+        ("a = 1\rb =", ":2", "a = 1\rb = 2\rc", ["-b =", "+b = 2", "+c"]),
+        ("a = '\x0c\u2028\x85'\nb =\n", ":2", "a = '\x0c\u2028\x85'\nb = 2\nc\n", ["-b =", "+b = 2", "+c"]),
+        ("a = 1\rb = 2\nc =", ":2", "a = 1\rb = 2\nc = 2\nc", ["-c =", "+c = 2", "+c"]),
+    ],
+)
+def test_lines_end_where_the_file_ends_them(
+    content: str,
+    place: str,
+    written: str,
+    shown: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "a.py"
+    file.write_bytes(content.encode())
+    FakeLLM.answers = [settles(" 2\nc")]
+    assert vermilion("complete", f"{file}{place}", "--write", "--diff") == 0
+    assert file.read_bytes() == written.encode()
+    lines = capsys.readouterr().out.split("\n")[2:]
+    assert [line for line in lines if line[:1] in ("-", "+")] == shown
+
+
 def test_complete_does_not_overwrite_a_file_changed_meanwhile(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vermilion.errors import BadParameter, BadRequest
+from vermilion.text import line_end, split_lines
 
 MAX_BEFORE_CHARACTERS = 6000
 MAX_AFTER_CHARACTERS = 2000
@@ -47,18 +48,16 @@ class FileCursor:
 
     def filled(self, completion: str) -> str:
         """The whole text with the completion in it, in the file's line endings."""
-        if "\r\n" in self.text:
-            completion = completion.replace("\r\n", "\n").replace("\n", "\r\n")
+        end = next((end for line in split_lines(self.text) if (end := line_end(line))), "\n")
+        completion = completion.replace("\r\n", "\n").replace("\n", end)
         return self.text[: self.offset] + completion + self.text[self.offset :]
 
     def diff(self, completion: str) -> str:
         """What the completion changes, as a unified diff; empty where it changes nothing."""
-        old, new = (text.splitlines(keepends=True) for text in (self.text, self.filled(completion)))
+        old, new = map(split_lines, (self.text, self.filled(completion)))
         name = self.path.as_posix().lstrip("/")
         lines = difflib.unified_diff(old, new, f"a/{name}", f"b/{name}")
-        return "".join(
-            line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
-        )
+        return "".join(map(_diff_line, lines))
 
     def write(self, completion: str) -> None:
         """Replaces the file in one step, keeping its mode. Raises BadRequest where it changed meanwhile."""
@@ -76,6 +75,14 @@ class FileCursor:
             raise BadRequest(f"{self.path}: cannot be written: {error.strerror}.") from None
 
 
+def _diff_line(line: str) -> str:
+    """Ended by LF, as the format wants it, also in a file whose lines end in CR alone."""
+    end = line_end(line)
+    if not end:
+        return f"{line}\n\\ No newline at end of file\n"
+    return f"{line[:-1]}\n" if end == "\r" else line
+
+
 def parse(place: str) -> FileCursor:
     """The cursor at "FILE:LINE" (the end of that line) or "FILE:LINE:COL", both counted from 1.
 
@@ -86,14 +93,16 @@ def parse(place: str) -> FileCursor:
         raise BadParameter("place", place, "FILE:LINE or FILE:LINE:COL", "For example app.py:12:9.")
     path, line = Path(match["path"]), int(match["line"])
     text = _read(path)
-    lines = text.split("\n")
+    lines = split_lines(text)
+    if not lines or line_end(lines[-1]):
+        lines.append("")
     if not 1 <= line <= len(lines):
         raise BadParameter("LINE", line, f"1 to {len(lines)}", f"{path} has that many lines.")
-    width = len(lines[line - 1].removesuffix("\r"))
+    width = len(lines[line - 1].removesuffix(line_end(lines[line - 1])))
     column = int(match["column"]) if match["column"] else width + 1
     if not 1 <= column <= width + 1:
         raise BadParameter("COL", column, f"1 to {width + 1}", f"Line {line} has {width} characters.")
-    return FileCursor(path, text, sum(len(above) + 1 for above in lines[: line - 1]) + column - 1)
+    return FileCursor(path, text, sum(map(len, lines[: line - 1])) + column - 1)
 
 
 def _read(path: Path) -> str:

@@ -124,7 +124,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
         with file.open("r+b") as torn:
             torn.truncate(len(whole))
     try:
-        return [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+        return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
     except ValueError:
         raise ConfigError(f"{file}: holds something other than answers; move it away.") from None
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from vermilion.errors import ConfigError
+from vermilion.text import split_lines
 
 GRAM = 13
 """Words in a row that a text may not share with an evaluation (arXiv 2005.14165)."""
@@ -47,7 +48,7 @@ def refusal_of_text(text: str, is_code: bool = True) -> str:
     if not _BYTES[0] <= size <= _BYTES[1]:
         return "size"
     longest = _MAX_LINE if is_code else _MAX_PARAGRAPH
-    if max(map(len, text.splitlines()), default=0) > longest:
+    if max((len(line.rstrip("\r\n")) for line in split_lines(text)), default=0) > longest:
         return "long lines"
     if sum(character.isdigit() for character in text) > _MAX_DIGITS * len(text):
         return "digits"

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from vermilion.data.corpus import Document
-from vermilion.text import Tokenizer
+from vermilion.text import Tokenizer, line_end, split_lines
 
 Marks = Sequence[int]
 """Four tokens: PRE, SUF, MID, END."""
@@ -51,13 +51,13 @@ def gap(text: str, tokenizer: Tokenizer, marks: Marks, generator: random.Random)
 
     Half of the gaps are whole lines, half lie inside one. None where the chosen place has no text.
     """
-    lines = text.splitlines(keepends=True)
+    lines = split_lines(text)
     first = generator.randrange(len(lines))
     start = sum(map(len, lines[:first]))
     if generator.random() < 0.5:
         end = start + sum(map(len, lines[first : first + generator.randint(1, _MAX_LINES)]))
     else:
-        length = len(lines[first].rstrip("\n"))
+        length = len(lines[first].removesuffix(line_end(lines[first])))
         if length < 2:
             return None
         low, high = sorted(generator.sample(range(length + 1), 2))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vermilion.errors import ConfigError
+from vermilion.text import split_lines
 
 Kind = Literal["chat", "code", "continue"]
 SKIPPED = frozenset(
@@ -164,7 +165,7 @@ def _goal(docstring: str) -> list[str]:
 
 def _starts(source: str, tree: ast.Module, generator: random.Random) -> list[str]:
     """Up to two starts of a text, 100 to 1200 characters: a function's head and what stands before it."""
-    lines = source.splitlines()
+    lines = [line.rstrip("\r\n") for line in split_lines(source)]
     long = [
         node
         for node in _walk(tree)

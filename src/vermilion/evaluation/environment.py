@@ -77,4 +77,4 @@ def processor() -> str:
 
 def _lines(path: Path) -> Iterator[str]:
     if path.exists():
-        yield from path.read_text().splitlines()
+        yield from path.read_text().split("\n")

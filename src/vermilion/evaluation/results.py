@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vermilion.errors import ConfigError
+from vermilion.text import split_lines
 
 KEY = ("task", "sampler", "weights", "limit", "seed", "max_tokens", "block_length", "held_out")
 """What makes two rows the same measurement."""
@@ -24,7 +25,7 @@ def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     rows: list[Row] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(split_lines(path.read_text(encoding="utf-8")), 1):
         try:
             row = json.loads(line)
         except ValueError:

@@ -35,7 +35,7 @@ def parses(source: str) -> bool:
 
 def parses_so_far(source: str) -> bool:
     """`parses`, but a last statement that a limit of length may have cut off is left out."""
-    lines = source.rstrip().splitlines()
+    lines = source.rstrip().split("\n")
     while lines:
         if parses("\n".join(lines)):
             return True

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vermilion.text import split_lines
+
 LOG, PLOT, BOARD = "log.jsonl", "run.png", "tensorboard"
 _PANELS = (("loss", "held_out_nll", "held_out_next"), ("right", "accepted"), ("learning_rate",))
 
@@ -55,7 +57,7 @@ class Records:
 def read(folder: Path) -> list[dict[str, float]]:
     """The steps logged in a run folder; a last line that was cut off is left out."""
     rows = []
-    for line in (folder / LOG).read_text(encoding="utf-8").splitlines():
+    for line in split_lines((folder / LOG).read_text(encoding="utf-8")):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

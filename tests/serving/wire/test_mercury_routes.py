@@ -134,6 +134,10 @@ async def test_an_uncertain_merge_is_the_models(client: httpx.AsyncClient, backe
         ("a\nb\n", "b\na", None),
         ("a\n", "z", None),
         ("a\n", "", None),
+        ("a\r\nb\r\nc", "a\n# ... existing code ...\nc\nd\nc", "a\r\nb\r\nc\r\nd\r\nc"),
+        ("a\r\nb\r\nc", "b\nx\nc", "a\r\nb\r\nx\r\nc"),
+        ("a\rb\rc\r", "b\nx\nc", "a\rb\rx\rc\r"),
+        ("p\x0cq\u2028r\x85s\nb\n", "p\x0cq\u2028r\x85s\nx\nb", "p\x0cq\u2028r\x85s\nx\nb\n"),
     ],
 )
 def test_merges(original: str, snippet: str, whole: str | None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from vermilion.text import line_end, split_lines
+
 _MARK = re.compile(
     r"^\s*(?://|#|--|;|%|/\*|<!--|\{/\*)?\s*(?:\.\.\.|\u2026)\s*(?:existing|rest of|unchanged)\b.*$", re.I
 )
@@ -17,16 +19,17 @@ def merged(original: str, snippet: str) -> str | None:
     once in what of the file is left; it takes the place of everything from the one to the other. A snippet
     without marks is one hunk.
     """
-    lines = original.splitlines(keepends=True)
+    lines = split_lines(original)
+    file_end = line_end(lines[0]) if lines else ""
     done: list[str] = []
-    hunks = _hunks(snippet.splitlines())
+    hunks = _hunks([line.removesuffix(line_end(line)) for line in split_lines(snippet)])
     for hunk in hunks:
         first, last = _places(lines, hunk[0]), _places(lines, hunk[-1])
         if len(first) != 1 or len(last) != 1 or last[0] < first[0]:
             return None
         start, end = first[0], last[0] + 1
-        ending = _ending(lines[end - 1])
-        newline = "\r\n" if ending == "\r\n" else "\n"
+        ending = line_end(lines[end - 1])
+        newline = ending or file_end or "\n"
         done += lines[:start]
         done += [line + newline for line in hunk[:-1]]
         done.append(hunk[-1] + ending)
@@ -53,7 +56,3 @@ def _hunks(lines: Sequence[str]) -> list[list[str]]:
 
 def _places(lines: Sequence[str], wanted: str) -> list[int]:
     return [number for number, line in enumerate(lines) if line.rstrip() == wanted.rstrip()]
-
-
-def _ending(line: str) -> str:
-    return line[len(line.rstrip("\r\n")) :]
