@@ -122,7 +122,7 @@ def bench(*, options: BenchOptions) -> None:
     speed.main(
         speed.BenchConfig(
             options.model, presets, concurrency, options.prompts, options.max_tokens, options.repeats,
-            options.output, engine,
+            options.output, options.peer, options.prompt_tokens, engine,
         )
     )  # fmt: skip
 

@@ -98,6 +98,8 @@ class BenchOptions:
     prompts: Annotated[int, typer.Option(min=1, help="How many of the fixed prompts.")] = 6
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 64
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 5
+    peer: Annotated[str, typer.Option(help="Another engine to run in turns with ours: llama.cpp.")] = ""
+    prompt_tokens: Annotated[int, typer.Option(min=0, help="Bring every prompt to this length.")] = 0
     dtype: Dtype = "auto"
     device: Device = "auto"
     output: Annotated[Path | None, typer.Option(help="JSON Lines file that takes the rows.")] = None

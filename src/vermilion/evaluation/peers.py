@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,43 @@ class LlamaCpp:
         if "choices" not in reply:
             raise ConfigError(f"llama.cpp refused a prompt of {len(prompt)} tokens: {reply}")
         return reply
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRow:
+    """One way of running a peer at one concurrency. Medians over the rounds."""
+
+    preset: str
+    concurrency: int
+    tokens_per_s: float
+    tokens_per_s_spread: float
+    prompt_ms: float
+
+
+@contextmanager
+def opened(peer: str, gguf: Path, setups: Sequence[Setup]) -> Iterator[dict[tuple[str, int], LlamaCpp]]:
+    """The peer's ways of running the model, by name and number of streams: the file as it is, with Q4_0 in
+    place of Q4_1, and with its own prompt lookup. Raises ConfigError."""
+    if peer not in PEERS:
+        raise ConfigError(f"--peer: {peer!r} is not known; allowed: {', '.join(PEERS)}.")
+    with TemporaryDirectory() as folder, requantized(gguf, Path(folder)) as coarse:
+        yield {
+            (name, setup.num_streams): LlamaCpp(path, replace(setup, prompt_lookup=lookup))
+            for setup in setups
+            for name, path, lookup in (
+                (peer, gguf, False),
+                (f"{peer} Q4_0", coarse, False),
+                (f"{peer} lookup", gguf, True),
+            )
+        }
+
+
+def peer_row(name: str, concurrency: int, rounds: Sequence[PeerRound]) -> PeerRow:
+    """What one way of running a peer came to."""
+    speeds = [one.num_tokens / one.wall_s for one in rounds]
+    median = float(np.median(speeds))
+    prompt_ms = float(np.median([one.prompt_ms for one in rounds]))
+    return PeerRow(name, concurrency, median, (max(speeds) - min(speeds)) / median, prompt_ms)
 
 
 @contextmanager

@@ -7,11 +7,13 @@ machine even where the absolute figures do not.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,12 @@ from vermilion.config import EngineConfig
 from vermilion.decoding.presets import resolve
 from vermilion.engine.llm import LLM
 from vermilion.engine.worker import Timing, Worker
+from vermilion.errors import ConfigError
 from vermilion.evaluation.environment import environment
 from vermilion.evaluation.fixed_prompts import FixedPrompt, fixed
 from vermilion.evaluation.likelihood import opinion
+from vermilion.evaluation.peers import LlamaCpp, PeerRound, PeerRow, Setup, opened, peer_row
+from vermilion.models import catalog
 from vermilion.models.catalog import DEFAULT_MODEL
 from vermilion.types import Decoding, Finish, Request, Sampling, Text
 
@@ -55,6 +60,10 @@ class BenchConfig:
     repeats: int = 5
     output: Path | None = None
     """JSON Lines file that takes one row per preset and concurrency."""
+    peer: str = ""
+    """Another engine to run in turns with ours: `llama.cpp`."""
+    prompt_tokens: int = 0
+    """Length that every prompt is brought to by repeating it; 0 leaves them as they are."""
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(prefix_cache=False))
 
 
@@ -96,27 +105,45 @@ class Row:
     """Share of tokens that the base model would have chosen too, given the text so far."""
     base_logprob: float
     peak_memory_mib: float
+    speed_vs_peer: float = 0.0
+    """Against the fastest way of the peer; 0 where none was measured."""
 
 
 def main(config: BenchConfig) -> dict[str, Any]:
     """Measure, print a table and, last, one JSON document; returns the document."""
     llm = LLM(config.model, config=config.engine)
-    prompts = [_ids(llm, prompt) for prompt in fixed(config.prompts)]
+    prompts = [_lengthened(_ids(llm, prompt), config.prompt_tokens) for prompt in fixed(config.prompts)]
     presets = config.presets or tuple(llm.model.presets)
     decodings = {preset: resolve(llm.model, preset) for preset in presets}
     sampling = Sampling(max_tokens=config.max_tokens)
     rounds: dict[tuple[str, int], list[_Round]] = {}
-    jobs = [(n, p) for n in config.concurrency for _ in range(config.repeats) for p in presets]
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    peer_rounds: dict[tuple[str, int], list[PeerRound]] = {}
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        )
+        peers = stack.enter_context(_peers(config, prompts)) if config.peer else {}
+        jobs = [
+            (n, name)
+            for n in config.concurrency
+            for _ in range(config.repeats)
+            for name in (*presets, *(name for name, streams in peers if streams == n))
+        ]
         _round(llm, prompts[:1], Sampling(max_tokens=8), decodings[presets[0]], 1)
         for concurrency, preset in bar.track(jobs, description="measuring"):
             wanted = _cycled(prompts, concurrency)
+            if preset not in decodings:
+                peer_round = peers[preset, concurrency].round(wanted)
+                peer_rounds.setdefault((preset, concurrency), []).append(peer_round)
+                continue
             measured = _round(llm, wanted, sampling, decodings[preset], concurrency)
             rounds.setdefault((preset, concurrency), []).append(measured)
     shares = {preset: _product_share(llm, prompts[0], decodings[preset]) for preset in presets}
     rows = [_row(llm, key, rounds, _cycled(prompts, key[1]), shares) for key in rounds]
-    document = {**_environment(config, llm), "rows": [asdict(row) for row in rows]}
-    _print(rows)
+    rows = [replace(row, speed_vs_peer=_ratio_to_best(rounds, peer_rounds, row)) for row in rows]
+    peer_rows = [peer_row(*key, found) for key, found in peer_rounds.items()]
+    document = {**_environment(config, llm), "rows": [*map(asdict, rows), *map(asdict, peer_rows)]}
+    _print(rows, peer_rows)
     if config.output is not None:
         _append(config.output, document)
     print(json.dumps(document))
@@ -127,6 +154,42 @@ def _ids(llm: LLM, prompt: FixedPrompt) -> list[int]:
     if prompt.kind == "chat":
         return llm.chat_prompt([{"role": "user", "content": prompt.text}])
     return llm.tokenizer.encode(prompt.text)
+
+
+def _lengthened(ids: list[int], length: int) -> list[int]:
+    """The prompt over and over, up to `length` tokens; unchanged for 0."""
+    return (ids * (length // len(ids) + 1))[:length] if length else ids
+
+
+def _peers(
+    config: BenchConfig, prompts: Sequence[Sequence[int]]
+) -> AbstractContextManager[dict[tuple[str, int], LlamaCpp]]:
+    files = catalog.find(config.model)
+    if files.kind != "gguf":
+        raise ConfigError(f"--peer {config.peer}: {config.model} is no GGUF file, which {config.peer} reads.")
+    setup = Setup(
+        threads=config.engine.threads or os.cpu_count() or 1,
+        max_prompt=max(len(prompt) for prompt in prompts),
+        max_tokens=config.max_tokens,
+    )
+    return opened(config.peer, files.base, [replace(setup, num_streams=n) for n in config.concurrency])
+
+
+def _ratio_to_best(
+    rounds: Mapping[tuple[str, int], Sequence[_Round]],
+    peer_rounds: Mapping[tuple[str, int], Sequence[PeerRound]],
+    row: Row,
+) -> float:
+    """Median over the rounds of our tokens per second over those of the peer's fastest way; 0 without one."""
+    theirs = [found for (_, streams), found in peer_rounds.items() if streams == row.concurrency]
+    if not theirs:
+        return 0.0
+    ours = rounds[row.preset, row.concurrency]
+    ratios = [
+        (mine.tokens / mine.wall_s) / max(one.num_tokens / one.wall_s for one in beside)
+        for mine, *beside in zip(ours, *theirs, strict=True)
+    ]
+    return float(statistics.median(ratios))
 
 
 def _cycled(prompts: Sequence[list[int]], concurrency: int) -> list[list[int]]:
@@ -250,13 +313,14 @@ def _environment(config: BenchConfig, llm: LLM) -> dict[str, Any]:
     }
 
 
-def _print(rows: Sequence[Row]) -> None:
+def _print(rows: Sequence[Row], peer_rows: Sequence[PeerRow]) -> None:
     table = Table(box=None, header_style="bold")
     columns: dict[str, Callable[[Row], str]] = {
         "preset": lambda r: r.preset,
         "at once": lambda r: str(r.concurrency),
         "tokens/s": lambda r: f"{r.tokens_per_s:.1f}",
         "vs AR": lambda r: f"{r.speed_vs_ar:.2f}x",
+        "vs peer": lambda r: f"{r.speed_vs_peer:.2f}x" if r.speed_vs_peer else "",
         "tokens/pass": lambda r: f"{r.tokens_per_pass:.2f}",
         "ms/pass": lambda r: f"{r.ms_per_pass:.1f}",
         "products": lambda r: f"{r.forward_ms * r.product_share:.1f}",
@@ -273,6 +337,8 @@ def _print(rows: Sequence[Row]) -> None:
         table.add_column(name, justify="left" if name == "preset" else "right")
     for row in rows:
         table.add_row(*(show(row) for show in columns.values()))
+    for peer in peer_rows:
+        table.add_row(peer.preset, str(peer.concurrency), f"{peer.tokens_per_s:.1f}")
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
