@@ -33,6 +33,7 @@ LAYERS = (
     {"chat_template"},
     {"models"},
     {"decoding"},
+    {"native"},
     {"engine"},
     {"data", "accounts"},
     {"training"},
@@ -77,6 +78,7 @@ FORBIDDEN = (
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+KERNELS = sorted([*PACKAGE.rglob("*.cpp"), *PACKAGE.rglob("*.h")])
 
 
 @cache
@@ -172,7 +174,7 @@ def test_edge_and_scheduler_load_no_torch() -> None:
 
 
 def test_files_stay_short() -> None:
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in [*SOURCES, *KERNELS]}
     wrong = [
         f"{at(path, lines)}: {lines} lines, at most {MAX_FILE_LINES}"
         for path, lines in lengths.items()
@@ -187,6 +189,33 @@ def test_functions_stay_short() -> None:
         for path in SOURCES
         for node in functions(path)
         if (length := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION_LINES
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def kernel_functions(path: Path) -> Iterator[tuple[str, int, int]]:
+    """(first line, its number, length) of every C++ function: namespaces are not indented, so that a function
+    ends at the first brace that stands where its own line began."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        opened = re.match(r"(\s*)\S.*\)( const| noexcept)*( \{|$)", line)
+        if (
+            not opened
+            or not line.rstrip().endswith("{")
+            or re.match(r"\s*(if|for|while|switch|else|\})\b", line)
+        ):
+            continue
+        end = next((i for i, after in enumerate(lines[number:], 1) if after.startswith(opened[1] + "}")), 0)
+        yield line.strip(), number, end + 1
+
+
+def test_kernels_stay_short() -> None:
+    found = [(path, *function) for path in KERNELS for function in kernel_functions(path)]
+    assert len(found) > 50
+    wrong = [
+        f"{at(path, number)}: {name} has {length} lines, at most {MAX_FUNCTION_LINES}"
+        for path, name, number, length in found
+        if length > MAX_FUNCTION_LINES
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -271,7 +300,7 @@ def test_no_error_is_swallowed() -> None:
 def test_nothing_forbidden_is_written() -> None:
     wrong = [
         f"{at(path, number)}: {reason}: {line.strip()}"
-        for path in SOURCES
+        for path in [*SOURCES, *KERNELS]
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         for pattern, reason in FORBIDDEN
         if pattern.search(line)

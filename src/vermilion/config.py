@@ -30,6 +30,12 @@ PAGE_SIZE = 16
 class EngineConfig:
     """How a model is run. Every field may stand in a file's `[engine]` table."""
 
+    backend: Literal["auto", "native", "torch"] = "auto"
+    """`native`: the C++ kernels for CPUs, in quantised weights; `torch`: PyTorch; `auto`: the kernels where
+    they can run the model, which a GPU or a `dtype` rules out."""
+    quantize: Literal["q8", "q4", "none"] = "q8"
+    """Bits of a weight on the native backend, where the checkpoint is not quantised itself; `none` leaves the
+    weights as they are, on PyTorch."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """`auto`: bfloat16 on a GPU, float32 on a CPU."""
     device: str = "auto"

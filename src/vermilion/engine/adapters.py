@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from vermilion.errors import ModelNotFound
 
-if TYPE_CHECKING:
-    from vermilion.models.adapters import Adapter
-
 
 class Holder(Protocol):
-    """What holds the tensors: the worker."""
+    """What holds the tensors, in a form of its own: the worker or the native runner."""
 
-    def attach(self, name: str, adapter: Adapter) -> None: ...
+    def attach(self, name: str, adapter: object) -> None: ...
 
     def detach(self, name: str) -> None: ...
 
@@ -38,7 +35,7 @@ class Adapters:
         if name and name not in self._handles:
             raise ModelNotFound(name, self.names)
 
-    def add(self, name: str, adapter: Adapter) -> None:
+    def add(self, name: str, adapter: object) -> None:
         """Requests may name it from now on; those that run on another of this name end on that one."""
         self._num_loaded += 1
         handle = f"#{self._num_loaded}"

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import math
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from vermilion.chat_template import ChatTemplate
 from vermilion.config import PAGE_SIZE, EngineConfig
 from vermilion.engine.cache import PageCache
-from vermilion.engine.engine import Engine
+from vermilion.engine.engine import Engine, Runner
 from vermilion.engine.scheduler import Limits, Scheduler
-from vermilion.engine.worker import Worker
 from vermilion.errors import ConfigError, ModelFileError
-from vermilion.models import adapters, catalog, weights
-from vermilion.models.adapters import Adapter
+from vermilion.models import catalog
 from vermilion.models.catalog import ModelFiles
-from vermilion.models.denoiser import attach_denoiser
+from vermilion.models.configuration import spec_of
 from vermilion.models.families import ModelSpec
-from vermilion.models.transformer import Transformer, load_tensors
+from vermilion.native import checkpoint_packing, library
+from vermilion.native.runner import NativeRunner
 from vermilion.text import Tokenizer
 from vermilion.types import DecoderName, ModelInfo
 
+if TYPE_CHECKING:
+    import torch
+
+    from vermilion.models.transformer import Transformer
+
 _CANVAS_RESERVE = 128
 """Slots kept from a request's context for the noisy rows behind it."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +52,86 @@ def load_model(name: str, config: EngineConfig, denoiser: Path | None = None) ->
 
     `denoiser` is an adapter folder to take in place of the model's own.
     """
-    device = _device(config.device)
-    if device.type == "cpu":
-        torch.set_num_threads(config.threads or os.cpu_count() or 1)
     files = catalog.find(name)
     if denoiser is not None:
         files = replace(files, adapter=denoiser)
-    checkpoint = weights.load(files, _dtype(config.dtype, device), device)
-    if checkpoint.spec.is_autoregressive:
+    spec = spec_of(files)
+    if spec.is_autoregressive:
         raise ModelFileError(f"{name} is an autoregressive model; convert it to a diffusion model first.")
-    model = Transformer(checkpoint.spec.architecture).to(device)
+    tokenizer = catalog.tokenizer_of(files)
+    build = _native if _chosen_backend(config, spec) == "native" else _on_torch
+    engine = build(files, spec, tokenizer, config)
+    engine.measure_costs()
+    return Loaded(engine, tokenizer, _template_of(files, spec))
+
+
+def _chosen_backend(config: EngineConfig, spec: ModelSpec) -> str:
+    """`native` or `torch`; raises ConfigError where the kernels are asked for and cannot run this."""
+    if config.backend == "torch":
+        return "torch"
+    obstacle = _obstacle(config, spec)
+    if not obstacle:
+        return "native"
+    if config.backend == "native":
+        raise ConfigError(f"engine.backend: the native backend cannot run {spec.name}: {obstacle}.")
+    log.warning("%s runs on PyTorch, not on the native backend: %s.", spec.name, obstacle)
+    return "torch"
+
+
+def _obstacle(config: EngineConfig, spec: ModelSpec) -> str:
+    """Why the kernels cannot run this, for people; empty if they can."""
+    if config.device != "cpu" and (config.device != "auto" or _has_gpu()):
+        return "it is to run on a GPU"
+    if config.dtype != "auto":
+        return f"engine.dtype asks for {config.dtype}"
+    if config.quantize == "none":
+        return "engine.quantize asks for weights as they are"
+    try:
+        library.load()
+    except library.LibraryMissing as error:
+        return str(error)
+    return checkpoint_packing.obstacle(spec.architecture)
+
+
+def _has_gpu() -> bool:
+    """Whether PyTorch would find one; importing it, which takes a second, only where there is a driver."""
+    driver = {"win32": "nvcuda.dll", "darwin": ""}.get(sys.platform, "libcuda.so.1")
+    if not driver:
+        return False
+    try:
+        ctypes.CDLL(driver)
+    except OSError:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _native(files: ModelFiles, spec: ModelSpec, tokenizer: Tokenizer, config: EngineConfig) -> Engine:
+    packed = checkpoint_packing.open_packed(files, spec, "q4" if config.quantize == "q4" else "q8")
+
+    def runner(num_pages: int, page_size: int) -> Runner:
+        pool = (num_pages, page_size)
+        return NativeRunner(packed, spec.architecture, spec.traits.mask_token_id, pool, config.threads)
+
+    return engine_over(runner, spec, tokenizer, config)
+
+
+def _on_torch(files: ModelFiles, spec: ModelSpec, tokenizer: Tokenizer, config: EngineConfig) -> Engine:
+    import torch
+
+    from vermilion.models import weights
+    from vermilion.models.denoiser import attach_denoiser
+    from vermilion.models.transformer import Transformer, load_tensors
+
+    device = _device(config.device)
+    if device.type == "cpu":
+        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    checkpoint = weights.load(files, _dtype(config.dtype, device), device)
+    model = Transformer(spec.architecture).to(device)
     load_tensors(model, checkpoint.tensors)
     attach_denoiser(model, checkpoint)
-    tokenizer = catalog.tokenizer_of(files)
-    engine = assemble(model, checkpoint.spec, tokenizer, config)
-    engine.measure_costs()
-    return Loaded(engine, tokenizer, _template_of(files, checkpoint.spec))
+    return assemble(model, spec, tokenizer, config)
 
 
 def _template_of(files: ModelFiles, spec: ModelSpec) -> ChatTemplate | None:
@@ -69,9 +142,22 @@ def _template_of(files: ModelFiles, spec: ModelSpec) -> ChatTemplate | None:
 
 
 def assemble(model: Transformer, spec: ModelSpec, tokenizer: Tokenizer, config: EngineConfig) -> Engine:
-    """An engine over a model that has its weights."""
-    traits = spec.traits
+    """An engine over a PyTorch model that has its weights."""
+    from vermilion.engine.worker import Worker
+
     model.eval().requires_grad_(False)
+
+    def runner(num_pages: int, page_size: int) -> Runner:
+        return Worker(model, num_pages, page_size, spec.traits.mask_token_id)
+
+    return engine_over(runner, spec, tokenizer, config)
+
+
+def engine_over(
+    runner: Callable[[int, int], Runner], spec: ModelSpec, tokenizer: Tokenizer, config: EngineConfig
+) -> Engine:
+    """An engine over what `runner` makes of the number of pages and their size."""
+    traits = spec.traits
     multiple = math.lcm(spec.family.page_multiple, traits.block_grid or 1)
     size = config.page_size or math.lcm(PAGE_SIZE, multiple)
     if size % multiple:
@@ -90,15 +176,20 @@ def assemble(model: Transformer, spec: ModelSpec, tokenizer: Tokenizer, config: 
         prefill_chunk=config.prefill_chunk,
         max_running=config.max_running,
     )
-    worker = Worker(model, num_pages, size, traits.mask_token_id)
+    worker = runner(num_pages, size)
     return Engine(worker, Scheduler(limits, cache), tokenizer, _info(spec, context), traits)
 
 
-def read_adapter(engine: Engine, folder: Path) -> Adapter:
+def read_adapter(engine: Engine, folder: Path) -> object:
     """A PEFT folder for the model of `engine`; raises ModelFileError, naming the tensor that does not fit.
 
     Changes nothing, so another thread may call it while the engine runs.
     """
+    if isinstance(engine.worker, NativeRunner):
+        return checkpoint_packing.read_adapter(folder, engine.worker.architecture)
+    from vermilion.engine.worker import Worker
+    from vermilion.models import adapters
+
     assert isinstance(engine.worker, Worker)
     return adapters.read(folder, engine.worker.model)
 
@@ -120,6 +211,8 @@ def _info(spec: ModelSpec, context_length: int) -> ModelInfo:
 
 
 def _device(name: str) -> torch.device:
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -134,6 +227,8 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
+    import torch
+
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[name]

@@ -65,8 +65,9 @@ class Worker:
         self._attention = ATTENTION_KINDS[attention](model.architecture.num_heads, self.pool)
         self.states = DeviceStates(page_size, self._device)
 
-    def attach(self, name: str, adapter: Adapter) -> None:
-        """From the next forward on jobs may name this adapter."""
+    def attach(self, name: str, adapter: object) -> None:
+        """From the next forward on jobs may name this adapter, an `Adapter`."""
+        assert isinstance(adapter, Adapter)
         adapters.attach(self.model, name, adapter)
 
     def detach(self, name: str) -> None:

@@ -73,8 +73,16 @@ def load(
     """Read a model; raises ModelFileError where files and family disagree or a format is not supported."""
     spec = spec_of(files)
     tensors = (_load_gguf if files.kind == "gguf" else _load_folder)(files, spec, dtype, device)
+    return with_denoiser(files, Checkpoint(spec, tensors, None, 0.0, None), dtype, device)
+
+
+def with_denoiser(
+    files: ModelFiles, base: Checkpoint, dtype: torch.dtype, device: torch.device | str
+) -> Checkpoint:
+    """`base` and the denoiser that lies beside it, if one does; raises ModelFileError where they disagree."""
+    spec, tensors = base.spec, base.tensors
     if files.adapter is None:
-        return Checkpoint(spec, tensors, None, 0.0, None)
+        return base
     mask = _mask_embedding(files.adapter, spec, dtype, device)
     head = _draft_head(files.adapter, spec, dtype, device)
     kind = DenoiserFile.read(files.adapter).weights
@@ -167,7 +175,7 @@ def _load_gguf(
 ) -> dict[str, Tensor]:
     header, wanted = read_header(files.base), spec.architecture
     interleaved = spec.family.gguf is not None and spec.family.gguf.interleaved
-    entries = {_hugging_face_name(entry.name): entry for entry in header.tensors}
+    entries = {hugging_face_name(entry.name): entry for entry in header.tensors}
     shapes = {name: entry.shape for name, entry in entries.items()}
     _check_shapes(files.base, shapes, expected_shapes(wanted))
     data = np.memmap(files.base, dtype=np.uint8, mode="r")
@@ -234,7 +242,7 @@ def rotate_half_rows(num_rows: int, num_heads: int) -> np.ndarray[Any, Any]:
     return np.arange(num_rows).reshape(num_heads, -1, 2).swapaxes(1, 2).reshape(-1)
 
 
-def _hugging_face_name(name: str) -> str:
+def hugging_face_name(name: str) -> str:
     if name in _GGUF_TOP:
         return _GGUF_TOP[name]
     _, layer, module, kind = [*name.split("."), "", "", ""][:4]

@@ -1,0 +1,158 @@
+// Softmax attention of a few query heads over half-precision keys and values. Every sum runs over the keys in
+// the order of a row's context, whatever page they lie on and whichever rows are computed beside it.
+#pragma once
+#include "kernels.h"
+#include "pointwise.h"
+
+namespace {
+
+template <int kQueries>
+void score_tile(const float* const* queries, const uint16_t* keys, int head_dim, float scale, float* const* scores) {
+    Floats sum[kQueries];
+    for (int q = 0; q < kQueries; q++) sum[q] = zero();
+    for (int d = 0; d < head_dim; d++) {
+        const Floats key = load_half(keys + d * 16);
+#pragma GCC unroll 8
+        for (int q = 0; q < kQueries; q++) sum[q] = fma(key, splat(queries[q][d]), sum[q]);
+    }
+    for (int q = 0; q < kQueries; q++) store(scores[q], mul(sum[q], splat(scale)));
+}
+
+// outputs += weights[0, count) . values, over kVectors vectors of every value.
+template <int kQueries, int kVectors>
+inline void weigh_vectors(const float* const* weights, int count, const uint16_t* values, int head_dim,
+                          float* const* outputs, int first) {
+    Floats sum[kQueries][kVectors];
+    for (int q = 0; q < kQueries; q++)
+        for (int v = 0; v < kVectors; v++) sum[q][v] = load(outputs[q] + first + 16 * v);
+    for (int j = 0; j < count; j++) {
+        Floats value[kVectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; v++) value[v] = load_half(values + (long)j * head_dim + first + 16 * v);
+#pragma GCC unroll 8
+        for (int q = 0; q < kQueries; q++) {
+            const Floats weight = splat(weights[q][j]);
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; v++) sum[q][v] = fma(weight, value[v], sum[q][v]);
+        }
+    }
+    for (int q = 0; q < kQueries; q++)
+        for (int v = 0; v < kVectors; v++) store(outputs[q] + first + 16 * v, sum[q][v]);
+}
+
+template <int kQueries>
+void weigh(const float* const* weights, int count, const uint16_t* values, int head_dim, float* const* outputs) {
+    constexpr int kVectors = kQueries <= 6 || kValueVectors == 1 ? kValueVectors : kValueVectors / 2;
+    int first = 0;
+    for (; first + 16 * kVectors <= head_dim; first += 16 * kVectors)
+        weigh_vectors<kQueries, kVectors>(weights, count, values, head_dim, outputs, first);
+    for (; first < head_dim; first += 16)
+        weigh_vectors<kQueries, 1>(weights, count, values, head_dim, outputs, first);
+}
+
+using ScoreTile = void (*)(const float* const*, const uint16_t*, int, float, float* const*);
+using Weigh = void (*)(const float* const*, int, const uint16_t*, int, float* const*);
+constexpr ScoreTile kScoreTile[] = {nullptr,        score_tile<1>, score_tile<2>, score_tile<3>, score_tile<4>,
+                                    score_tile<5>, score_tile<6>, score_tile<7>, score_tile<8>};
+constexpr Weigh kWeigh[] = {nullptr, weigh<1>, weigh<2>, weigh<3>, weigh<4>, weigh<5>, weigh<6>, weigh<7>, weigh<8>};
+
+// The keys of up to 16 pool slots as one tile.
+const uint16_t* gather_keys(const Attention& a, const int32_t* slots, int count) {
+    for (int i = 0; i < count; i++) {
+        const uint16_t* key = a.keys + (long)(slots[i] / 16) * 16 * a.head_dim + slots[i] % 16;
+        for (int d = 0; d < a.head_dim; d++) a.gathered[d * 16 + i] = key[d * 16];
+    }
+    for (int i = count; i < 16; i++)
+        for (int d = 0; d < a.head_dim; d++) a.gathered[d * 16 + i] = 0;
+    return a.gathered;
+}
+
+// The queries [first, first + count) of one row, which see the same.
+Range row_of(const Attention& a, int first) {
+    int count = 1;
+    while (first + count < a.num_queries && a.tail[first + count] == a.tail[first] &&
+           a.prefix[first + count] == a.prefix[first] && a.num_tail[first + count] == a.num_tail[first])
+        count++;
+    return {first, count};
+}
+
+void score(const Attention& a) {
+    int longest = 0;
+    for (int q = 0; q < a.num_queries; q++) longest = a.prefix[q] > longest ? a.prefix[q] : longest;
+    float* to[kMaxQueries];
+    for (int at = 0; at < longest; at += 16) {
+        const int count = longest - at < 16 ? longest - at : 16;
+        const uint16_t* keys =
+            a.aligned ? a.keys + (long)a.slots[at] * a.head_dim : gather_keys(a, a.slots + at, count);
+        for (int q = 0; q < a.num_queries; q++) to[q] = a.scores + (long)q * a.score_stride + at;
+        kScoreTile[a.num_queries](a.queries, keys, a.head_dim, a.scale, to);
+    }
+    for (Range row = row_of(a, 0);; row = row_of(a, row.first + row.count)) {
+        for (int at = 0; at < a.num_tail[row.first]; at += 16) {
+            const int left = a.num_tail[row.first] - at;
+            const uint16_t* keys = gather_keys(a, a.tail[row.first] + at, left < 16 ? left : 16);
+            for (int i = 0; i < row.count; i++)
+                to[i] = a.scores + (long)(row.first + i) * a.score_stride + a.prefix[row.first] + at;
+            kScoreTile[row.count](a.queries + row.first, keys, a.head_dim, a.scale, to);
+        }
+        if (row.first + row.count == a.num_queries) break;
+    }
+}
+
+// Scores to weights that are not yet divided by their sum; returns 1 / sum.
+float soften(float* scores, int count) {
+    const int padded = (count + 15) / 16 * 16;
+    for (int i = count; i < padded; i++) scores[i] = -INFINITY;
+    Floats most = splat(-INFINITY);
+    for (int i = 0; i < padded; i += 16) most = higher(most, load(scores + i));
+    const Floats shift = splat(highest(most));
+    Floats sum = zero();
+    for (int i = 0; i < padded; i += 16) {
+        const Floats x = sub(load(scores + i), shift);
+        const Floats weight = where_above(x, -87.0f, exponential(x));
+        store(scores + i, weight);
+        sum = add(sum, weight);
+    }
+    return 1.0f / total(sum);
+}
+
+// Adds the values of the logical slots [first, end) to the outputs of `row`.
+void weigh_slots(const Attention& a, Range row, int first, int end) {
+    const float* from[kMaxQueries];
+    for (int at = first; at < end;) {
+        const int next = (at / 16 + 1) * 16, stop = next < end ? next : end;
+        const int count = a.aligned ? stop - at : 1;
+        for (int i = 0; i < row.count; i++) from[i] = a.scores + (long)(row.first + i) * a.score_stride + at;
+        kWeigh[row.count](from, count, a.values + (long)a.slots[at] * a.head_dim, a.head_dim, a.outputs + row.first);
+        at += count;
+    }
+}
+
+void attend(const Attention& a) {
+    score(a);
+    float inverse[kMaxQueries];
+    int common = a.prefix[0];
+    for (int q = 0; q < a.num_queries; q++) {
+        inverse[q] = soften(a.scores + (long)q * a.score_stride, a.prefix[q] + a.num_tail[q]);
+        common = a.prefix[q] < common ? a.prefix[q] : common;
+        for (int d = 0; d < a.head_dim; d += 16) store(a.outputs[q] + d, zero());
+    }
+    weigh_slots(a, {0, a.num_queries}, 0, common);
+    const float* from[kMaxQueries];
+    for (Range row = row_of(a, 0);; row = row_of(a, row.first + row.count)) {
+        const int prefix = a.prefix[row.first];
+        weigh_slots(a, row, common, prefix);
+        for (int i = 0; i < a.num_tail[row.first]; i++) {
+            for (int q = 0; q < row.count; q++)
+                from[q] = a.scores + (long)(row.first + q) * a.score_stride + prefix + i;
+            const uint16_t* value = a.values + (long)a.tail[row.first][i] * a.head_dim;
+            kWeigh[row.count](from, 1, value, a.head_dim, a.outputs + row.first);
+        }
+        if (row.first + row.count == a.num_queries) break;
+    }
+    for (int q = 0; q < a.num_queries; q++)
+        for (int d = 0; d < a.head_dim; d += 16)
+            store(a.outputs[q] + d, mul(load(a.outputs[q] + d), splat(inverse[q])));
+}
+
+}  // namespace

@@ -1,0 +1,87 @@
+// What differs between instruction sets: one table of functions each, all bit for bit alike.
+#pragma once
+#include <stdint.h>
+
+#include "model.h"
+
+// Rows of 8-bit codes with one scale per block of 32 inputs: value = code * scale.
+struct Activations {
+    int8_t* codes;
+    float* scales;
+    float* sums;      // scale * sum of the block's codes
+    int32_t* totals;  // sum of the block's codes
+    int inputs;
+    int stride;  // inputs from one row to the next
+
+    Activations part(int first_input, int num_inputs) const {
+        return {codes + first_input, scales + first_input / kBlock, sums + first_input / kBlock,
+                totals + first_input / kBlock, num_inputs, stride};
+    }
+};
+
+struct Range {
+    int first, count;
+};
+
+struct Output {
+    float* values;  // of the first row and the first tile
+    int stride;     // from one row to the next
+    bool add;       // to what is there
+};
+
+constexpr int kMaxQueries = 8;
+
+// Up to eight query heads that share a key head, of rows of one request.
+struct Attention {
+    int num_queries, head_dim;
+    float scale;
+    bool aligned;           // whether 16 logical slots in a row lie in one tile of the pool
+    const uint16_t* keys;   // this layer and key head: [tile of 16 slots][head_dim][16]
+    const uint16_t* values;  // [slot][head_dim]
+    const int32_t* slots;    // pool slot of each logical slot
+    float* scores;           // scratch, [num_queries][score_stride]
+    int score_stride;
+    uint16_t* gathered;  // scratch, [head_dim][16]
+    const float* queries[kMaxQueries];
+    float* outputs[kMaxQueries];
+    int prefix[kMaxQueries];  // it sees the logical slots [0, prefix) and these pool slots, in this order
+    int num_tail[kMaxQueries];
+    const int32_t* tail[kMaxQueries];
+};
+
+struct Summary {
+    float highest;
+    int32_t at;         // the lowest index that has it
+    double normalizer;  // sum of exp(sharpness * (x - highest))
+};
+
+struct Kernels {
+    const char* name;
+    // RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight (null: 1).
+    void (*normalize)(const float* x, const float* weight, int size, float eps, float* y);
+    // Codes of x[0, count) into `row`, from `first_input` on; both multiples of 32.
+    void (*quantize)(const float* x, int count, const Activations& into, int row, int first_input);
+    // y[row, tile] = x[row] . matrix[tile] for rows and tiles of these ranges.
+    void (*multiply)(const Matrix& matrix, Range tiles, const Activations& x, Range rows, const Output& y);
+    void (*unpack)(const Matrix& matrix, int output, float* values);
+    // Rotate-half RoPE over the first 2 * half components.
+    void (*rotate)(float* head, const float* cos, const float* sin, int half);
+    void (*add)(float* y, const float* x, int count);
+    void (*gate)(const float* gate, const float* up, int count, float* y);  // silu(gate) * up
+    void (*to_halves)(const float* x, int count, uint16_t* halves);
+    void (*attend)(const Attention& attention);
+    Summary (*summarize)(const float* logits, int count, float sharpness);
+    double (*entropy)(const float* logits, int count, float shift);  // -sum p log p, log p = x - shift
+    // Lists the indices with x >= limit in order; at most `room`, returns how many there are.
+    int (*list_not_below)(const float* x, int count, float limit, int32_t* found, int room);
+    float (*dot)(const float* a, const float* b, int count);
+};
+
+const Kernels* kernels_scalar();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avxvnni();
+const Kernels* kernels_avx512vnni();
+const Kernels* kernels_neon();
+
+// The fastest set that this processor has, or the one of this name; null if it has none of that name.
+const Kernels* choose_kernels(const char* name);

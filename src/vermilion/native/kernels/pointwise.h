@@ -1,0 +1,72 @@
+// What is computed component by component: norm, rotation, gate, exponential. Counts are multiples of 16.
+#pragma once
+#include <math.h>
+
+#include "kernels.h"
+
+namespace {
+
+// exp(x) for x in [-87, 88], clamped to it: 2^n times a polynomial of degree 6; relative error below 3e-7.
+inline Floats exponential(Floats x) {
+    x = lower(higher(x, splat(-87.0f)), splat(88.0f));
+    const Floats n = nearest(mul(x, splat(1.44269504f)));
+    Floats rest = fma(n, splat(-0.693359375f), x);
+    rest = fma(n, splat(2.12194440e-4f), rest);
+    constexpr float kCoefficients[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+    Floats made = splat(1.0f / 720);
+    for (const float c : kCoefficients) made = fma(made, rest, splat(c));
+    return mul(made, power_of_two(n));
+}
+
+void normalize(const float* x, const float* weight, int size, float eps, float* y) {
+    Floats squares = zero();
+    for (int i = 0; i < size; i += 16) {
+        const Floats part = load(x + i);
+        squares = fma(part, part, squares);
+    }
+    const Floats inverse = splat(1.0f / sqrtf(total(squares) / (float)size + eps));
+    for (int i = 0; i < size; i += 16) {
+        const Floats part = mul(load(x + i), inverse);
+        store(y + i, weight ? mul(part, load(weight + i)) : part);
+    }
+}
+
+void rotate(float* head, const float* cos, const float* sin, int half) {
+    int i = 0;
+    for (; i + 16 <= half; i += 16) {
+        const Floats a = load(head + i), b = load(head + half + i), c = load(cos + i), s = load(sin + i);
+        store(head + i, sub(mul(a, c), mul(b, s)));
+        store(head + half + i, add(mul(b, c), mul(a, s)));
+    }
+    for (; i < half; i++) {
+        const float a = head[i], b = head[half + i];
+        head[i] = a * cos[i] - b * sin[i];
+        head[half + i] = b * cos[i] + a * sin[i];
+    }
+}
+
+void add_to(float* y, const float* x, int count) {
+    for (int i = 0; i < count; i += 16) store(y + i, add(load(y + i), load(x + i)));
+}
+
+void gate(const float* gate, const float* up, int count, float* y) {
+    for (int i = 0; i < count; i += 16) {
+        const Floats x = load(gate + i);
+        const Floats silu = div(x, add(splat(1.0f), exponential(sub(zero(), x))));
+        store(y + i, mul(silu, load(up + i)));
+    }
+}
+
+void to_halves(const float* x, int count, uint16_t* halves) {
+    constexpr float kMost = 65504.0f;
+    for (int i = 0; i < count; i += 16)
+        store_half(halves + i, lower(higher(load(x + i), splat(-kMost)), splat(kMost)));
+}
+
+float dot_product(const float* a, const float* b, int count) {
+    Floats sum = zero();
+    for (int i = 0; i < count; i += 16) sum = fma(load(a + i), load(b + i), sum);
+    return total(sum);
+}
+
+}  // namespace

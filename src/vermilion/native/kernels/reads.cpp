@@ -1,0 +1,75 @@
+#include "reads.h"
+
+#include <string.h>
+
+#include <algorithm>
+
+#include "reading.h"
+
+namespace {
+
+constexpr int kBatch = 32;  // 6 MB of logits with 49,152 tokens
+constexpr int kTilesPerShare = 16;
+
+}  // namespace
+
+Reads::Reads(Session& session, const Rows& rows, const Forward& forward, const Pass& pass, Answers& answers)
+    : session_(session),
+      rows_(rows),
+      forward_(forward),
+      pass_(pass),
+      answers_(answers),
+      normed_((size_t)pass.num_reads * session.model.hidden_size),
+      codes_(pass.num_reads, session.model.hidden_size) {
+    int top = 0;
+    for (int read = 0; read < pass.num_reads; read++) {
+        first_top_.push_back(top);
+        top += pass.reads[read].top;
+    }
+    const size_t padded = (size_t)(session.model.vocab_size + kTile - 1) / kTile * kTile;
+    const size_t needed = padded * std::min(kBatch, pass.num_reads);
+    if (session.logits.size() < needed) session.logits.resize(needed);
+}
+
+void Reads::run(Team& team) {
+    team.share(pass_.num_reads, [&](int read) { normalize(read); });
+    const int num_tiles = (session_.model.vocab_size + kTile - 1) / kTile, padded = num_tiles * kTile;
+    float* logits = session_.logits.data();
+    for (int first = 0; first < pass_.num_reads; first += kBatch) {
+        const int count = std::min(kBatch, pass_.num_reads - first);
+        team.share((num_tiles + kTilesPerShare - 1) / kTilesPerShare, [&](int index) {
+            const int tile = index * kTilesPerShare;
+            session_.kernels->multiply(session_.model.head, {tile, std::min(kTilesPerShare, num_tiles - tile)},
+                                       codes_.view(), {first, count}, {logits + tile * kTile, padded, false});
+        });
+        team.share(count, [&](int i) { answer(first + i, logits + (size_t)i * padded); });
+    }
+}
+
+void Reads::normalize(int read) {
+    const Model& model = session_.model;
+    const size_t row = rows_.place[pass_.reads[read].row];
+    float* y = normed_.data() + (size_t)read * model.hidden_size;
+    session_.kernels->normalize(forward_.hidden.data() + row * model.hidden_size, model.norm, model.hidden_size,
+                                model.norm_eps, y);
+    session_.kernels->quantize(y, model.hidden_size, codes_.view(), read, 0);
+}
+
+void Reads::answer(int index, float* logits) {
+    const Model& model = session_.model;
+    const Read& read = pass_.reads[index];
+    if (answers_.logits)
+        memcpy(answers_.logits + (size_t)index * model.vocab_size, logits, model.vocab_size * sizeof(float));
+    const Reading reading(*session_.kernels, logits, model.vocab_size, model.mask_token, pass_, read);
+    Answer& answer = answers_.answers[index];
+    answer = reading.answer();
+    for (int i = read.first_target; i < read.first_target + read.num_targets; i++)
+        answers_.targets[i] = reading.logprob(pass_.targets[i]);
+    if (!read.top) return;
+    const std::vector<int32_t> top = reading.likeliest(read.top);
+    answer.num_top = (int32_t)top.size();
+    for (size_t i = 0; i < top.size(); i++) {
+        answers_.top_tokens[first_top_[index] + i] = top[i];
+        answers_.top_logprobs[first_top_[index] + i] = reading.logprob(top[i]);
+    }
+}

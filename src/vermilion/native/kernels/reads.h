@@ -1,0 +1,33 @@
+// From hidden states to answers: last norm, head, choice, a few rows at a time so that logits stay in cache.
+#pragma once
+#include <vector>
+
+#include "forward.h"
+
+class Reads {
+   public:
+    Reads(Session& session, const Rows& rows, const Forward& forward, const Pass& pass, Answers& answers);
+
+    // Called by all members of the team.
+    void run(Team& team);
+
+    // Of a read: its hidden state after the last norm.
+    const float* hidden(int read) const { return normed_.data() + (size_t)read * session_.model.hidden_size; }
+    const Pass& pass() const { return pass_; }
+    Answers& answers() const { return answers_; }
+    // Where the read's likeliest tokens begin in `top_tokens`.
+    int first_top(int read) const { return first_top_[read]; }
+
+   private:
+    void normalize(int read);
+    void answer(int read, float* logits);
+
+    Session& session_;
+    const Rows& rows_;
+    const Forward& forward_;
+    const Pass& pass_;
+    Answers& answers_;
+    std::vector<int> first_top_;
+    std::vector<float> normed_;
+    CodeBuffer codes_;
+};

@@ -1,0 +1,153 @@
+"""The kernels' library as ctypes sees it: the structures of kernels/model.h and kernels/interface.h."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
+from functools import cache
+from typing import Any
+
+from vermilion.native.compile import FOLDER, LIBRARY_NAME
+
+LAYOUT_VERSION = 1
+NUM_PARTS = 3
+
+
+class MatrixStruct(ctypes.Structure):
+    _fields_ = (
+        ("tiles", c_void_p),
+        ("outputs", c_int32),
+        ("inputs", c_int32),
+        ("bits", c_int32),
+        ("padding", c_int32),
+    )
+
+
+class LowRankStruct(ctypes.Structure):
+    _fields_ = (("down", MatrixStruct), ("up", MatrixStruct * NUM_PARTS))
+
+
+class ProductStruct(ctypes.Structure):
+    _fields_ = (
+        ("parts", MatrixStruct * NUM_PARTS),
+        ("noisy", MatrixStruct * NUM_PARTS),
+        ("bias", c_void_p * NUM_PARTS),
+        ("denoiser", LowRankStruct),
+    )
+
+
+class LayerStruct(ctypes.Structure):
+    _fields_ = (
+        ("attention_norm", c_void_p),
+        ("ffn_norm", c_void_p),
+        ("query_norm", c_void_p),
+        ("key_norm", c_void_p),
+        ("qkv", ProductStruct),
+        ("output", ProductStruct),
+        ("gate_up", ProductStruct),
+        ("down", ProductStruct),
+    )
+
+
+class ModelStruct(ctypes.Structure):
+    _fields_ = (
+        ("num_layers", c_int32),
+        ("hidden_size", c_int32),
+        ("num_heads", c_int32),
+        ("num_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("ffn_size", c_int32),
+        ("vocab_size", c_int32),
+        ("rope_size", c_int32),
+        ("norm_eps", c_float),
+        ("mask_token", c_int32),
+        ("layers", ctypes.POINTER(LayerStruct)),
+        ("embedding", MatrixStruct),
+        ("head", MatrixStruct),
+        ("norm", c_void_p),
+        ("mask_embedding", c_void_p),
+        ("inverse_frequencies", c_void_p),
+        ("draft_down", MatrixStruct),
+        ("draft_up", MatrixStruct),
+    )
+
+
+class PassStruct(ctypes.Structure):
+    _fields_ = (
+        ("num_segments", c_int32),
+        ("num_requests", c_int32),
+        ("num_moves", c_int32),
+        ("num_reads", c_int32),
+        ("segments", c_char_p),
+        ("ids", c_char_p),
+        ("masked", c_char_p),
+        ("also", c_char_p),
+        ("pages", c_char_p),
+        ("first_page", c_char_p),
+        ("moves", c_char_p),
+        ("reads", c_char_p),
+        ("targets", c_char_p),
+        ("changes", c_char_p),
+        ("allowed", c_char_p),
+    )
+
+
+class AnswersStruct(ctypes.Structure):
+    _fields_ = (
+        ("answers", c_void_p),
+        ("targets", c_void_p),
+        ("top_tokens", c_void_p),
+        ("top_logprobs", c_void_p),
+        ("given", c_void_p),
+        ("given_tokens", c_void_p),
+        ("given_logprobs", c_void_p),
+        ("logits", c_void_p),
+        ("num_given", c_int32),
+    )
+
+
+class LibraryMissing(Exception):
+    """The library is not there or does not load; the message says why."""
+
+
+@cache
+def load() -> Any:
+    """The library with its functions' types declared; raises LibraryMissing."""
+    path = FOLDER / LIBRARY_NAME
+    if not path.is_file():
+        raise LibraryMissing(f"{path} is not built; run: python -m vermilion.native.compile")
+    try:
+        library = ctypes.CDLL(str(path))
+        version = library.vermilion_layout_version()
+    except (OSError, AttributeError) as error:
+        raise LibraryMissing(f"{path} does not load: {error}") from error
+    if version != LAYOUT_VERSION:
+        raise LibraryMissing(f"{path} is of another version; run: python -m vermilion.native.compile")
+    functions: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "vermilion_instruction_set": (c_char_p, (c_char_p,)),
+        "vermilion_open": (c_void_p, (ctypes.POINTER(ModelStruct), c_int32, c_int32, c_int32, c_char_p)),
+        "vermilion_close": (None, (c_void_p,)),
+        "vermilion_run": (None, (c_void_p, ctypes.POINTER(PassStruct), ctypes.POINTER(AnswersStruct))),
+        "vermilion_adapt": (None, (c_void_p, c_int32, ctypes.POINTER(LowRankStruct))),
+        "vermilion_packed_size": (c_int64, (c_int64, c_int32, c_int32)),
+        "vermilion_pack": (c_int32, (c_void_p, c_int32, c_int64, c_int32, c_int32, c_void_p)),
+        "vermilion_noise": (c_double, (c_uint64, c_int32, c_int32)),
+    }
+    for name, (result, arguments) in functions.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def instruction_set(wanted: str = "") -> str | None:
+    """The instruction set that this processor runs, or `wanted` if it has that; None if not.
+
+    Raises LibraryMissing.
+    """
+    name = load().vermilion_instruction_set(wanted.encode())
+    return name.decode() if name else None
+
+
+def pointer(array: Any) -> c_void_p:
+    """Of a numpy array's first element."""
+    return c_void_p(array.ctypes.data)

@@ -1,0 +1,289 @@
+"""Runs the engine's jobs through the kernels: plain integers down, plain numbers up, as `engine/worker.py`.
+
+Every call is one whole forward pass of the library, with the GIL released.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import struct
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vermilion.decoding.jobs import Job, Wanted
+from vermilion.decoding.passes import Choices, Read, Reading
+from vermilion.decoding.penalties import Adjustments
+from vermilion.models.families import Architecture
+from vermilion.native import library
+from vermilion.native.checkpoint_packing import PackedAdapter, layer_products
+from vermilion.native.library import AnswersStruct, LowRankStruct, PassStruct
+from vermilion.native.model_table import model_table
+from vermilion.native.packed_file import PackedFile
+
+# The structures of kernels/interface.h that come in arrays.
+_SEGMENT = struct.Struct("=10i")
+_READ = struct.Struct("=3dQq12i")
+_CHANGE = np.dtype([("token", "i4"), ("repetition", "f4"), ("add", "f4")])
+_ANSWER = struct.Struct("=ddii")
+_GIVEN = struct.Struct("=4i")
+_NO_DRAFT = -2
+
+
+@dataclass(slots=True)
+class _Lists:
+    """One pass's numbers, request after request, as the library takes them."""
+
+    segments: bytearray = field(default_factory=bytearray)
+    num_segments: int = 0
+    ids: list[int] = field(default_factory=list)
+    masked: bytearray = field(default_factory=bytearray)
+    also: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    first_page: list[int] = field(default_factory=list)
+    moves: list[int] = field(default_factory=list)
+    reads: bytearray = field(default_factory=bytearray)
+    num_reads: int = 0
+    targets: list[int] = field(default_factory=list)
+    changes: bytearray = field(default_factory=bytearray)
+    num_changes: int = 0
+    allowed: bytearray = field(default_factory=bytearray)
+    num_top: int = 0
+    num_given: int = 0
+    """Tokens that may stand before the pass's drafts, at the most."""
+    num_choices: int = 0
+    """Of the drafts behind all of these."""
+
+
+def num_threads(configured: int) -> int:
+    """What the configuration says, else OMP_NUM_THREADS, else the cores that this process may use."""
+    if configured:
+        return configured
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if given.isdecimal() and int(given):
+        return int(given)
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
+class NativeRunner:
+    """A packed model and its key/value pool of num_pages x page_size slots, in half precision."""
+
+    def __init__(
+        self,
+        packed: PackedFile,
+        architecture: Architecture,
+        mask_token_id: int,
+        pool: tuple[int, int],
+        threads: int = 0,
+        instruction_set: str = "",
+    ) -> None:
+        """`pool` is (num_pages, page_size). Raises LibraryMissing, and ValueError for an instruction set that
+        this processor lacks."""
+        self.architecture = architecture
+        self.threads = num_threads(threads)
+        self.page_size = pool[1]
+        self._kernels = library.load()
+        wanted = instruction_set or os.environ.get("VERMILION_INSTRUCTION_SET", "")
+        self.instruction_set = library.instruction_set(wanted)
+        if self.instruction_set is None:
+            raise ValueError(f"this processor does not run {wanted!r}")
+        self._packed = packed
+        self._table = model_table(packed, architecture, mask_token_id)
+        self._session = self._kernels.vermilion_open(
+            ctypes.byref(self._table), *pool, self.threads, self.instruction_set.encode()
+        )
+        if not self._session:
+            raise MemoryError("the key/value pool does not fit into memory; lower engine.kv_tokens")
+        self._adapters: dict[str, tuple[int, PackedAdapter]] = {}
+        self._next_adapter = 0
+        self.keep_logits = False
+        """Whether `logits` holds those of the last pass's reads, [reads, vocabulary], before any penalty."""
+        self.logits: Any = None
+
+    def close(self) -> None:
+        """Free the pool and end the threads; the runner may not be used after it."""
+        if self._session:
+            self._kernels.vermilion_close(self._session)
+            self._session = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_session", None):
+            self.close()
+
+    def attach(self, name: str, adapter: object) -> None:
+        """From the next pass on jobs may name this adapter, a `PackedAdapter`."""
+        assert isinstance(adapter, PackedAdapter)
+        number, self._next_adapter = self._next_adapter, self._next_adapter + 1
+        names = [product for product, _ in layer_products(self.architecture)]
+        table = (LowRankStruct * len(names))(*(adapter.packed.low_rank(name) for name in names))
+        self._kernels.vermilion_adapt(self._session, number, table)
+        self._adapters[name] = (number, adapter)
+
+    def detach(self, name: str) -> None:
+        """Forget an adapter that no job names any more."""
+        number, _ = self._adapters.pop(name)
+        self._kernels.vermilion_adapt(self._session, number, None)
+
+    def release(self, request: str) -> None:
+        """Nothing is kept for a request between its jobs."""
+
+    def run(self, jobs: Sequence[Job]) -> list[list[Reading]]:
+        """One forward over all jobs; the readings of each, in the order of its reads."""
+        lists = _Lists()
+        row = 0
+        for request, job in enumerate(jobs):
+            adapter = self._adapters[job.adapter][0] if job.adapter else -1
+            _list_rows(lists, job, request, adapter, self.page_size)
+            _list_reads(lists, job, row)
+            row += job.rows.num_rows
+        lists.first_page.append(len(lists.pages))
+        outcome = _Outcome(lists, self.architecture.vocab_size if self.keep_logits else 0)
+        self._kernels.vermilion_run(
+            self._session, ctypes.byref(_pass_of(lists, len(jobs))), ctypes.byref(outcome.struct)
+        )
+        if self.keep_logits:
+            self.logits = outcome.logits
+        return outcome.readings(jobs)
+
+
+def _list_rows(lists: _Lists, job: Job, request: int, adapter: int, page_size: int) -> None:
+    lists.first_page.append(len(lists.pages))
+    lists.pages += job.pages
+    for old, new in job.rows.moves:
+        for slot in (old, new):
+            lists.moves.append(job.pages[slot // page_size] * page_size + slot % page_size)
+    for segment in job.rows.segments:
+        count = len(segment.ids)
+        lists.segments += _SEGMENT.pack(
+            request, count, segment.start, segment.slot, segment.sees, segment.span, segment.noisy, adapter,
+            len(lists.also), len(segment.also),
+        )  # fmt: skip
+        lists.num_segments += 1
+        lists.ids += segment.ids
+        lists.masked += bytes(segment.masked) or bytes(count)
+        lists.also += segment.also
+
+
+def _list_reads(lists: _Lists, job: Job, first_row: int) -> None:
+    first_read = lists.num_reads
+    befores: list[int] = []
+    for read, want in zip(job.rows.reads, job.wanted, strict=True):
+        _list_read(lists, read, want, (first_row, first_read))
+        before = 0
+        if read.purpose == "draft" and read.after >= 0:
+            earlier = job.rows.reads[read.after]
+            before = earlier.top if earlier.purpose == "draft" else 1
+        befores.append(before)
+        lists.num_given += before
+        lists.num_choices += before * read.top
+
+
+def _list_read(lists: _Lists, read: Read, want: Wanted, first: tuple[int, int]) -> None:
+    s = want.sampling
+    after = _NO_DRAFT
+    if read.purpose == "draft":
+        after = first[1] + read.after if read.after >= 0 else -1
+    allowed = -1
+    if want.allowed:
+        allowed = len(lists.allowed)
+        lists.allowed += want.allowed
+    num_changes = 0 if want.adjustments is None else len(want.adjustments.tokens)
+    lists.reads += _READ.pack(
+        0.0 if s.greedy else s.temperature, s.top_p, s.min_p, s.seed & (2**64 - 1), allowed,
+        first[0] + read.row, want.position, s.top_k, want.top, want.entropy,
+        len(lists.targets), len(want.targets), lists.num_changes, num_changes, after, read.top, 0,
+    )  # fmt: skip
+    lists.num_reads += 1
+    lists.targets += want.targets
+    lists.num_top += want.top
+    if want.adjustments is not None:
+        lists.changes += _changes(want.adjustments)
+    lists.num_changes += num_changes
+
+
+def _changes(adjustments: Adjustments) -> bytes:
+    made = np.empty(len(adjustments.tokens), _CHANGE)
+    made["token"], made["repetition"] = adjustments.tokens, adjustments.repetition
+    made["add"] = adjustments.add
+    return made.tobytes()
+
+
+def _pass_of(lists: _Lists, num_requests: int) -> PassStruct:
+    def numbers(values: list[int]) -> bytes:
+        return array("i", values).tobytes()
+
+    return PassStruct(
+        lists.num_segments, num_requests, len(lists.moves) // 2, lists.num_reads,
+        bytes(lists.segments), numbers(lists.ids), bytes(lists.masked), numbers(lists.also),
+        numbers(lists.pages), numbers(lists.first_page), numbers(lists.moves), bytes(lists.reads),
+        numbers(lists.targets), bytes(lists.changes), bytes(lists.allowed),
+    )  # fmt: skip
+
+
+class _Outcome:
+    """Room for a pass's answers, and what they become."""
+
+    def __init__(self, lists: _Lists, vocab_size: int) -> None:
+        """`vocab_size` 0: logits are not wanted."""
+        self._answers = ctypes.create_string_buffer(_ANSWER.size * lists.num_reads)
+        self._targets = (ctypes.c_double * len(lists.targets))()
+        self._top_tokens = (ctypes.c_int32 * lists.num_top)()
+        self._top_logprobs = (ctypes.c_double * lists.num_top)()
+        self._given = ctypes.create_string_buffer(_GIVEN.size * max(1, lists.num_given))
+        self._given_tokens = (ctypes.c_int32 * max(1, lists.num_choices))()
+        self._given_logprobs = (ctypes.c_double * max(1, lists.num_choices))()
+        self.logits: Any = None
+        address = None
+        if vocab_size:
+            self.logits = np.empty((lists.num_reads, vocab_size), np.float32)
+            address = self.logits.ctypes.data
+        self.struct = AnswersStruct(
+            *(
+                ctypes.addressof(buffer)
+                for buffer in (
+                    self._answers, self._targets, self._top_tokens, self._top_logprobs, self._given,
+                    self._given_tokens, self._given_logprobs,
+                )
+            ),
+            address,
+        )  # fmt: skip
+
+    def readings(self, jobs: Sequence[Job]) -> list[list[Reading]]:
+        answers = _ANSWER.iter_unpack(self._answers.raw)
+        targets, top = list(self._targets), list(zip(self._top_tokens, self._top_logprobs, strict=True))
+        given = self._given_by_read()
+        made: list[list[Reading]] = []
+        first_target = first_top = index = 0
+        for job in jobs:
+            made.append([])
+            for want in job.wanted:
+                logprob, entropy, token, num_top = next(answers)
+                end_target, end_top = first_target + len(want.targets), first_top + min(num_top, want.top)
+                if math.isfinite(logprob):
+                    reading = Reading(
+                        token, logprob, entropy, tuple(targets[first_target:end_target]),
+                        tuple(top[first_top:end_top]), given.get(index, {}),
+                    )  # fmt: skip
+                else:
+                    reading = Reading(0, math.nan, target_logprobs=(math.nan,) * len(want.targets))
+                made[-1].append(reading)
+                first_target, first_top, index = end_target, first_top + want.top, index + 1
+        return made
+
+    def _given_by_read(self) -> dict[int, dict[int, Choices]]:
+        given: dict[int, dict[int, Choices]] = {}
+        rows = _GIVEN.iter_unpack(self._given.raw[: _GIVEN.size * self.struct.num_given])
+        for read, before, first, count in rows:
+            end = first + count
+            given.setdefault(read, {})[before] = tuple(
+                zip(self._given_tokens[first:end], self._given_logprobs[first:end], strict=True)
+            )
+        return given
