@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
+import tomllib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -17,7 +19,7 @@ import yaml
 from llguidance import LLMatcher, LLTokenizer
 from typer.testing import CliRunner, Result
 
-from serving.fake import FakeBackend, served
+from serving.fake import MODEL, FakeBackend, served
 from vermilion.accounts import database as stores
 from vermilion.accounts.accounts_config import AccountsConfig
 from vermilion.cli import app
@@ -42,7 +44,7 @@ def running(accounts: str = "", loaded: threading.Event | None = None) -> Iterat
     async def load() -> AsyncIterator[Served]:
         if loaded is not None:
             await asyncio.to_thread(loaded.wait, 20)
-        yield served(FakeBackend())
+        yield served(FakeBackend(model=replace(MODEL, context_length=8192)))
 
     def opened(address: str) -> None:
         found.append(address)
@@ -123,6 +125,52 @@ def test_a_model_with_little_context_gets_an_agent_with_few_tools(client: str, u
         "write",
     ]
     assert agents[1] == {}
+
+
+@pytest.mark.parametrize("client", ["claude", "codex", "copilot", "pi", "qwen"])
+def test_an_agent_is_told_the_context_and_trimmed_where_that_is_small(client: str, url: str) -> None:
+    found = discover(url, "secret")
+    small, large = (
+        {
+            path.name: text
+            for path, text in CLIENTS[client]
+            .files(replace(found, context_length=length, max_output=4096))
+            .items()
+        }
+        or {"": CLIENTS[client].render(replace(found, context_length=length, max_output=4096))}
+        for length in (8192, 131_072)
+    )
+    told = "".join(small.values())
+    assert "tiny-diffusion" in told and "secret" in told and found.root in told
+    limits = {
+        int(number) for number in re.findall(r"(?<![\w.])\d{4,6}(?![\w.])", told.replace(found.root, ""))
+    }
+    assert limits and max(limits) <= 8192
+    # Each of them trims in its own way.
+    trims = {
+        "claude": "CLAUDE_CODE_SIMPLE",
+        "codex": "model_instructions_file",
+        "copilot": "--available-tools",
+        "pi": "reserveTokens",
+        "qwen": "QWEN_SYSTEM_MD",
+    }
+    assert trims[client] in told
+    assert trims[client] not in "".join(large.values())
+
+
+def test_codexs_profile_is_sound_and_leaves_its_configuration_alone(url: str, home: Path) -> None:
+    (home / ".codex").mkdir()
+    (home / ".codex/config.toml").write_text("model = 'mine'\n")
+    for key in ("first", "second"):
+        result = connect("codex", "--url", url, "--key", key, "--write", "--no-check")
+        assert result.exit_code == 0, result.output
+        profile = tomllib.loads((home / ".codex/vermilion.config.toml").read_text())
+        assert profile["model_providers"]["vermilion"]["http_headers"] == {"Authorization": f"Bearer {key}"}
+        assert profile["model_auto_compact_token_limit"] < profile["model_context_window"]
+    assert profile["model_provider"] == "vermilion"
+    assert (home / ".codex/config.toml").read_text() == "model = 'mine'\n"
+    assert (home / ".codex/vermilion.md").read_text() == "You read and edit files with your tools.\n"
+    assert (home / ".codex/vermilion.config.toml").stat().st_mode & 0o077 == 0
 
 
 def test_zed_is_told_every_capability_that_its_settings_demand(url: str) -> None:

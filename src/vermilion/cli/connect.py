@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from vermilion.integrations.endpoint import Endpoint
 
 _LOCAL = "http://127.0.0.1:8000"
+_CLIENTS = (
+    "aider, claude, cline, codex, continue, copilot, jetbrains, kilo, opencode, pi, proxyai, qwen or zed."
+)
+_OWN_FILE = "vermilion."
+"""How files begin that nobody else writes."""
 _OURS = (
     "# Written by `vermilion connect`, which replaces this file the next time; without this line it does not."
 )
 
 
 def connect(
-    client: Annotated[
-        str, typer.Argument(help="continue, cline, kilo, proxyai, jetbrains, zed, opencode or aider.")
-    ],
+    client: Annotated[str, typer.Argument(help=_CLIENTS)],
     url: Annotated[str, typer.Option(help="Where the service runs.")] = _LOCAL,
     key: Annotated[
         str, typer.Option(envvar="VERMILION_API_KEY", help="An API key, where the service asks for one.")
@@ -80,7 +83,7 @@ def _write_all(files: Mapping[Path, str], settings: Client) -> None:
     refused = []
     for path, text in files.items():
         try:
-            print(_write(path, text, settings))
+            print(_write(path, text))
         except BadRequest as error:
             print(f"To be added to {path}:\n", file=sys.stderr)
             print(text, end="", flush=True)
@@ -92,17 +95,21 @@ def _write_all(files: Mapping[Path, str], settings: Client) -> None:
         raise BadRequest(" ".join(refused))
 
 
-def _write(path: Path, text: str, settings: Client) -> str:
+def _write(path: Path, text: str) -> str:
     """Puts the configuration into `path`, keeping what is there; says what was done.
 
     Raises BadRequest for a file whose other contents would be lost or misread.
     """
-    ours = text if settings.format == "json" else f"{_OURS}\n{text}"
+    if path.name.startswith(_OWN_FILE):
+        _replace(path, text)
+        return f"{path} is written"
+    mergeable = path.suffix == ".json"
+    ours = text if mergeable else f"{_OURS}\n{text}"
     before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    if not before.strip() or (settings.format != "json" and before.startswith(_OURS)):
+    if not before.strip() or (not mergeable and before.startswith(_OURS)):
         _replace(path, ours)
         return f"{path} is written"
-    if settings.format != "json":
+    if not mergeable:
         raise BadRequest(f"{path} exists; add the lines above to it by hand, or move it away.")
     try:
         present = json.loads(before)

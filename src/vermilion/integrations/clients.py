@@ -10,12 +10,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from vermilion.integrations import agents
+from vermilion.integrations.agents import as_json
 from vermilion.integrations.endpoint import Endpoint
 
-Format = Literal["json", "yaml", "text"]
-_CHAT = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
+_HELLO = [{"role": "user", "content": "Say hello."}]
+_CHAT = {"messages": _HELLO, "max_tokens": 8}
 _COMPLETION = {"prompt": "def add(a, b):\n    return ", "suffix": "\n", "max_tokens": 8}
 _FIM = {**_COMPLETION, "stream": False}
 _EDIT = {
@@ -29,6 +31,43 @@ _EDIT = {
     ],
     "max_tokens": 32,
 }
+_FUNCTION = {
+    "name": "read",
+    "description": "Read a file",
+    "parameters": {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]},
+}
+_AGENT = {**_CHAT, "stream": True, "tools": [{"type": "function", "function": _FUNCTION}]}
+_MESSAGE = {
+    **_CHAT,
+    "stream": True,
+    "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
+    "messages": [
+        *_HELLO,
+        {"role": "system", "content": [{"type": "text", "text": "Today is Sunday."}]},
+    ],
+    "tools": [{"name": "read", "input_schema": _FUNCTION["parameters"]}],
+    "thinking": {"type": "adaptive"},
+    "output_config": {"effort": "medium"},
+}
+_RESPONSE = {
+    "input": [
+        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Be brief."}]},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Say hello."}]},
+    ],
+    "tools": [
+        {"type": "function", "strict": False, **_FUNCTION},
+        {
+            "type": "namespace",
+            "name": "files",
+            "description": "Files",
+            "tools": [{"type": "function", **_FUNCTION}],
+        },
+        {"type": "web_search"},
+    ],
+    "stream": True,
+    "store": False,
+    "max_output_tokens": 8,
+}
 _APPLY = {
     "messages": [
         {
@@ -39,8 +78,6 @@ _APPLY = {
     ],
     "max_tokens": 32,
 }
-_STOCK_AGENT = 20_000
-"""Tokens of context below which Kilo Code's stock agent (14,800 before it begins) cannot work."""
 _SMALL_AGENT = {
     "mode": "primary",
     "description": "Reads and edits files, for models with little context",
@@ -56,11 +93,10 @@ class Client:
     title: str
     render: Callable[[Endpoint], str]
     """The configuration, or the words that say what to do."""
-    format: Format = "text"
     file: str = ""
     """Where it lies, below the user's home; empty where the client keeps it in its own settings."""
     also: Mapping[str, Callable[[Endpoint], str]] = field(default_factory=dict)
-    """Further files below the user's home, of the same format; none where it gives no text."""
+    """Further files below the user's home; none where it gives no text."""
     after: str = ""
     """What is left to do by hand."""
     checks: tuple[tuple[str, Mapping[str, Any]], ...] = (("/v1/chat/completions", _CHAT),)
@@ -122,10 +158,10 @@ def _opencode(c: Endpoint) -> str:
         "model": name,
         "small_model": name,
     }
-    if c.context_length < _STOCK_AGENT:
+    if agents.is_small(c):
         config["agent"] = {"vermilion": _SMALL_AGENT}
         config["default_agent"] = "vermilion"
-    return _json(config)
+    return as_json(config)
 
 
 def _proxyai(c: Endpoint) -> str:
@@ -170,7 +206,7 @@ def _zed(c: Endpoint) -> str:
         "prompt_format": "qwen",
         "max_output_tokens": 64,
     }
-    return _json(
+    return as_json(
         {
             "language_models": {"openai_compatible": {"Vermilion": provider}},
             "edit_predictions": {"provider": "open_ai_compatible_api", "open_ai_compatible_api": edits},
@@ -192,7 +228,7 @@ def _aider_model(c: Endpoint) -> str:
     Without a name before the fence aider takes the only file in the chat. Its reminder of the format behind
     every request is left out: the grammar keeps to it, and the model would answer the reminder.
     """
-    if c.context_length >= _STOCK_AGENT:
+    if not agents.is_small(c):
         return ""
     return f"""- name: openai/{c.model}
   edit_format: whole
@@ -209,23 +245,16 @@ def _aider_model(c: Endpoint) -> str:
 """
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, indent=2) + "\n"
-
-
 _COMPLETES = ("/v1/completions", _COMPLETION)
 _EDITS = (("/v1/edit/completions", _EDIT), ("/v1/apply/completions", _APPLY))
 _CHATS = ("/v1/chat/completions", _CHAT)
 
 CLIENTS: dict[str, Client] = {
-    "continue": Client(
-        "Continue", _continue, "yaml", ".continue/config.yaml", checks=(_CHATS, _COMPLETES, *_EDITS)
-    ),
+    "continue": Client("Continue", _continue, ".continue/config.yaml", checks=(_CHATS, _COMPLETES, *_EDITS)),
     "cline": Client("Cline", _cline),
     "kilo": Client(
         "Kilo Code",
         _opencode,
-        "json",
         ".config/kilo/kilo.json",
         after="VS Code's next edit: set kilo-code.new.autocomplete.nextEdit.baseUrl to the service's /v1.",
         checks=(_CHATS, ("/v1/fim/completions", _FIM), _EDITS[0]),
@@ -237,17 +266,44 @@ CLIENTS: dict[str, Client] = {
     "zed": Client(
         "Zed",
         _zed,
-        "json",
         ".config/zed/settings.json",
         after="Enter the key in Zed's agent settings, or export VERMILION_API_KEY before starting Zed; for "
         "edit predictions ZED_OPEN_AI_COMPATIBLE_EDIT_PREDICTION_API_KEY.",
         checks=(_CHATS, _COMPLETES),
     ),
-    "opencode": Client("OpenCode", _opencode, "json", ".config/opencode/opencode.json"),
+    "claude": Client(
+        "Claude Code",
+        agents.claude,
+        ".claude/settings.json",
+        checks=(("/v1/messages", _MESSAGE), ("/v1/messages/count_tokens", _MESSAGE)),
+    ),
+    "codex": Client(
+        "Codex",
+        agents.codex,
+        ".codex/vermilion.config.toml",
+        also={".codex/vermilion.md": agents.short_prompt},
+        after="Start it with: codex --profile vermilion",
+        checks=(("/v1/responses", _RESPONSE),),
+    ),
+    "copilot": Client("Copilot CLI", agents.copilot, checks=(("/v1/chat/completions", _AGENT),)),
+    "qwen": Client(
+        "Qwen Code",
+        agents.qwen,
+        ".qwen/settings.json",
+        also={".qwen/vermilion.md": agents.short_prompt},
+        checks=(("/v1/chat/completions", _AGENT),),
+    ),
+    "pi": Client(
+        "pi",
+        agents.pi,
+        ".pi/agent/models.json",
+        also={".pi/agent/settings.json": agents.pi_settings},
+        checks=(("/v1/chat/completions", _AGENT),),
+    ),
+    "opencode": Client("OpenCode", _opencode, ".config/opencode/opencode.json"),
     "aider": Client(
         "aider",
         _aider,
-        "yaml",
         ".aider.conf.yml",
         also={".aider.model.settings.yml": _aider_model},
         after="Edits come one file at a time: aider FILE. To ask instead: aider --model openai/mercury "
