@@ -33,7 +33,8 @@ class BadParameter(BadRequest):
     """One parameter is outside what is allowed."""
 
     def __init__(self, param: str, given: object, allowed: str, hint: str = "") -> None:
-        shown = repr(given) if len(repr(given)) <= 80 else repr(given)[:77] + "..."
+        shown = repr(given[:80] if isinstance(given, str) else given)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
         message = f"{param}: {shown} is not allowed; allowed: {allowed}." + (f" {hint}" if hint else "")
         super().__init__(message, param=param, code="invalid_value")
 

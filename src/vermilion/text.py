@@ -11,6 +11,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,11 @@ class Tokenizer:
             raise ModelFileError(f"{path}: not a byte-level BPE tokenizer, or missing.")
         built = tokenizers.Tokenizer.from_file(str(path))
         return cls(built, _eos_token_ids(folder, built))
+
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        """No token stands for more: n bytes of text are at least n / longest_token_bytes tokens."""
+        return max(len(self.token_bytes(token)) for token in range(self.vocab_size))
 
     @property
     def special_tokens(self) -> Mapping[str, int]:

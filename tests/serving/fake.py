@@ -47,6 +47,8 @@ MODEL = ModelInfo(
 class FakeTokenizer:
     """One token per character."""
 
+    longest_token_bytes = 4
+
     def encode(self, text: str, special: bool = False) -> list[int]:
         return [ord(letter) for letter in text]
 

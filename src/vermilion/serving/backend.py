@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from vermilion.errors import ContextLengthExceeded
 from vermilion.types import EngineStats, Event, Finish, ModelInfo, Request, Text, Usage
 
 if TYPE_CHECKING:
@@ -65,3 +66,12 @@ class Served:
     """None for a base model, which continues texts and cannot chat."""
     source: str = ""
     """What `vermilion train` calls the model: a name of `vermilion models` or a folder; empty if nothing."""
+
+    def check_length(self, num_characters: int, param: str = "messages") -> None:
+        """Raises `ContextLengthExceeded` for texts that cannot fit whatever their tokens are, which takes no
+        time to see; tokenising them would."""
+        length, longest = self.backend.model.context_length, self.tokenizer.longest_token_bytes
+        if num_characters > length * longest:
+            error = ContextLengthExceeded(length, -(-num_characters // longest))
+            error.param = param
+            raise error

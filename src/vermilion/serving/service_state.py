@@ -13,6 +13,7 @@ from vermilion.serving.admin.answer_log import AnswerLog
 from vermilion.serving.admin.metrics import Metrics
 from vermilion.serving.backend import Served
 from vermilion.serving.http import auth
+from vermilion.serving.http.parsing import LARGE_AT_ONCE
 from vermilion.serving.jobs.background import BackgroundJobs, NoBackgroundJobs
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.wire.response_store import ResponseStore
@@ -54,6 +55,7 @@ class ServiceState:
         self.accounts = accounts
         self.background: BackgroundJobs | NoBackgroundJobs = NoBackgroundJobs("the model is still loading.")
         self.draining = False
+        self.large_bodies = asyncio.Semaphore(LARGE_AT_ONCE)
         self.answer_log = AnswerLog()
         self.responses = ResponseStore(config.max_response_store_bytes, config.max_response_age_s)
         self.calibrations: OrderedDict[str, list[list[float]]] = OrderedDict()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from serving.fake import FakeBackend, FakeTemplate, served, sse
+from serving.fake import MODEL, FakeBackend, FakeTemplate, served, sse
 from vermilion.errors import EngineFailure
 from vermilion.models.families.family_presets import WITH_BASE
 from vermilion.serving.http.app import create_app
@@ -381,6 +381,7 @@ async def test_a_long_prompt_is_tokenised_beside_the_event_loop(backend: FakeBac
             threads.append(threading.current_thread())
             return super().encode(*arguments)
 
+    backend.model = replace(MODEL, context_length=200_000)
     service = ServiceState(ServeConfig(), served(backend, template=Template()))
     transport = httpx.ASGITransport(create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:

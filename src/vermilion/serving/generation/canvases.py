@@ -10,6 +10,7 @@ from string import ascii_lowercase, ascii_uppercase
 from vermilion.errors import BadRequest, ContextLengthExceeded
 from vermilion.serving.backend import Served
 from vermilion.serving.generation import chat, model_names
+from vermilion.serving.heavy_work import offload
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.wire.openai_bodies import ChatBody, Message
 from vermilion.types import Request, Sampling, Seeds
@@ -41,14 +42,11 @@ async def form_request(
     """
     served, config = call
     model_names.check_model(model, served.backend.model, config)
-    lines, ids, candidates = [], list[int | None](), []
-    for number, question in enumerate(questions, 1):
-        options, lead, places = _places(question, served)
-        lines.append(_line(number, question, options))
-        ids += await chat.text_tokens(f"{chr(10) if number > 1 else ''}{number}:{lead}", served)
-        ids.append(None)
-        candidates.append(places)
-    ids += await chat.text_tokens("\n", served)
+    num_options = sum(len(question.options) for question in questions)
+    if num_options > served.backend.model.context_length:
+        # Each is at least one token of the form.
+        raise ContextLengthExceeded(served.backend.model.context_length, num_options)
+    lines, ids, candidates = await offload(lambda: _form(questions, served))
     asked = "Answer each question about the text above in one line."
     content = "\n".join([state, "", asked, *lines])
     body = ChatBody.model_construct(messages=[Message(role="user", content=content)])
@@ -62,6 +60,21 @@ async def form_request(
         seeds=Seeds(tuple(ids), tuple(candidates)),
         adapter=model_names.adapter_of(model, served.backend.model, config),
     )
+
+
+def _form(
+    questions: Sequence[FormQuestion], served: Served
+) -> tuple[list[str], list[int | None], list[tuple[int, ...]]]:
+    """The lines that ask, the tokens of those that answer with None for open places, and their candidates."""
+    lines, ids, candidates = [], list[int | None](), []
+    for number, question in enumerate(questions, 1):
+        options, lead, places = _places(question, served)
+        lines.append(_line(number, question, options))
+        before = f"{chr(10) if number > 1 else ''}{number}:{lead}"
+        ids += served.tokenizer.encode(before, special=False)
+        ids.append(None)
+        candidates.append(places)
+    return lines, [*ids, *served.tokenizer.encode("\n", special=False)], candidates
 
 
 def _line(number: int, question: FormQuestion, options: Sequence[str]) -> str:

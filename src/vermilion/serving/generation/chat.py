@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from vermilion.serving.backend import Served
 from vermilion.serving.generation import model_names, parameters
 from vermilion.serving.generation.edits import FENCE, Edit, EditBody, apply_chat, edit_chat, parse_apply
 from vermilion.serving.generation.tools import Tool, Toolbox, offered, written
+from vermilion.serving.heavy_work import offload
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.wire.mercury_bodies import untemplated
 from vermilion.serving.wire.openai_bodies import (
@@ -31,8 +31,10 @@ _NO_SUFFIX = "<|endoftext|>"
 SPECULATIVE = ("lossless", "relaxed")
 _COPIED = 64
 """Most tokens of a text to be edited that one pass takes over."""
-_INLINE_CHARACTERS = 16_384
-"""Longer prompts are tokenised on a thread: some 10 ms of this core would hold up every other stream."""
+_INLINE_CHARACTERS = 4096
+"""Longer prompts are tokenised on a thread: 0.6 us a character would hold up every other stream."""
+_MESSAGE_CHARACTERS = 32
+"""What a message costs besides its text, in characters: the template writes it."""
 
 
 async def chat_requests(
@@ -188,6 +190,8 @@ async def infill_requests(
     room = min(length // 2, num_free - min(request.sampling.max_tokens, length // 4))
     before: list[int] = []
     for name, text in reversed(context):
+        if len(text) > room * served.tokenizer.longest_token_bytes:
+            break
         tokens = await _token_ids(f"--- {name} ---\n{text}\n\n", served)
         if len(before) + len(tokens) > room:
             break
@@ -219,11 +223,17 @@ async def text_tokens(text: str, served: Served) -> list[int]:
 
 async def text_of(tokens: list[int], served: Served) -> str:
     """Raises `BadParameter` for ids outside the vocabulary."""
-    return served.tokenizer.decode(await _token_ids(tokens, served, "tokens"))
+    known = await _token_ids(tokens, served, "tokens")
+    return await offload(lambda: served.tokenizer.decode(known))
 
 
-async def _encode(encode: Callable[[], list[int]], num_characters: int) -> list[int]:
-    return encode() if num_characters < _INLINE_CHARACTERS else await asyncio.to_thread(encode)
+async def _encode(served: Served, encode: Callable[[], list[int]], size: tuple[int, str]) -> list[int]:
+    """`size`: how many characters there are, and in which parameter. Raises `ContextLengthExceeded`."""
+    num_characters, _ = size
+    if num_characters < _INLINE_CHARACTERS:
+        return encode()
+    served.check_length(*size)
+    return await offload(encode)
 
 
 async def chat_tokens(body: ChatBody, served: Served, box: Toolbox | None = None) -> list[int]:
@@ -244,8 +254,11 @@ async def chat_tokens(body: ChatBody, served: Served, box: Toolbox | None = None
     offers: dict[str, Any] = {}
     if native:
         offers["tools"] = [offer.model_dump(exclude_none=True) for offer in body.tools or ()]
-    num_characters = sum(len(message["content"]) for message in messages)
-    return await _encode(lambda: template.encode(messages, tokenizer, **offers), num_characters)
+    num_characters = sum(len(message["content"]) + _MESSAGE_CHARACTERS for message in messages)
+    if native and box is not None:
+        num_characters += len(box.prompt())
+    size = num_characters, "messages"
+    return await _encode(served, lambda: template.encode(messages, tokenizer, **offers), size)
 
 
 def _told(message: Message, native: bool) -> dict[str, Any]:
@@ -290,7 +303,10 @@ def _instructed(messages: list[dict[str, Any]], hint: str) -> list[dict[str, Any
 
 async def _token_ids(prompt: str | list[int], served: Served, param: str = "prompt") -> list[int]:
     if isinstance(prompt, str):
-        return await _encode(lambda: served.tokenizer.encode(prompt, special=False), len(prompt))
-    for token in prompt:
-        parameters.check_token(param, token, served.backend.model)
+        size = len(prompt), param
+        return await _encode(served, lambda: served.tokenizer.encode(prompt, special=False), size)
+    if prompt:
+        # The least and the greatest stand for all: a loop of our own over 400,000 would hold up every stream.
+        for token in (min(prompt), max(prompt)):
+            parameters.check_token(param, token, served.backend.model)
     return prompt

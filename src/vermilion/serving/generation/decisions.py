@@ -5,6 +5,7 @@ Inception's shape (`state`, `questions` by name) and OpenAI's (`input`, `questio
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import secrets
@@ -276,6 +277,7 @@ async def decisions(context: RequestContext, body: DecisionsBody) -> Response:
         raise
     known = context.service.calibrations
     form = f"{context.service.owner()}\n{model}\n{context.service.adapter_loads[model]}\n{questions}"
+    form = hashlib.sha256(form.encode("utf-8", "surrogatepass")).hexdigest()
     offsets = known.get(form)
     if offsets is None:
         requests.append(await form_request("", questions, body.model, where, f"{id}-1"))

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,10 +15,11 @@ from pydantic import BaseModel, Field
 
 from vermilion.errors import BadParameter, ContextLengthExceeded
 from vermilion.serving.backend import Served
-from vermilion.serving.generation import model_names, parameters
+from vermilion.serving.generation import chat, model_names, parameters
 from vermilion.serving.generation.choices import Choice, fold
 from vermilion.serving.generation.events import generate_events
 from vermilion.serving.generation.metering import together
+from vermilion.serving.heavy_work import offload
 from vermilion.serving.http.connection import while_connected
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
@@ -87,7 +89,8 @@ class Filling:
                 before, at = before + part, at + 1
                 continue
             run = self._fixed_run(at) if part.tokens else 1
-            step = self._step(replace(request, id=f"{request.id}-{at}"), before, at, run)
+            numbered = replace(request, id=f"{request.id}-{at}")
+            step = await offload(partial(self._step, numbered, before, at, run))
             choice = Choice()
             async with aclosing(self.served.backend.generate(step)) as events:
                 async for event in events:
@@ -187,14 +190,15 @@ async def infill_holes(context: RequestContext, body: HolesBody) -> Response:
     model_names.check_model(body.model, context.model, context.service.config)
     head = Head(f"infill-{secrets.token_hex(12)}", context.answering(body.model))
     given = "".join(part for part in parts if isinstance(part, str))
-    num_given = len(context.served.tokenizer.encode(given, special=False))
-    if num_given >= context.model.context_length:
-        error = ContextLengthExceeded(context.model.context_length, num_given)
+    context.served.check_length(len(given), "parts")
+    tokens = await chat.text_tokens(given or "\n", context.served)
+    if len(tokens) >= context.model.context_length:
+        error = ContextLengthExceeded(context.model.context_length, len(tokens))
         error.param = "parts"
         raise error
     request = Request(
         head.id,
-        tuple(context.served.tokenizer.encode(given or "\n", special=False)),
+        tuple(tokens),
         parameters.sampling(body, context.model, body.max_tokens or _FREE_TOKENS, None),
         parameters.decoding(body, context.served, context.service.config),
         adapter=model_names.adapter_of(body.model, context.model, context.service.config),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Sequence
 
 from vermilion.text import line_end, split_lines
 
 _MARK = re.compile(
-    r"^\s*(?://|#|--|;|%|/\*|<!--|\{/\*)?\s*(?:\.\.\.|\u2026)\s*(?:existing|rest of|unchanged)\b.*$", re.I
+    r"(?://|#|--|;|%|/\*|<!--|\{/\*)?\s*(?:\.\.\.|\u2026)\s*(?:existing|rest of|unchanged)\b", re.IGNORECASE
 )
+"""At the start of a line without the blanks around it, so that no run of blanks can be read in two ways."""
 
 
 def merged(original: str, snippet: str) -> str | None:
@@ -17,42 +20,46 @@ def merged(original: str, snippet: str) -> str | None:
 
     Marks split the snippet into hunks. A hunk is certain if its first and its last line each occur exactly
     once in what of the file is left; it takes the place of everything from the one to the other. A snippet
-    without marks is one hunk.
+    without marks is one hunk. Linear in both texts, whatever the number of hunks.
     """
     lines = split_lines(original)
     file_end = line_end(lines[0]) if lines else ""
+    places: defaultdict[str, list[int]] = defaultdict(list)
+    for number, line in enumerate(lines):
+        places[line.rstrip()].append(number)
     done: list[str] = []
-    hunks = _hunks([line.removesuffix(line_end(line)) for line in split_lines(snippet)])
+    hunks, begin = _hunks([line.removesuffix(line_end(line)) for line in split_lines(snippet)]), 0
     for hunk in hunks:
-        first, last = _places(lines, hunk[0]), _places(lines, hunk[-1])
-        if len(first) != 1 or len(last) != 1 or last[0] < first[0]:
+        first, last = _only(places, hunk[0], begin), _only(places, hunk[-1], begin)
+        if first is None or last is None or last < first:
             return None
-        start, end = first[0], last[0] + 1
-        ending = line_end(lines[end - 1])
+        ending = line_end(lines[last])
         newline = ending or file_end or "\n"
-        done += lines[:start]
+        done += lines[begin:first]
         done += [line + newline for line in hunk[:-1]]
         done.append(hunk[-1] + ending)
-        lines = lines[end:]
-    return "".join(done + lines) if hunks else None
+        begin = last + 1
+    return "".join(done + lines[begin:]) if hunks else None
 
 
 def _hunks(lines: Sequence[str]) -> list[list[str]]:
     hunks: list[list[str]] = [[]]
     for line in lines:
-        if _MARK.match(line):
+        if _MARK.match(line.strip()):
             hunks.append([])
         else:
             hunks[-1].append(line)
-    trimmed = []
-    for hunk in hunks:
-        while hunk and not hunk[0].strip():
-            hunk.pop(0)
-        while hunk and not hunk[-1].strip():
-            hunk.pop()
-        trimmed += [hunk] if hunk else []
-    return trimmed
+    return [hunk for hunk in map(_trimmed, hunks) if hunk]
 
 
-def _places(lines: Sequence[str], wanted: str) -> list[int]:
-    return [number for number, line in enumerate(lines) if line.rstrip() == wanted.rstrip()]
+def _trimmed(hunk: list[str]) -> list[str]:
+    """Without the blank lines around it."""
+    full = [number for number, line in enumerate(hunk) if line.strip()]
+    return hunk[full[0] : full[-1] + 1] if full else []
+
+
+def _only(places: defaultdict[str, list[int]], wanted: str, begin: int) -> int | None:
+    """The one line from `begin` on that reads so; None where there is none or several."""
+    found = places.get(wanted.rstrip(), [])
+    at = bisect_left(found, begin)
+    return found[at] if len(found) - at == 1 else None

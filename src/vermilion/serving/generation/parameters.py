@@ -29,6 +29,10 @@ _SEEDS = 2**63
 _FIRST_SPOKEN = 4
 """Rows of the first canvas of a `realtime` answer, unless it asks for another number."""
 _LEAST_TOP_P = 1e-6
+MAX_STOP_LENGTH = 8192
+"""Characters of all stop strings together: they are looked for behind every piece of text."""
+MAX_LOGIT_BIAS = 1024
+"""Tokens: every one is work at every position."""
 
 
 def check_token(param: str, token: int, model: ModelInfo) -> None:
@@ -55,12 +59,17 @@ def sampling(body: Generation, model: ModelInfo, max_tokens: int, logprobs: int 
         "ignore_eos": body.ignore_eos,
         "logprobs": logprobs,
     }
+    stop_length = sum(map(len, body.stop or ()))
+    if stop_length > MAX_STOP_LENGTH:
+        raise BadParameter("stop", f"{stop_length} characters", f"at most {MAX_STOP_LENGTH} in all")
     if body.min_tokens and body.min_tokens > max_tokens:
         raise BadParameter("min_tokens", body.min_tokens, f"at most max_tokens, here {max_tokens}")
     return Sampling(**{name: value for name, value in given.items() if value is not None})
 
 
 def _logit_bias(bias: Mapping[str, float], model: ModelInfo) -> dict[int, float]:
+    if len(bias) > MAX_LOGIT_BIAS:
+        raise BadParameter("logit_bias", f"{len(bias)} tokens", f"at most {MAX_LOGIT_BIAS}")
     checked = {}
     for name, value in bias.items():
         # isdecimal() alone takes digits of every script, and int() those of any length up to a limit.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
-from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, MutableSequence, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
@@ -12,6 +14,7 @@ from pydantic_core import ErrorDetails, from_json
 from starlette.requests import ClientDisconnect
 
 from vermilion.errors import BadRequest
+from vermilion.serving.heavy_work import offload
 from vermilion.serving.http import auth
 from vermilion.serving.http.connection import ClientGone
 
@@ -21,6 +24,18 @@ _LONGEST_SHOWN = 80
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """zlib's parameter for each content encoding that is unpacked."""
+_INLINE_BYTES = 32 * 1024
+"""Larger bodies are read on a thread."""
+LARGE_BODY = "vermilion.large_body"
+"""Key of the scope that says whether the body was."""
+_LARGE_BYTES = 1024 * 1024
+LARGE_AT_ONCE = 4
+"""So many bodies above `_LARGE_BYTES` are in memory at once; others are left in the kernel's buffers."""
+_BODY_TIMEOUT_S = 60.0
+MAX_OBJECTS = 24_000
+MAX_VALUES = 400_000
+"""Braces, and commas with brackets, of a body. JSON is taken apart in one piece that nothing can interrupt,
+so its parts are counted first: two million empty objects in 4 MB would take 0.4 s and 400 MB."""
 _MAX_REPAIRS = 8
 """Rounds of `_repaired`: a field that was null or 8.0 can hide an error of the object around it."""
 
@@ -30,6 +45,14 @@ class BodyTooLarge(BadRequest):
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"The request body is larger than {limit_bytes} bytes.", code="request_too_large")
+
+
+class BodyTooSlow(BadRequest):
+    status = 408
+
+    def __init__(self) -> None:
+        message = f"The request body did not arrive within {_BODY_TIMEOUT_S:g} s."
+        super().__init__(message, code="request_timeout")
 
 
 class NotJson(BadRequest):
@@ -52,12 +75,23 @@ class UnknownEncoding(BadRequest):
         )
 
 
-async def read(request: HttpRequest, kind: type[Body], limit_bytes: int) -> Body:
-    """The body as a `kind`. Raises `BadRequest` (400, 413, 415), and `ClientGone` where it never arrives."""
+async def read(request: HttpRequest, kind: type[Body], limit_bytes: int, places: asyncio.Semaphore) -> Body:
+    """The body as a `kind`; `places` are for large ones.
+
+    Raises `BadRequest` (400, 408, 413, 415), and `ClientGone` where it never arrives.
+    """
     _check_media_type(request)
-    content = _unpacked(await _receive(request, limit_bytes), request, limit_bytes)
-    auth.seen(content)
-    return parse(content, kind)
+    async with AsyncExitStack() as held:
+        content = await _receive(request, limit_bytes, lambda: held.enter_async_context(places))
+
+        def work() -> Body:
+            unpacked = _unpacked(content, request, limit_bytes)
+            auth.seen(unpacked)
+            return parse(unpacked, kind)
+
+        large = len(content) > _INLINE_BYTES or "content-encoding" in request.headers
+        request.scope[LARGE_BODY] = large
+        return await offload(work) if large else work()
 
 
 def _check_media_type(request: HttpRequest) -> None:
@@ -90,6 +124,8 @@ def _unpacked(content: bytes, request: HttpRequest, limit_bytes: int) -> bytes:
 
 def parse(content: bytes, kind: type[Body]) -> Body:
     """JSON as a `kind`. Raises `BadRequest`; NaN, infinities and nesting past 200 levels are no JSON here."""
+    if len(content) > _INLINE_BYTES:
+        _check_parts(content)
     try:
         value = from_json(content.removeprefix(_BYTE_ORDER_MARK), allow_inf_nan=False)
     except ValueError as error:
@@ -151,15 +187,33 @@ def _place(value: Any, steps: Sequence[str | int]) -> tuple[Any, Any]:
     return holder, last
 
 
-async def _receive(request: HttpRequest, limit_bytes: int) -> bytes:
-    content = bytearray()
+def _check_parts(content: bytes) -> None:
+    """Raises `BadRequest` for more parts than a conversation that fits a model can have."""
+    num_objects, num_values = content.count(b"{"), content.count(b",") + content.count(b"[")
+    if num_objects > MAX_OBJECTS or num_values > MAX_VALUES:
+        raise BadRequest(
+            f"The request body has too many parts: {num_objects} braces and {num_values} commas or brackets, "
+            f"at most {MAX_OBJECTS} and {MAX_VALUES}.",
+            code="request_too_complex",
+        )
+
+
+async def _receive(request: HttpRequest, limit_bytes: int, place: Callable[[], Awaitable[None]]) -> bytes:
+    """The raw body; a large one waits for its `place`."""
+    content, waiting = bytearray(), True
     try:
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > limit_bytes:
-                raise BodyTooLarge(limit_bytes)
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                content += chunk
+                if len(content) > limit_bytes:
+                    raise BodyTooLarge(limit_bytes)
+                if waiting and len(content) > _LARGE_BYTES:
+                    await place()
+                    waiting = False
     except ClientDisconnect:
         raise ClientGone from None
+    except TimeoutError:
+        raise BodyTooSlow from None
     return bytes(content)
 
 
@@ -178,6 +232,7 @@ def _explain(detail: ErrorDetails, names: Mapping[str, str]) -> BadRequest:
     if detail["type"] == "missing":
         return BadRequest(f"{path}: this field is required.", path, "missing_required_parameter")
     given = detail["input"]
+    given = given[:_LONGEST_SHOWN] if isinstance(given, str) else given
     shown = f" (given: {given!r:.{_LONGEST_SHOWN}})" if isinstance(given, str | int | float | None) else ""
     code = "invalid_type" if detail["type"].endswith("_type") else "invalid_value"
     return BadRequest(f"{path}: {reason[:1].lower()}{reason[1:]}{shown}.", path, code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,9 @@ from vermilion.serving.backend import Ready, Served
 from vermilion.serving.generation import model_names
 from vermilion.serving.generation.choices import Choice, fold
 from vermilion.serving.generation.events import generate_events
+from vermilion.serving.heavy_work import Result, offload
 from vermilion.serving.http.connection import while_connected
+from vermilion.serving.http.parsing import LARGE_BODY
 from vermilion.serving.http.sse import FrameStream, StreamRenderer, frames
 from vermilion.serving.jobs.internal_requests import BACKGROUND
 from vermilion.serving.service_state import ServiceState
@@ -42,6 +44,10 @@ class RequestContext:
     def answering(self, name: str | None) -> str:
         """What answers to `name`, as replies call it."""
         return model_names.shown(name, self.model, self.service.config)
+
+    async def offload(self, work: Callable[[], Result]) -> Result:
+        """What `work` on the body gives, off the event loop where the body is large."""
+        return await offload(work) if self.http.scope.get(LARGE_BODY) else work()
 
     async def ready(self, request: Request, text: str) -> Choice:
         """`text` as the answer, without the engine; counted like any other. Raises as `whole` does."""

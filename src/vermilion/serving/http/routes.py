@@ -76,7 +76,7 @@ class Route:
             context = RequestContext(http, service, service.admit() if self.needs_model else None)
             if kind is None:
                 return await handler(context, **given)
-            body = await read(http, kind, limit_bytes)
+            body = await read(http, kind, limit_bytes, service.large_bodies)
             named = http.scope.get("deployment")
             if named:
                 # A model named in the path wins over the body's.

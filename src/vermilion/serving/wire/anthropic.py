@@ -143,7 +143,7 @@ def _event(name: str, **fields: object) -> bytes:
 
 async def messages(context: RequestContext, body: MessagesBody) -> Response:
     id = f"msg_{secrets.token_hex(12)}"
-    asked = body.chat
+    asked = await context.offload(lambda: body.chat)
     requests = await chat.chat_requests(asked, context.served, context.service.config, id, body.begun)
     box = chat.toolbox(asked, context.service.config)
     name = context.answering(asked.model)
@@ -155,7 +155,8 @@ async def messages(context: RequestContext, body: MessagesBody) -> Response:
 
 
 async def count_tokens(context: RequestContext, body: CountBody) -> Response:
-    prompt = await chat.chat_prompt(body.chat, context.served, context.service.config, body.begun)
+    asked = await context.offload(lambda: body.chat)
+    prompt = await chat.chat_prompt(asked, context.served, context.service.config, body.begun)
     return json_response({"input_tokens": len(prompt)})
 
 

@@ -12,6 +12,7 @@ from vermilion.errors import BadRequest
 from vermilion.serving.http.parsing import convert
 from vermilion.serving.wire.content_blocks import block_text, blocks_text
 from vermilion.serving.wire.openai_bodies import (
+    MAX_MESSAGES,
     MOST_STOPS,
     WIRE,
     CalledFunction,
@@ -163,7 +164,9 @@ class MessagesBody(BaseModel):
     )
     max_tokens: int = Field(ge=1, description="Longest answer; cut to what fits.")
     messages: list[Turn] = Field(
-        min_length=1, description="The conversation; the model goes on from a last message of the assistant."
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        description="The conversation; the model goes on from a last message of the assistant.",
     )
     system: _Content = Field("", description="A string or a list of text blocks.")
     stop_sequences: list[str] | None = Field(

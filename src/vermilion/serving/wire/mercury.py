@@ -27,7 +27,7 @@ async def fim_completions(context: RequestContext, body: FimBody) -> Response:
 
 
 async def edit_completions(context: RequestContext, body: EditBody) -> Response:
-    edit = parse_edit(body.text)
+    edit = await context.offload(lambda: parse_edit(body.text))
     head = Head(f"cmpl-{secrets.token_hex(12)}", context.answering(body.model))
     request = await chat.edit_request(edit, body, context.served, context.service.config, head.id)
     (choice,) = await context.whole([request])
@@ -37,11 +37,12 @@ async def edit_completions(context: RequestContext, body: EditBody) -> Response:
 
 async def apply_completions(context: RequestContext, body: EditBody) -> Response:
     head = Head(f"cmpl-{secrets.token_hex(12)}", context.answering(body.model))
-    tagged = parse_apply(body.text)
-    whole = merged(*tagged) if tagged else None
+    text = body.text
+    context.served.check_length(len(text))
+    whole = await context.offload(lambda: _merged(text))
     if whole is not None:
         model_names.check_model(body.model, context.model, context.service.config)
-        prompt = await chat.text_tokens(body.text, context.served)
+        prompt = await chat.text_tokens(text, context.served)
         choice = await context.ready(Request(head.id, tuple(prompt)), whole)
         return _told(context, body, head, choice, "apply.completion")
     request = await chat.apply_request(body, context.served, context.service.config, head.id)
@@ -49,6 +50,11 @@ async def apply_completions(context: RequestContext, body: EditBody) -> Response
         return context.stream([request], ChatStream(head, body.wants_usage_chunk))
     (choice,) = await context.whole([request])
     return _told(context, body, head, choice, "apply.completion")
+
+
+def _merged(text: str) -> str | None:
+    tagged = parse_apply(text)
+    return merged(*tagged) if tagged else None
 
 
 def _told(context: RequestContext, body: EditBody, head: Head, choice: Choice, kind: str) -> Response:

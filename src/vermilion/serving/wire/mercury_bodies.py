@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from pydantic import Field
 
 from vermilion.serving.http.openapi import operation
@@ -13,12 +11,11 @@ DEFAULT_STOPS = ("\n\n", "\n \n")
 _DEFAULT_PRESENCE_PENALTY = 1.5
 _MOST_TOKENS = 8192
 
-# Qwen's and Mercury's marks, and StarCoder's.
-_TEMPLATE = re.compile(
-    r"(?:<\|fim_prefix\|>)?(?P<prefix>.*)<\|fim_suffix\|>(?P<suffix>.*)<\|fim_middle\|>\s*"
-    r"|(?:<fim_prefix>)?(?P<before>.*)<fim_suffix>(?P<after>.*)<fim_middle>\s*",
-    re.DOTALL,
+_TEMPLATES = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
 )
+"""Qwen's and Mercury's marks, and StarCoder's."""
 
 
 def untemplated(prompt: str) -> tuple[str, str] | None:
@@ -26,11 +23,13 @@ def untemplated(prompt: str) -> tuple[str, str] | None:
 
     Editors that have no field for a suffix do so: Continue's `openai` provider and Zed's edit predictions.
     """
-    found = _TEMPLATE.fullmatch(prompt)
-    if found is None:
-        return None
-    prefix, suffix, before, after = found.groups()
-    return (before, after) if prefix is None else (prefix, suffix)
+    written = prompt.rstrip()
+    for begin, between, end in _TEMPLATES:
+        if written.endswith(end):
+            prefix, found, suffix = written.removesuffix(end).rpartition(between)
+            if found:
+                return prefix.removeprefix(begin), suffix
+    return None
 
 
 class FimBody(Generation):

@@ -142,7 +142,7 @@ def _loaded(name: str, said: Mapping[str, Any]) -> Response:
 
 
 async def ollama_chat(context: RequestContext, body: OllamaChatBody) -> Response:
-    asked = body.chat(context.model.context_length)
+    asked = await context.offload(lambda: body.chat(context.model.context_length))
     model_names.check_model(asked.model, context.model, context.service.config)
     if not body.messages:
         return _loaded(body.model, _say_message(""))

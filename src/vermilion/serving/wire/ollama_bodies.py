@@ -8,7 +8,14 @@ from pydantic import BaseModel, Field
 
 from vermilion.errors import BadParameter, BadRequest
 from vermilion.serving.http.parsing import convert
-from vermilion.serving.wire.openai_bodies import WIRE, ChatBody, CompletionBody, Message, OfferedTool
+from vermilion.serving.wire.openai_bodies import (
+    MAX_MESSAGES,
+    WIRE,
+    ChatBody,
+    CompletionBody,
+    Message,
+    OfferedTool,
+)
 
 _OURS = {
     "num_predict": "max_tokens",
@@ -81,7 +88,9 @@ class OllamaAsk(BaseModel):
 class OllamaChatBody(OllamaAsk):
     """Body of POST /api/chat."""
 
-    messages: list[OllamaMessage] = Field([], description="The conversation so far; none only loads.")
+    messages: list[OllamaMessage] = Field(
+        [], max_length=MAX_MESSAGES, description="The conversation so far; none only loads."
+    )
     tools: list[OfferedTool] | None = Field(None, max_length=256, description="Functions it may call.")
 
     def chat(self, context_length: int) -> ChatBody:

@@ -15,6 +15,8 @@ from vermilion.types import Decoding
 
 MOST_STOPS = 64
 MOST_CHOICES = 8
+MAX_MESSAGES = 4096
+"""Of a conversation, in every protocol's names for them."""
 NO_LIMIT = 2**31 - 1
 """More tokens than any context has room for."""
 _TEXT_PARTS = ("text", "input_text", "output_text", None)
@@ -225,7 +227,9 @@ Effort = Literal["none", "minimal", "instant", "low", "medium", "high", "xhigh"]
 class ChatBody(Generation):
     """Body of POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, description="The conversation so far, oldest first.")
+    messages: list[Message] = Field(
+        min_length=1, max_length=MAX_MESSAGES, description="The conversation so far, oldest first."
+    )
     max_completion_tokens: TokenLimit = Field(None, ge=1, description="Wins over `max_tokens`.")
     logprobs: bool | None = Field(
         None, description="Send each token's log probability, confidence and the pass it settled in."
@@ -287,7 +291,9 @@ class TokenizeBody(BaseModel):
     model: str | None = Field(None, description="Id or alias of a served model; the only one if left out.")
     prompt: str | None = Field(None, description="Text to count.")
     content: str | None = Field(None, description="The same, as clients of llama.cpp name it.")
-    messages: list[Message] | None = Field(None, description="A conversation, through the chat template.")
+    messages: list[Message] | None = Field(
+        None, max_length=MAX_MESSAGES, description="A conversation, through the chat template."
+    )
     return_token_strs: bool | None = Field(None, description="Send each token's text as well.")
 
     @property

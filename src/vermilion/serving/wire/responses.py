@@ -183,7 +183,8 @@ def _whole_input(context: RequestContext, body: ResponsesBody) -> ResponsesBody:
 
 async def responses(context: RequestContext, body: ResponsesBody) -> Response:
     body = _whole_input(context, body)
-    asked, id, config = body.chat, new_id("resp"), context.service.config
+    asked = await context.offload(lambda: body.chat)
+    id, config = new_id("resp"), context.service.config
     tools = {tool.function.name: tool for tool in body.flat_tools}
     box = chat.toolbox(asked, config)
     base = settings(id, context.answering(asked.model), body)
@@ -216,7 +217,8 @@ async def delete(context: RequestContext, response_id: str) -> Response:
 
 
 async def input_tokens(context: RequestContext, body: ResponsesBody) -> Response:
-    asked = _whole_input(context, body).chat
+    whole = _whole_input(context, body)
+    asked = await context.offload(lambda: whole.chat)
     prompt = await chat.chat_prompt(asked, context.served, context.service.config)
     return json_response({"object": "response.input_tokens", "input_tokens": len(prompt)})
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, model_valid
 from vermilion.errors import BadRequest
 from vermilion.serving.wire.content_blocks import blocks_text
 from vermilion.serving.wire.openai_bodies import (
+    MAX_MESSAGES,
     WIRE,
     CalledFunction,
     CalledTool,
@@ -103,7 +104,9 @@ class ResponsesBody(BaseModel):
 
     model: str | None = Field(None, description="Id or alias of a served model; the only one if left out.")
     input: Items = Field(
-        [], description="A string, or items: messages, calls and what they returned, references to items."
+        [],
+        max_length=MAX_MESSAGES,
+        description="A string, or items: messages, calls and what they returned, references to items.",
     )
     instructions: str | None = Field(None, description="A system message before the input.")
     max_output_tokens: int | None = Field(None, ge=1, description="Longest answer; cut to what fits.")
