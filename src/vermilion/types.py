@@ -81,6 +81,9 @@ class Sampling:
     max_tokens: int = 512
     min_tokens: int = 0
     ignore_eos: bool = False
+    stop_repetition: bool = True
+    """Whether an answer that only repeats itself ends before its limit (`decoding/repetition.py`): one that
+    has said the same up to 64 tokens at least 16 times in a row, for 512 tokens. Never with `ignore_eos`."""
     logprobs: int | None = None
     """None for none; 0 for the settled token's own; n for the n likeliest beside it (at most 20)."""
 
@@ -217,6 +220,9 @@ class Finish:
     """For `error` alone: what went wrong, fit for a user's eyes."""
     code: str = ""
     """For `error` alone: `invalid_value` where the request is at fault, nothing where the engine is."""
+    repetition: bool = False
+    """Whether the answer was ended because it only repeated itself; the reason then is `length`, or `stop`
+    where a grammar could still be brought to its end."""
     stop_string: str = ""
     """Which of `Sampling.stop` ended the answer; empty where none did."""
 

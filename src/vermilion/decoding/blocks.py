@@ -20,6 +20,7 @@ from vermilion.decoding.commit import reopen, settle
 from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
+from vermilion.decoding.repetition import RepetitionWatch
 from vermilion.models.families import Traits
 
 _FIXED = Reading(token=-1, logprob=0.0)
@@ -49,6 +50,7 @@ class Blocks(Program):
 
     def __init__(self, task: Task, traits: Traits) -> None:
         super().__init__(task, traits)
+        self._watch = RepetitionWatch() if task.stop_repetition else None
         self._canvas: _Canvas | None = None
         self._proposal: _Canvas | None = None
 

@@ -111,7 +111,13 @@ class Infill(Program):
         room = min(REACH, self.limit - len(self.tokens))
         decoding = line_decoding(self.task.decoding)
         task = replace(
-            self.task, prompt=tuple(self.tokens), max_tokens=room, eos=ends, suffix=(), decoding=decoding
+            self.task,
+            prompt=tuple(self.tokens),
+            max_tokens=room,
+            eos=ends,
+            suffix=(),
+            decoding=decoding,
+            stop_repetition=False,
         )
         line = Speculative(task, self.traits)
         line.tokens, line.record = self.tokens, self.record

@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from vermilion.decoding.drafting import DraftBudget, DraftRecord
 from vermilion.decoding.grammar import Constraint
 from vermilion.decoding.passes import Pass, Reading, Segment
+from vermilion.decoding.repetition import RepetitionWatch
 from vermilion.models.families import Traits
 from vermilion.types import Decoding, FinishReason, Seeds
+
+CLOSING_TOKENS = 32
+"""Last tokens of a constrained answer that are spent on closing what is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,8 @@ class Task:
     """Text that the answer is expected to repeat in great part."""
     seeds: Seeds | None = None
     """A canvas that is partly given, in place of an answer from left to right."""
+    stop_repetition: bool = False
+    """Whether an answer that only repeats itself is ended."""
     constraint: Constraint | None = None
     """The answer's place in its grammar, which settled tokens move on."""
 
@@ -73,6 +79,9 @@ class Program(ABC):
         """What drafts came to; stays empty where nothing is drafted."""
         self.finish: FinishReason | None = None
         self.limit = len(task.prompt) + task.max_tokens
+        self.repetition = False
+        """Whether the answer has become a repetition, and was ended for it."""
+        self._watch: RepetitionWatch | None = None
         self._begun = False
 
     @property
@@ -126,6 +135,16 @@ class Program(ABC):
             self.finish = "stop"
         elif len(self.tokens) >= self.limit:
             self.finish = "length"
+        elif self._watch is not None and self._watch.push(chosen):
+            self._stop_repetition()
+
+    def _stop_repetition(self) -> None:
+        self.repetition, self._watch = True, None
+        if self.task.constraint is None:
+            self.finish = "length"
+        else:
+            # The end comes near, so what is open is closed.
+            self.limit = min(self.limit, len(self.tokens) + CLOSING_TOKENS)
 
     def _clean(self, tokens: Sequence[int], stop: int) -> Segment:
         """Clean rows for the positions from `cached` up to `stop` of `tokens`."""

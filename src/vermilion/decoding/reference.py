@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +30,7 @@ from vermilion.decoding.lookup import MATCH
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import Adjustments, adjustments, needed
 from vermilion.decoding.reference_following import levels_of
+from vermilion.decoding.repetition import RepetitionWatch
 from vermilion.decoding.sampling import read
 from vermilion.models.adapters import DENOISER
 from vermilion.models.attention import DenseAttention, Group
@@ -63,6 +65,8 @@ class Reference:
         """
         answer = _Answer(self._model, self._traits, list(prompt), sampling, decoding)
         answer.adapter = adapter
+        if sampling.stop_repetition and not sampling.ignore_eos:
+            answer.watch = RepetitionWatch()
         if decoding.decoder == "ar":
             answer.autoregress()
         elif decoding.decoder in ("lossless", "relaxed"):
@@ -90,6 +94,7 @@ class _Answer:
         self.edits = 0
         self.ended = False
         self.adapter = ""
+        self.watch: RepetitionWatch | None = None
         self.hidden_NH = torch.empty(0)
         """Of the newest forward's rows, which stand at their positions."""
         self.targets: tuple[int, ...] = ()
@@ -169,7 +174,7 @@ class _Answer:
                 window[masked[index]] = readings[index].token
             ends = [i for i, token in enumerate(window) if token in self.eos]
             window = window[: ends[0] + 1] if ends else window
-            while window and window[0] is not None:
+            while window and window[0] is not None and not self.ended:
                 self.settle(window.pop(0) or 0)
 
     def denoise_blocks(self) -> None:
@@ -191,8 +196,7 @@ class _Answer:
                     self.settle_all(proposal)
                     proposal, revisions = [], 0
                     continue
-                if over:
-                    self.passes += 1
+                self.passes += over
                 self.settle_all(proposal)
                 proposal, revisions = [], 0
                 continue
@@ -203,8 +207,8 @@ class _Answer:
             fresh = block[len(self.tokens) - start :]
             if self.decoding.revise_below > 0 and self.decoding.max_revisions and self.traits.has_next_token:
                 proposal = fresh
-            else:
-                self.settle_all(fresh)
+                continue
+            self.settle_all(fresh)
 
     def _new_block(self, start: int) -> list[int | None]:
         opened = self.decoding.canvas_length(self._old())
@@ -214,9 +218,8 @@ class _Answer:
 
     def _first(self, start: int) -> Reading | None:
         """A block's first token, where the clean row before it gives it."""
-        if not self.traits.shift or self.traits.context == "full" or start < len(self.tokens):
-            return None
-        return self.base(self.tokens, [start])[0]
+        given = self.traits.shift and self.traits.context != "full" and start >= len(self.tokens)
+        return self.base(self.tokens, [start])[0] if given else None
 
     def _fill(self, block: list[int | None], start: int, forced: Reading | None, step: int = 0) -> list[int]:
         """Denoise until the wanted part of `block` is filled; returns that part."""
@@ -244,8 +247,20 @@ class _Answer:
             answer = max(0, len(self.prompt) - start)
             ends = [i for i in range(answer, end) if block[i] in self.eos]
             end = ends[0] + 1 if ends else end
+            if not (self.decoding.revise_below and self.traits.has_next_token):
+                end = min(end, self._repetition_end(block[:end], start))
             if all(token is not None for token in block[:end]):
                 return [token for token in block[:end] if token is not None]
+
+    def _repetition_end(self, block: Sequence[int | None], start: int) -> int:
+        """Where the filled beginning of `block` turns into mere repetition; its length if it does not."""
+        watch = deepcopy(self.watch)
+        for i, token in enumerate(block):
+            if token is None:
+                break
+            if watch is not None and start + i >= len(self.tokens) and watch.push(token):
+                return i + 1
+        return len(block)
 
     def _old(self) -> int:
         """Settled answer tokens: what the penalties count apart from the history."""
@@ -262,9 +277,7 @@ class _Answer:
         """Settle what stands before the first unlikely token, fill the unlikely ones anew."""
         first = unlikely[0]
         self.settle_all(proposal[:first])
-        block: list[int | None] = list(proposal[first:])
-        for i in unlikely:
-            block[i - first] = None
+        block = [None if i in unlikely else token for i, token in enumerate(proposal)][first:]
         filled = self._fill(block, len(self.tokens), forced=None, step=1)
         for i in unlikely:
             if i - first < len(filled) and filled[i - first] != proposal[i]:
@@ -275,7 +288,8 @@ class _Answer:
 
     def settle(self, token: int) -> None:
         self.tokens.append(token)
-        self.ended = token in self.eos or len(self.tokens) >= self.limit
+        repeats = self.watch is not None and self.watch.push(token)
+        self.ended = repeats or token in self.eos or len(self.tokens) >= self.limit
 
     def settle_all(self, tokens: Sequence[int]) -> None:
         for token in tokens:

@@ -37,6 +37,7 @@ from vermilion.decoding.drafting import (
 from vermilion.decoding.lookup import Repeats
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
+from vermilion.decoding.repetition import RepetitionWatch
 from vermilion.models.families import Traits
 
 SPECULATIVE = ("ar", "lossless", "relaxed")
@@ -49,6 +50,7 @@ class Speculative(Program):
 
     def __init__(self, task: Task, traits: Traits) -> None:
         super().__init__(task, traits)
+        self._watch = RepetitionWatch() if task.stop_repetition else None
         self._tree: tuple[Node, ...] = ()
         """The denoiser's drafts for the next pass."""
         self._run: tuple[Node, ...] = ()
@@ -213,7 +215,7 @@ class Speculative(Program):
         """Settle what the base accepts and its next token; the accepted nodes."""
         share = 1.0 if self.lossless else self.task.decoding.accept_above
         path: list[int] = []
-        end = -1
+        end, limit = -1, self.limit
         while self.finish is None:
             verdict = accepted_child(self._verifying, end, readings[end + 1], share)
             if verdict is None:
@@ -221,6 +223,9 @@ class Speculative(Program):
                 break
             end, reading = verdict
             self._settle(reading)
+            if self.limit != limit:
+                # The rows behind did not know yet that the end is near.
+                break
             path.append(end)
         self._settle_forced()
         return path

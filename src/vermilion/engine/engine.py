@@ -21,7 +21,7 @@ from vermilion.decoding.jobs import Job, Wanted
 from vermilion.decoding.knobs import check_decoding, check_sampling
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import Penalties, needed
-from vermilion.decoding.program import Program, Task
+from vermilion.decoding.program import CLOSING_TOKENS, Program, Task
 from vermilion.decoding.seeded import Seeded
 from vermilion.decoding.speculative import SPECULATIVE, Speculative
 from vermilion.engine.adapters import Adapters, Holder
@@ -39,8 +39,6 @@ _NO_WAY_ON = (
     "response_format: the grammar cannot be followed any further: it became too complex, or nothing may "
     "follow the text so far."
 )
-_CLOSING_TOKENS = 32
-"""Last tokens of a constrained answer that are spent on closing what is open."""
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +183,13 @@ class Engine:
         eos = frozenset() if request.sampling.ignore_eos else frozenset(self.model.eos_token_ids)
         sampling = request.sampling
         task = Task(request.prompt, sampling.max_tokens, request.decoding, eos, request.suffix)
-        task = replace(task, existing=request.existing, seeds=request.seeds, sampled=not sampling.greedy)
+        task = replace(
+            task,
+            existing=request.existing,
+            seeds=request.seeds,
+            sampled=not sampling.greedy,
+            stop_repetition=sampling.stop_repetition and not sampling.ignore_eos and not request.existing,
+        )
         if request.seeds is not None:
             return Seeded(task, self.traits)
         if request.suffix and self.tokenizer.decode(request.suffix).strip():
@@ -309,7 +313,7 @@ class Engine:
         start = len(task.prompt)
         first_end = start + sampling.min_tokens
         # Close to the limit a text is brought to its end, so that what is cut short is seldom broken.
-        reserve = min(_CLOSING_TOKENS, task.max_tokens // 2)
+        reserve = min(CLOSING_TOKENS, task.max_tokens // 2)
         if penalties is not None:
             penalties.follow(program.tokens[start:])
         wanted = []

@@ -63,7 +63,7 @@ class Output:
 
     def finish(self, program: Program, reason: FinishReason, message: str = "", code: str = "") -> Finish:
         stop_string = self.stop_string if reason == "stop" else ""
-        return Finish(reason, self._usage(program), message, code, stop_string)
+        return Finish(reason, self._usage(program), message, code, program.repetition, stop_string)
 
     def _usage(self, program: Program) -> Usage:
         return Usage(

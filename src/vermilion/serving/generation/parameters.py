@@ -57,6 +57,7 @@ def sampling(body: Generation, model: ModelInfo, max_tokens: int, logprobs: int 
         "max_tokens": max_tokens,
         "min_tokens": body.min_tokens,
         "ignore_eos": body.ignore_eos,
+        "stop_repetition": body.stop_repetition,
         "logprobs": logprobs,
     }
     stop_length = sum(map(len, body.stop or ()))

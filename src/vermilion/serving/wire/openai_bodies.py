@@ -134,6 +134,9 @@ class Generation(BaseModel):
     )
     min_tokens: int | None = Field(None, ge=0, description="Do not end the answer before so many tokens.")
     ignore_eos: bool | None = Field(None, description="Go on to `max_tokens` whatever the model says.")
+    stop_repetition: bool | None = Field(
+        None, description="False lets an answer repeat itself to its limit; it is stopped otherwise."
+    )
     temperature: FiniteFloat | None = Field(
         None, ge=0, le=2, description="0, the default, takes the likeliest token; higher is more varied."
     )
