@@ -72,7 +72,7 @@ def test_the_engine_stops_where_the_reference_does(kind: str) -> None:
         for j, sampling in enumerate(LOOPS[: 2 if kind == "causal-shift" else 1])
     ]
     expected = [reference.generate(r.prompt, r.sampling, r.decoding) for r in requests]
-    assert outcome(tiny.engine(kind, model, kv_tokens=4096, draft_rows=10_000), requests) == expected
+    assert outcome(tiny.engine(kind, model, kv_tokens=4096), requests) == expected
     assert all(len(r.tokens) < 40 for q, r in zip(requests, expected, strict=True) if q.id.endswith("-0"))
     if kind == "causal-shift":
         exact = [result.tokens for request, result in zip(requests, expected, strict=True)
