@@ -39,8 +39,14 @@ class DeviceStates:
         self._states: dict[str, DeviceState] = {}
         self._free = list(range(_FIRST_ROWS))
 
-    def __len__(self) -> int:
-        return len(self._states)
+    @property
+    def requests(self) -> set[str]:
+        """Those that something is kept for."""
+        return set(self._states)
+
+    def of(self, request: str) -> DeviceState:
+        """The state of a request that has run and has not been released."""
+        return self._states[request]
 
     @property
     def table_TS(self) -> Tensor:
