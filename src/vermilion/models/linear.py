@@ -68,14 +68,18 @@ class Linear(nn.Module):
 
     def part_weight(self, part: int) -> Tensor:
         """The weight [O of the part, I] of one projection, dense."""
-        return self.weight[self._spans[part]]
+        return self._dense(self._spans[part])
 
     def part_bias(self, part: int) -> Tensor | None:
         return None if self.bias is None else self.bias[self._spans[part]]
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of the weight, [*ids, I]: what an embedding looks up."""
-        return F.embedding(ids, self.weight)
+        return self._dense(ids)
+
+    def _dense(self, outputs: slice | Tensor) -> Tensor:
+        """Those rows of the weight, in the dtype of the activations."""
+        return F.embedding(outputs, self.weight) if isinstance(outputs, Tensor) else self.weight[outputs]
 
     def multiply(self, x_NI: Tensor, bias_O: Tensor | None) -> Tensor:
         """x W^T + b, in memory of its own."""
@@ -126,19 +130,18 @@ class Int8Linear(Linear):
         self.quantised = _stored(self.quantised, span, (weight / scale_O[:, None]).round().to(torch.int8))
         self.scale = _stored(self.scale, span, scale_O)
 
-    def part_weight(self, part: int) -> Tensor:
-        span = self._spans[part]
-        return self.quantised[span].to(self.scale.dtype) * self.scale[span, None]
-
-    def rows(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.quantised).to(self.scale.dtype) * self.scale[ids][..., None]
+    def _dense(self, outputs: slice | Tensor) -> Tensor:
+        return self.quantised[outputs].to(self.scale.dtype) * self.scale[outputs][..., None]
 
     def multiply(self, x_NI: Tensor, bias_O: Tensor | None) -> Tensor:
         y_NO = product(x_NI, self.quantised.to(x_NI.dtype)) * self.scale
         return y_NO if bias_O is None else y_NO + bias_O
 
 
-LINEAR_KINDS: dict[str, type[Linear]] = {"dense": Linear, "q8": Int8Linear}
+LINEAR_KINDS: dict[str, type[Linear]] = {
+    "dense": Linear,
+    "q8": Int8Linear,
+}
 """What weights may be stored as. A further kind overrides what `Int8Linear` does, and has a row here."""
 
 
