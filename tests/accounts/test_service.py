@@ -252,7 +252,7 @@ async def test_the_usage_a_client_reads_is_in_the_ledger_already(
         ("/api/generate", {"prompt": "hi", "model": "tiny-diffusion"}),
         ("/api/v0/chat/completions", QUESTION),
         ("/infill", {"input_prefix": "hi"}),
-        (CHAT, {**QUESTION, "diffusing": True}),
+        (CHAT, {**QUESTION, "stream": True, "diffusing": True}),
         (
             "/v1/apply/completions",
             {

@@ -123,8 +123,8 @@ async def cost(accounts: Accounts | None = None, key: str = "", at_once: int = 1
     plain = await cpu_s(caller(accounts, key, max_tokens=1), at_once)
     engine_s = await engine_cpu_s(NUM_CHUNKS)
     shorts, chunks = [], []
-    for kind in ("stream", "diffusing"):
-        short, long = [await median_s(**{kind: True}, max_tokens=n) for n in (1, NUM_CHUNKS)]
+    for kind in ({}, {"diffusing": True}):
+        short, long = [await median_s(stream=True, **kind, max_tokens=n) for n in (1, NUM_CHUNKS)]
         shorts.append(short)
         chunks.append((long - short - engine_s) / (NUM_CHUNKS - 1))
     request_s = statistics.median(plain)

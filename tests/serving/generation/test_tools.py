@@ -244,7 +244,7 @@ async def test_other_faces_tell_arguments_as_they_settle_too(
     else:
         body = {"input": "hi", "tools": [{"type": "function", **t} for t in tools], "tool_choice": "required"}
     lines = (await client.post(path, json={**body, "stream": True})).text.splitlines()
-    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
     if path == "/v1/messages":
         begun = [e["content_block"]["name"] for e in events if e["type"] == "content_block_start"]
         deltas = [
@@ -265,7 +265,7 @@ async def test_other_faces_tell_arguments_as_they_settle_too(
 
 async def test_a_canvas_ends_in_calls(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     backend.words = (CALL,)
-    chunks = sse((await ask(client, diffusing=True)).text)
+    chunks = sse((await ask(client, stream=True, diffusing=True)).text)
     named = [c for c in chunks for part in c["choices"][0]["delta"].get("tool_calls", ()) if "id" in part]
     assert len(named) == 1
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
@@ -390,8 +390,12 @@ async def test_effort_chooses_a_preset_unless_one_is_named(
 async def test_differences_rebuild_every_frame(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     backend.words = ("Hel", "lo ", "wor", "ld", "! " * 40)
     body = {"messages": ASKED["messages"]}
-    whole = sse((await client.post("/v1/chat/completions", json={**body, "diffusing": True})).text)
-    cut = sse((await client.post("/v1/chat/completions", json={**body, "diffusing": "diff"})).text)
+    whole = sse(
+        (await client.post("/v1/chat/completions", json={**body, "stream": True, "diffusing": True})).text
+    )
+    cut = sse(
+        (await client.post("/v1/chat/completions", json={**body, "stream": True, "diffusing": "diff"})).text
+    )
     text, rebuilt = "", []
     for chunk in cut[:-1]:
         start, end, piece = chunk["diffusion_meta"]["diff"]

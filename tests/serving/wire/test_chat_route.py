@@ -282,7 +282,9 @@ async def test_streams_of_several_choices_are_told_apart_by_index(client: httpx.
 
 
 async def test_diffusing_replaces_the_whole_text_with_every_pass(client: httpx.AsyncClient) -> None:
-    reply = await ask(client, diffusing=True, logprobs=True, stream_options={"include_usage": True})
+    reply = await ask(
+        client, stream=True, diffusing=True, logprobs=True, stream_options={"include_usage": True}
+    )
     *canvases, last, closing, usage = sse(reply.text)
     assert [frame["choices"][0]["delta"]["content"] for frame in canvases] == [
         "Hello~",

@@ -42,6 +42,15 @@ def applied(original: str, snippet: str) -> str:
     )
 
 
+async def test_a_region_alone_is_the_file(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    alone = "<|code_to_edit|>\nx = 1<|cursor|>\n<|/code_to_edit|>"
+    reply = (await ask(client, "edit", alone)).json()
+    assert reply["choices"][0]["message"]["content"] == "```\nx = 1\ny = 2\n```"
+    prompt = "".join(map(chr, backend.requests[0].prompt))
+    assert prompt.count("```\nx = 1\n```") == 2
+    assert "<|" not in prompt
+
+
 @pytest.mark.parametrize("text", [INSIDE, BEHIND])
 async def test_both_layouts_give_the_region_in_a_bare_fence(
     client: httpx.AsyncClient, backend: FakeBackend, text: str
@@ -88,7 +97,8 @@ async def test_continues_messages_are_understood(client: httpx.AsyncClient, back
 @pytest.mark.parametrize(
     ("route", "text", "tag"),
     [
-        ("edit", "change it", "current_file_content"),
+        ("edit", "change it", "code_to_edit"),
+        ("edit", INSIDE.replace("<|/current_file_content|>", ""), "current_file_content"),
         ("edit", INSIDE.replace("<|/code_to_edit|>", ""), "code_to_edit"),
         ("apply", "<|original_code|>\nx\n<|/original_code|>", "update_snippet"),
     ],

@@ -67,7 +67,7 @@ async def chat_requests(
         tuple(prompt),
         sampling,
         parameters.spoken(decoding) if body.realtime else decoding,
-        canvas=bool(body.diffusing),
+        canvas=body.shows_canvas,
         grammar=grammar,
         adapter=model_names.adapter_of(body.model, served.backend.model, config),
         realtime=bool(body.realtime),
@@ -264,9 +264,10 @@ async def chat_tokens(body: ChatBody, served: Served, box: Toolbox | None = None
 def _told(message: Message, native: bool) -> dict[str, Any]:
     """A message as templates know it: without roles that came later, calls and results written out unless
     the template does that itself."""
-    calls = message.tool_calls or []
+    calls = message.calls
     if native:
-        told: dict[str, Any] = {"role": message.role, "content": message.content}
+        role = "tool" if message.role == "function" else message.role
+        told: dict[str, Any] = {"role": role, "content": message.content}
         if calls:
             told["tool_calls"] = [
                 {

@@ -51,8 +51,10 @@ class Edit:
 
 
 def parse_edit(text: str) -> Edit:
-    """From Mercury's tags; the region may stand in the file or behind it. Raises `BadRequest`."""
-    file, region = _tagged(text, "current_file_content"), _tagged(text, "code_to_edit")
+    """From Mercury's tags; the region may stand in the file, behind it, or alone, and is then all that is
+    known of the file. Raises `BadRequest`."""
+    region = _tagged(text, "code_to_edit")
+    file = _tagged(text, "current_file_content", needed="<|current_file_content|>" in text) or region
     bare = region.replace(CURSOR, "")
     marked = f"<|code_to_edit|>\n{region}\n<|/code_to_edit|>"
     return Edit(

@@ -11,9 +11,9 @@ from pydantic.json_schema import models_json_schema
 
 OVERVIEW = """An open diffusion language model behind OpenAI's API: point any OpenAI client at `/v1`.
 
-Text settles many tokens at a time. `stream` sends it as it settles; `diffusing` shows the whole canvas after
-every pass of the model; `preset` chooses between exactness and speed. Every route also answers without `/v1`
-and with a slash at the end. Unknown fields are ignored; errors have the shape
+Text settles many tokens at a time. `stream` sends it as it settles, with `diffusing` as the whole canvas
+after every pass of the model; `preset` chooses between exactness and speed. Every route also answers without
+`/v1` and with a slash at the end. Unknown fields are ignored; errors have the shape
 `{"error": {"message", "type", "param", "code"}}`.
 """
 
@@ -100,7 +100,7 @@ CHAT: dict[str, Any] = {
             "stream": True,
             "stream_options": {"include_usage": True},
         },
-        "As it denoises": {"messages": _QUESTION, "diffusing": True, "preset": "balanced"},
+        "As it denoises": {"messages": _QUESTION, "stream": True, "diffusing": True},
         "Tuned by hand": {
             "messages": _QUESTION,
             "temperature": 0.7,

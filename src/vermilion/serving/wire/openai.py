@@ -14,7 +14,7 @@ from vermilion.serving.http.routes import Route
 from vermilion.serving.http.sse import StreamRenderer
 from vermilion.serving.wire import lmstudio
 from vermilion.serving.wire.openai_bodies import ChatBody, CompletionBody
-from vermilion.serving.wire.openai_replies import Head, chat_reply, completion_reply
+from vermilion.serving.wire.openai_replies import Head, chat_reply, completion_reply, name_functions
 from vermilion.serving.wire.openai_streams import ChatStream, CompletionStream, DiffusionStream
 
 
@@ -36,18 +36,21 @@ async def lm_studio_completions(context: RequestContext, body: CompletionBody) -
 
 async def _chat(context: RequestContext, body: ChatBody, figures: bool = False) -> Response:
     head = Head(f"chatcmpl-{secrets.token_hex(12)}", context.answering(body.model))
+    functions, body = body.names_functions, body.with_tools
     requests = await chat.chat_requests(body, context.served, context.service.config, head.id)
     box = chat.toolbox(body, context.service.config)
-    if body.diffusing:
+    if body.shows_canvas:
         diff = body.diffusing == "diff"
         return context.stream(
             requests, DiffusionStream(head, body.wants_usage_chunk, len(requests), box, diff)
         )
     if body.stream:
-        stream = ChatStream(head, body.wants_usage_chunk, box)
+        stream = ChatStream(head, body.wants_usage_chunk, box, functions)
         return context.stream(requests, lmstudio.FiguresStream(stream, context.model) if figures else stream)
     choices = await context.whole(requests)
     reply = chat_reply(head, choices, bool(body.logprobs), box)
+    if functions:
+        name_functions(reply)
     if body.reasoning_summary:
         # The model reasons in its answer, if at all: there is nothing else to sum up.
         reply["reasoning_summary"] = {"content": None, "status": "unavailable"}

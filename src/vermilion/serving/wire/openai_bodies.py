@@ -36,6 +36,8 @@ def flatten_content(content: object) -> object:
     for part in content:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         text = part.get("text") if isinstance(part, dict) else part
+        if kind == "refusal" and isinstance(part, dict):
+            kind, text = "text", part.get("refusal")
         if kind not in _TEXT_PARTS:
             raise ValueError(f"a part of type {kind!r:.40} cannot be read; this model reads only text")
         if not isinstance(text, str):
@@ -103,10 +105,17 @@ class Message(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     tool_calls: list[CalledTool] | None = None
+    function_call: CalledFunction | None = None
     tool_call_id: str | None = None
     content: Annotated[
         str, BeforeValidator(flatten_content, json_schema_input_type=str | list[TextPart] | None)
     ] = Field("", description="A string, a list of text parts, or null.")
+
+    @property
+    def calls(self) -> list[CalledTool]:
+        """The calls in both forms."""
+        earlier = [CalledTool(function=self.function_call)] if self.function_call else []
+        return [*(self.tool_calls or ()), *earlier]
 
 
 Stops = Annotated[
@@ -240,16 +249,22 @@ class ChatBody(Generation):
     top_logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each.")
     diffusing: bool | Literal["diff"] | None = Field(
         None,
-        description="Stream the whole canvas after every pass: each chunk's `delta.content` REPLACES the one "
-        "before; `diffusion_meta` says how far it is and which characters are settled, masked or edited. "
-        'With `"diff"` the chunk has no content; `diffusion_meta.diff` = [start, end, text] says which '
-        "characters of the text before to put `text` for.",
+        description="With `stream`, show the whole canvas after every pass: each chunk's `delta.content` "
+        "REPLACES the one before; `diffusion_meta` says how far it is and which characters are settled, "
+        'masked or edited. With `"diff"` the chunk has no content; `diffusion_meta.diff` = [start, end, '
+        "text] says which characters of the text before to put `text` for.",
     )
     tools: list[OfferedTool] | None = Field(None, max_length=256, description="Functions it may call.")
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = Field(
         None, description="`required` and a named function are held to by a grammar."
     )
     parallel_tool_calls: bool | None = Field(None, description="Whether one answer may hold several calls.")
+    functions: list[ToolFunction] | None = Field(
+        None, max_length=256, description="The earlier form of `tools`; a call is then `function_call`."
+    )
+    function_call: Literal["auto", "none"] | NamedFunction | None = Field(
+        None, description="The earlier form of `tool_choice`."
+    )
     response_format: ResponseFormat | None = Field(
         None,
         description="`json_object`, `json_schema`, or (ours) `regex` and `lark` with a `value`: the answer "
@@ -266,8 +281,27 @@ class ChatBody(Generation):
     )
 
     @property
-    def streams(self) -> bool:
-        return bool(self.stream or self.diffusing)
+    def shows_canvas(self) -> bool:
+        return bool(self.stream and self.diffusing)
+
+    @property
+    def names_functions(self) -> bool:
+        """Whether calls are told in the earlier form."""
+        return bool(self.functions) and not self.tools
+
+    @property
+    def with_tools(self) -> ChatBody:
+        """The same with the earlier form of tools in the present one: at most one call."""
+        if not self.names_functions:
+            return self
+        choice = self.function_call
+        return self.model_copy(
+            update={
+                "tools": [OfferedTool(function=function) for function in self.functions or ()],
+                "tool_choice": NamedTool(function=choice) if isinstance(choice, NamedFunction) else choice,
+                "parallel_tool_calls": False,
+            }
+        )
 
 
 Prompt = Annotated[

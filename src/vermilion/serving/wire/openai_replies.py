@@ -52,6 +52,15 @@ def chat_reply(
     return _reply(head, "chat.completion", rendered, choices)
 
 
+def name_functions(reply: dict[str, Any]) -> None:
+    """Tells the calls of a reply in their earlier form."""
+    for choice in reply["choices"]:
+        for call in choice["message"].pop("tool_calls", ())[:1]:
+            choice["message"]["function_call"] = call["function"]
+        if choice["finish_reason"] == "tool_calls":
+            choice["finish_reason"] = "function_call"
+
+
 def stopped_by(stop_string: str) -> dict[str, str]:
     """vLLM's field, sent only where a stop string ended the answer."""
     return {"stop_reason": stop_string} if stop_string else {}

@@ -60,8 +60,12 @@ class _Stream:
 class ChatStream(_Stream):
     """Appending chunks: the role, text and the arguments of calls as they settle, the reason it ended."""
 
-    def __init__(self, head: Head, include_usage: bool, box: Toolbox | None = None) -> None:
+    def __init__(
+        self, head: Head, include_usage: bool, box: Toolbox | None = None, functions: bool = False
+    ) -> None:
+        """`functions`: calls are told in their earlier form, one an answer."""
         super().__init__(head, "chat.completion.chunk", include_usage)
+        self._functions = functions
         self._begun: set[int] = set()
         self._box = box
         self._readers: dict[int, ToolCallReader] = {}
@@ -92,16 +96,25 @@ class ChatStream(_Stream):
             if isinstance(piece, str):
                 chunks += self._delta(index, f'{{"content":{_quote(piece)}}}', logprobs)
             elif isinstance(piece, ToolCallStart):
-                chunks += self._delta(index, _begun(number, piece.id, piece.name))
+                chunks += self._delta(index, self._form(_begun(number, piece.id, piece.name)))
             elif isinstance(piece, ArgumentsDelta):
-                chunks += "".join(self._delta(index, delta) for delta in _fragments(number, piece.text))
+                deltas = _fragments(number, piece.text)
+                chunks += "".join(self._delta(index, self._form(delta)) for delta in deltas)
             else:
                 number += 1
         if isinstance(event, Finish):
             self._usages[index] = event.usage
             called = reader.num_calls and event.reason == "stop"
-            chunks += self._ended(index, event, "tool_calls" if called else event.reason)
+            reason = "function_call" if self._functions else "tool_calls"
+            chunks += self._ended(index, event, reason if called else event.reason)
         return chunks
+
+    def _form(self, delta: str) -> str:
+        """A call's delta in the form that the client knows."""
+        if not self._functions:
+            return delta
+        (call,) = json.loads(delta)["tool_calls"]
+        return _quote({"function_call": call["function"]})
 
     def _ended(self, index: int, event: Finish, reason: str) -> str:
         return self._delta(index, "{}", reason=f'"{reason}"{_stopped_by(event)}')
