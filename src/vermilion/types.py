@@ -133,6 +133,9 @@ class Request:
     seeds: Seeds | None = None
     adapter: str = ""
     """Which adapter of the model answers; empty for the model as it was loaded."""
+    cache_salt: str = ""
+    """Requests share stored prefixes with those of the same salt alone, so that neither `cached_tokens` nor
+    time tells one organisation what another has asked."""
     background: bool = False
     """Whether it runs only while nothing else does, and gives its memory to whatever comes."""
     realtime: bool = False

@@ -356,6 +356,30 @@ async def test_a_client_that_leaves_is_charged_for_the_tokens_that_had_settled(
     assert backend.cancelled == 1
 
 
+async def test_a_client_that_leaves_before_the_first_text_is_charged_for_its_prompt(
+    opened: Open, ledger: Callable[[], list[Any]], secret: Secret, backend: FakeBackend
+) -> None:
+    backend.step_s = 60
+    async with opened(secret.text) as client:
+        asking = asyncio.create_task(client.post(CHAT, json=QUESTION))
+        await until(lambda: backend.running == 1)
+        asking.cancel()
+        await until(lambda: backend.cancelled == 1)
+    (row,) = ledger()
+    assert (row.outcome, row.prompt_tokens, row.completion_tokens) == ("aborted", PROMPT_TOKENS, 0)
+
+
+async def test_an_organisations_requests_share_stored_prefixes_with_nobody_elses(
+    opened: Open, secret: Secret, backend: FakeBackend, store: Database
+) -> None:
+    other = organisations.create_organisation(store, NewOrganisation("Other", "o@example.org"))[2]
+    for token in (secret.text, other.text, secret.text):
+        async with opened(token) as client:
+            assert (await client.post(CHAT, json=QUESTION)).is_success
+    salts = [request.cache_salt for request in backend.requests]
+    assert salts == [secret.key.organisation_id, other.key.organisation_id, secret.key.organisation_id]
+
+
 async def test_an_idempotency_key_answers_again_without_the_engine_or_a_charge(
     opened: Open, ledger: Callable[[], list[Any]], secret: Secret, backend: FakeBackend
 ) -> None:

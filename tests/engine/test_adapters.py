@@ -24,7 +24,7 @@ from vermilion.errors import ModelFileError, ModelNotFound
 from vermilion.models import adapters
 from vermilion.models.adapters import DENOISER
 from vermilion.models.transformer import Transformer
-from vermilion.types import Decoding, Finish, Request, Sampling
+from vermilion.types import Decoding, Finish, Request, Sampling, Usage
 
 SHAPES = {"whole": (3, peft.ALL), "narrow": (1, ("k_proj", "up_proj")), "wide": (8, ("q_proj", "o_proj"))}
 """Rank and projections of each adapter."""
@@ -135,6 +135,21 @@ def test_an_adapter_loaded_under_an_old_name_shares_no_stored_keys(folders: dict
     assert engine.scheduler.prefix_hit_tokens == 0
     outcome(engine, [request])
     assert engine.scheduler.prefix_hit_tokens > 0
+
+
+def test_organisations_share_no_stored_keys_and_learn_what_a_prompt_has_cost() -> None:
+    engine = tiny.engine("causal-shift", tiny.model("causal-shift"))
+    cached = []
+    for number, salt in enumerate(("", "acme", "other", "acme", "")):
+        request = Request(f"{number}", prompt(40, 0), Sampling(max_tokens=4), cache_salt=salt)
+        engine.submit(request)
+        assert engine.prefilled(request.id) == Usage()
+        events = engine.step()
+        assert engine.prefilled(request.id).prompt_tokens == 40
+        while not (found := [event for _, event in events if isinstance(event, Finish)]):
+            events = engine.step()
+        cached.append(found[0].usage.cached_tokens > 0)
+    assert cached == [False, False, False, True, True]
 
 
 def test_what_runs_on_an_unloaded_adapter_goes_on_to_its_end(folders: dict[str, Path]) -> None:

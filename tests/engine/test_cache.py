@@ -98,6 +98,15 @@ def test_equal_pages_behind_different_text_or_under_another_salt_differ() -> Non
     assert cache.match((1, 7), 2)[0] == pages
 
 
+def test_what_is_stored_under_one_salt_is_not_found_under_another() -> None:
+    cache = PageCache(4, 1)
+    _, root = cache.match((), 0, "acme")
+    pages = cache.allocate(1)
+    assert pages is not None
+    cache.remember(pages[0], root, (1,))
+    assert [cache.match((1,), 1, salt)[0] for salt in ("", "other", "acme")] == [[], [], pages]
+
+
 def test_nothing_is_shared_when_sharing_is_off() -> None:
     cache = PageCache(2, 1, share=False)
     pages = cache.allocate(1)

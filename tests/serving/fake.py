@@ -91,6 +91,10 @@ class FakeBackend:
     def stats(self) -> EngineStats:
         return EngineStats(running=self.running, pages_used=3, pages_total=9, pages_cached=2, passes=5)
 
+    def prefilled(self, request_id: str) -> Usage:
+        """A fake prompt is read at once."""
+        return Usage(sum(len(one.prompt) for one in self.requests if one.id == request_id and self.running))
+
     async def load_adapter(self, name: str, folder: Path) -> None:
         if not (folder / "adapter_config.json").is_file():
             raise ModelFileError(f"{folder / 'adapter_config.json'} is missing.")

@@ -51,11 +51,12 @@ class PageCache:
     def num_held(self) -> int:
         return self.num_pages - self.num_available
 
-    def match(self, tokens: Sequence[int], most: int, adapter: str = "") -> tuple[list[int], Digest]:
+    def match(self, tokens: Sequence[int], most: int, salt: str = "") -> tuple[list[int], Digest]:
         """Take hold of the longest remembered run of whole pages at the start of `tokens`, `most` tokens
-        at the most. Returns the pages and the digest of the last. What one adapter stored, no other finds."""
+        at the most. Returns the pages and the digest of the last. What was stored under one salt, such as
+        an adapter's name, is not found under another."""
         pages: list[int] = []
-        digest = chain(self.root + adapter.encode(), ()) if adapter else self.root
+        digest = chain(self.root + salt.encode(), ()) if salt else self.root
         size = self.page_size
         while self.share and (len(pages) + 1) * size <= most:
             following = chain(digest, tokens[len(pages) * size : (len(pages) + 1) * size])

@@ -32,7 +32,7 @@ from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded
 from vermilion.models.families import Traits
 from vermilion.models.families.family_presets import WITH_BASE
 from vermilion.text import Tokenizer
-from vermilion.types import EngineStats, Event, Finish, Grammar, ModelInfo, Request, Seeds
+from vermilion.types import EngineStats, Event, Finish, Grammar, ModelInfo, Request, Seeds, Usage
 
 _FAILED = "The engine failed while working on this request."
 _NO_WAY_ON = (
@@ -210,6 +210,17 @@ class Engine:
         eos = frozenset(self.model.eos_token_ids)
         constraint = self.grammars.constraint(grammar)
         return Speculative(replace(task, eos=eos, decoding=decoding, constraint=constraint), self.traits)
+
+    def prefilled(self, request_id: str) -> Usage:
+        """What the prompt of a running request has cost so far; with it those named `request_id-...`. May be
+        called from any thread."""
+        prompt_tokens = cached_tokens = 0
+        for name, sequence in list(self._sequences.items()):
+            if name == request_id or name.startswith(f"{request_id}-"):
+                num_given = len(sequence.request.prompt) + len(sequence.request.suffix)
+                prompt_tokens += min(sequence.program.cached, num_given)
+                cached_tokens += min(sequence.output.cached_tokens, num_given)
+        return Usage(prompt_tokens, cached_tokens)
 
     @cached_property
     def line_breaks(self) -> frozenset[int]:

@@ -48,6 +48,12 @@ class Sequence:
     adapter: str = ""
     """The adapter it goes through, under the name of that one loading of it."""
 
+    @property
+    def cache_salt(self) -> str:
+        """Under what its keys are stored and found again."""
+        salt = self.request.cache_salt
+        return f"{self.adapter}\0{salt}" if salt else self.adapter
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -223,7 +229,7 @@ class Scheduler:
             if sequence.request.background and any(not s.request.background for s in self.running):
                 return
             sequence.pages, sequence.digest = self.cache.match(
-                program.tokens, program.cacheable, sequence.adapter
+                program.tokens, program.cacheable, sequence.cache_salt
             )
             needed = -(-(len(program.tokens) + 1) // self.cache.page_size) - len(sequence.pages)
             if self.running and needed > self.cache.num_available:

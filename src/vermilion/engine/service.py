@@ -77,6 +77,10 @@ class Service:
             if not finished:
                 self._commands.put(lambda: self._abort(request.id))
 
+    def prefilled(self, request_id: str) -> Usage:
+        """What the prompt of a running request has cost so far."""
+        return self._engine.prefilled(request_id)
+
     async def load_adapter(self, name: str, folder: Path) -> None:
         """Read an adapter while answers go on. Raises ModelFileError where it does not fit the model."""
         adapter = await asyncio.to_thread(read_adapter, self._engine, folder)

@@ -35,6 +35,10 @@ class Backend(EventSource, Protocol):
     def stats(self) -> EngineStats:
         """Counters and gauges of now; cheap, called from the event loop."""
 
+    def prefilled(self, request_id: str) -> Usage:
+        """What the prompt of a request that runs has cost so far, for one that is given up before its first
+        text; with it those of its parts, named `request_id-...`."""
+
     async def load_adapter(self, name: str, folder: Path) -> None:
         """Let requests name the adapter in `folder`, in PEFT's layout, while others are answered. Raises
         `ModelFileError` where it does not fit the model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from time import perf_counter
+from time import thread_time
 
 import httpx
 import pytest
@@ -64,7 +64,7 @@ async def test_bodies_of_too_many_parts_are_refused(client: httpx.AsyncClient) -
 @pytest.mark.parametrize(
     ("given", "param"),
     [
-        ({"stop": ["a" * 4000, "b" * 4000, "c" * 200]}, "stop"),
+        ({"stop": ["a" * 1000, "b" * 1000, "c" * 49]}, "stop"),
         ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
     ],
 )
@@ -76,21 +76,21 @@ async def test_stop_strings_and_biases_have_limits(
 
 
 def test_the_marks_of_a_gap_are_found_in_one_go() -> None:
-    begun_s = perf_counter()
+    begun_s = thread_time()
     assert untemplated("<|fim_suffix|>" * 20_000) is None
     assert untemplated("a<|fim_suffix|>" * 20_000 + "b<|fim_middle|>") == (
         ("a<|fim_suffix|>" * 20_000).removesuffix("<|fim_suffix|>"),
         "b",
     )
-    assert perf_counter() - begun_s < 1
+    assert thread_time() - begun_s < 1
 
 
 def test_putting_hunks_together_is_linear() -> None:
     original = "".join(f"line {number}\n" for number in range(80_000))
     hunks = [f"line {number * 4}\nnew {number}\nline {number * 4 + 1}\n" for number in range(20_000)]
-    begun_s = perf_counter()
+    begun_s = thread_time()
     whole = merged(original, "# ... existing code ...\n".join(hunks))
     assert merged("a\n", " " * 30_000 + "x") is None
-    assert perf_counter() - begun_s < 2
+    assert thread_time() - begun_s < 2
     assert whole is not None and whole.count("\n") == 100_000
     assert whole.startswith("line 0\nnew 0\nline 1\nline 2\nline 3\nline 4\nnew 1\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from time import perf_counter
 
 from vermilion.errors import BadRequest, EngineFailure
@@ -27,7 +28,8 @@ async def generate_events(
     for a request that ended in an error (no event of it then reads as an answer), and on a service with
     accounts the errors of `accounts/errors.py` before the engine is asked.
     """
-    started_s = perf_counter()
+    started_s, salt = perf_counter(), service.owner()
+    requests = [replace(request, cache_salt=salt) for request in requests] if salt else requests
     unfinished = set(range(len(requests)))
     metering, silent = Metering(backend.model.id, requests), True
     failure: Exception | None = None
@@ -67,6 +69,9 @@ async def generate_events(
             failure = error
             raise
         finally:
+            if service.served is not None and failure is None:
+                for index in unfinished:
+                    metering.begun(index, service.served.backend.prefilled(requests[index].id))
             metering.end(failure)
             if unfinished and failure is None:
                 service.metrics.cancellations.inc(len(unfinished))

@@ -55,6 +55,11 @@ class Metering:
         if self._kept is not None and isinstance(event, Text | Finish):
             self._kept.append((index, event))
 
+    def begun(self, index: int, usage: Usage) -> None:
+        """What a prompt has cost whose answer is given up; nothing where some of the answer came out."""
+        if self._usages[index] == Usage():
+            self._usages[index] = usage
+
     def spent(self, index: int) -> Usage:
         """By one of the answers so far."""
         return self._usages[index]

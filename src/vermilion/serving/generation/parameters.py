@@ -29,7 +29,7 @@ _SEEDS = 2**63
 _FIRST_SPOKEN = 4
 """Rows of the first canvas of a `realtime` answer, unless it asks for another number."""
 _LEAST_TOP_P = 1e-6
-MAX_STOP_LENGTH = 8192
+MAX_STOP_LENGTH = 2048
 """Characters of all stop strings together: they are looked for behind every piece of text."""
 MAX_LOGIT_BIAS = 1024
 """Tokens: every one is work at every position."""
