@@ -69,17 +69,23 @@ async def generate_events(
             failure = error
             raise
         finally:
-            if service.served is not None and failure is None:
-                for index in unfinished:
-                    metering.begun(index, service.served.backend.prefilled(requests[index].id))
+            if failure is None:
+                _give_up(service, metering, requests, unfinished)
             metering.end(failure)
-            if unfinished and failure is None:
-                service.metrics.cancellations.inc(len(unfinished))
-                for index in unfinished:
-                    service.metrics.finished(metering.spent(index))
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
+
+
+def _give_up(
+    service: ServiceState, metering: Metering, requests: Sequence[Request], unfinished: set[int]
+) -> None:
+    """Counts what the answers that nobody waits for any more have cost."""
+    service.metrics.cancellations.inc(len(unfinished))
+    for index in unfinished:
+        if service.served is not None:
+            metering.begun(index, service.served.backend.prefilled(requests[index].id))
+        service.metrics.finished(metering.spent(index))
 
 
 async def _pump(backend: EventSource, index: int, request: Request, arrivals: Arrivals) -> None:
