@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from vermilion.config import EngineConfig
-from vermilion.decoding.jobs import Job, Wanted
 from vermilion.decoding.passes import Pass, Read, Segment
 from vermilion.decoding.reference import Reference
 from vermilion.engine.llm import LLM
@@ -60,15 +59,11 @@ def answers(
 
 def gap(llm: LLM, context: Sequence[int], one: int, other: int) -> float:
     """How far apart the base's log-probabilities of two next tokens are."""
-    cache = llm.engine.scheduler.cache
-    pages = cache.allocate(-(-len(context) // cache.page_size))
-    assert pages is not None
     rows = Pass(
         (Segment(tuple(context), 0, 0, sees=0, span=1),),
         (Read(len(context) - 1, len(context), "check", (one, other)),),
     )
-    [[reading]] = llm.engine.worker.run([Job(pages, rows, [Wanted(Sampling(), len(context), (one, other))])])
-    cache.release(pages)
+    [reading] = llm.engine.read(rows)
     return abs(reading.target_logprobs[0] - reading.target_logprobs[1])
 
 

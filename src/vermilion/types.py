@@ -255,6 +255,50 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine runs on."""
+
+    backend: str
+    """`torch` or `native`."""
+    device: str
+    """`cpu`, `cuda:0`, ..."""
+    dtype: str
+    """Of the weights."""
+    threads: int
+    """CPU threads of a forward."""
+    instruction_set: str = ""
+    """Of the native backend."""
+    num_slots: int = 0
+    """Positions that the key-value cache holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What a number of forwards took, summed: in the model, in choosing tokens and in making tensors."""
+
+    forward_s: float = 0.0
+    decode_s: float = 0.0
+    prepare_s: float = 0.0
+    forwards: int = 0
+    rows: int = 0
+
+    def __add__(self, other: Timing) -> Timing:
+        return self._combined(other, 1)
+
+    def __sub__(self, other: Timing) -> Timing:
+        return self._combined(other, -1)
+
+    def _combined(self, other: Timing, sign: int) -> Timing:
+        return Timing(
+            self.forward_s + sign * other.forward_s,
+            self.decode_s + sign * other.decode_s,
+            self.prepare_s + sign * other.prepare_s,
+            self.forwards + sign * other.forwards,
+            self.rows + sign * other.rows,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """Counters since the start and gauges of now, for /metrics and /health."""
 

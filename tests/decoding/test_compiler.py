@@ -82,6 +82,25 @@ def test_what_takes_too_long_is_refused_and_stays_refused(
         own.close()
 
 
+def test_what_works_too_long_ends_its_process(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit on work, not on time: a busy machine refuses nobody."""
+    own = Compiler()
+    monkeypatch.setattr(grammar, "SHARED", own)
+    command = compiler.COMMAND
+    busy = (
+        "import vermilion.decoding.compile_worker as w; w.CPU_S = 0.2\ndef spin(*given):\n while True: pass"
+    )
+    monkeypatch.setattr(compiler, "COMMAND", [*command[:1], "-c", f"{busy}\nw.attempt = spin\nw.main()"])
+    try:
+        with pytest.raises(BadRequest, match="too slow"):
+            grammars.constraint(Grammar("regex", "a"))
+        assert own._process is None
+        monkeypatch.setattr(compiler, "COMMAND", command)
+        assert grammars.constraint(Grammar("regex", "b")).allowed()
+    finally:
+        own.close()
+
+
 def test_a_slow_grammar_holds_up_nobody_who_uses_another(
     grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,6 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from tests import tiny  # noqa: E402
 from vermilion.errors import BadParameter, BadRequest  # noqa: E402
 from vermilion.evaluation.harness import VermilionLM  # noqa: E402
-from vermilion.evaluation.likelihood import score  # noqa: E402
 from vermilion.evaluation.sampler import Ask, Sampler  # noqa: E402
 from vermilion.types import Decoding  # noqa: E402
 
@@ -51,7 +50,7 @@ def adapter(**settings: Any) -> VermilionLM:
 
 def by_hand(llm: Llm, context: str, continuation: str) -> float:
     ids = llm.tokenizer.encode
-    readings = score(llm.engine, ids(context), ids(continuation))  # type: ignore[arg-type]
+    readings = llm.engine.score(ids(context), ids(continuation))  # type: ignore[arg-type]
     return math.fsum(reading.target_logprobs[0] for reading in readings)
 
 
@@ -98,7 +97,7 @@ def test_perplexity_is_that_of_the_whole_text() -> None:
     total = sum(
         math.fsum(
             reading.target_logprobs[0]
-            for reading in score(llm.engine, [tiny.EOS], llm.tokenizer.encode(str(one["text"])))
+            for reading in llm.engine.score([tiny.EOS], llm.tokenizer.encode(str(one["text"])))
         )
         for one in DOCUMENTS
     )
@@ -129,7 +128,7 @@ def test_a_long_text_is_scored_in_windows() -> None:
     instance = Instance("loglikelihood_rolling", {}, (text,), 0)
     [total] = model.loglikelihood_rolling([instance])
     longest, ids = model.llm.model.context_length, model.tok_encode(text)
-    first = score(model.llm.engine, [tiny.EOS], ids[: longest - 1])  # type: ignore[arg-type]
+    first = model.llm.engine.score([tiny.EOS], ids[: longest - 1])  # type: ignore[arg-type]
     partly = math.fsum(reading.target_logprobs[0] for reading in first)
     assert total < partly < 0 and math.isfinite(total)
 

@@ -9,7 +9,6 @@ import torch
 
 from tests import tiny
 from vermilion.evaluation.denoiser_metrics import drafting, implied, likelihood
-from vermilion.evaluation.likelihood import score
 from vermilion.evaluation.probe import Block, Cut, blocks, guesses
 from vermilion.evaluation.reference_texts import ReferenceText, written
 from vermilion.training.forward import Forward, NoisyRows
@@ -80,8 +79,8 @@ def test_likelihood_adds_up() -> None:
     texts = [ReferenceText("a", TOKENS, 3), ReferenceText("b", TOKENS[::-1], 0)]
     figures = likelihood(engine, texts, 5, seed=0)
     assert figures["tokens"] == 30 + 32
-    readings = score(engine, TOKENS[:3], TOKENS[3:]) + score(engine, TOKENS[:0:-1][:1], TOKENS[::-1][1:])
-    base = sum(-r.target_logprobs[0] for r in score(engine, TOKENS[:3], TOKENS[3:])) / 30
+    readings = engine.score(TOKENS[:3], TOKENS[3:]) + engine.score(TOKENS[:0:-1][:1], TOKENS[::-1][1:])
+    base = sum(-r.target_logprobs[0] for r in engine.score(TOKENS[:3], TOKENS[3:])) / 30
     assert figures["by_group"]["a"]["base_nll"] == pytest.approx(base, abs=1e-4)
     assert len(readings) == figures["tokens"]
     assert set(figures["nll"]) == {"0.25", "0.5", "0.75", "1.0"}
@@ -152,7 +151,7 @@ def test_the_base_follows_its_own_greedy_text() -> None:
 
     prompts = [FixedPrompt("prose", "once upon"), FixedPrompt("code", "def f(x):")]
     for text in written(Llm(), prompts, 12):  # type: ignore[arg-type]
-        readings = score(engine, text.ids[: text.num_prompt], text.ids[text.num_prompt :])
+        readings = engine.score(text.ids[: text.num_prompt], text.ids[text.num_prompt :])
         assert [reading.token for reading in readings] == list(text.ids[text.num_prompt :])
 
 

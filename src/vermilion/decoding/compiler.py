@@ -11,12 +11,13 @@ import subprocess
 import sys
 import threading
 
-from vermilion.decoding.compile_worker import receive, send
+from vermilion.decoding.compile_worker import CPU_S, receive, send
 from vermilion.decoding.vocabulary import Vocabulary
 from vermilion.errors import Overloaded
 
-TIMEOUT_S = 5.0
-"""For one grammar; real schemas with 500 properties take 0.05 s."""
+COMMAND = [sys.executable, "-m", "vermilion.decoding.compile_worker"]
+TIMEOUT_S = 20.0
+"""For one grammar, should it sleep; one that works for `CPU_S` ends its process itself."""
 _MAX_WAIT_S = 15.0
 
 
@@ -43,7 +44,7 @@ class Compiler:
             self._lock.release()
         if answer is None:
             return "", (
-                f"it is too deep, too large or too slow: compiling it takes more than {TIMEOUT_S:g} s, more "
+                f"it is too deep, too large or too slow: compiling it takes more than {CPU_S:g} s, more "
                 "memory than is allowed, or more than some 900 rules that are chained one behind the other"
             )
         return answer.get("source", ""), answer.get("error", "")
@@ -90,9 +91,8 @@ class Compiler:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self.close()
-            command = [sys.executable, "-m", "vermilion.decoding.compile_worker"]
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
         return self._process
 

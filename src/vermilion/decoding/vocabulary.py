@@ -20,14 +20,13 @@ class Vocabulary:
         eos: int,
         encode: Callable[[str], Sequence[int]] | None = None,
     ) -> None:
-        """Without `encode` text is cut greedily, which is enough to try a grammar."""
+        """Without `encode` a text is one token a byte, which is enough to try a grammar."""
         self.eos_token_id = eos
         self.bos_token_id = None
         self.tokens = list(tokens)
         self.special_token_ids = list(special)
         self._encode = encode
-        self._by_text = {} if encode else {text: token for token, text in enumerate(tokens) if text}
-        self._longest = max(map(len, self._by_text), default=0)
+        self._by_byte = {text[0]: token for token, text in enumerate(tokens) if len(text) == 1}
 
     @property
     def name(self) -> str:
@@ -40,13 +39,7 @@ class Vocabulary:
     def __call__(self, text: str | bytes) -> list[int]:
         if self._encode is not None:
             return list(self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace")))
-        rest, ids = (text.encode() if isinstance(text, str) else text), list[int]()
-        while rest:
-            sizes = range(min(self._longest, len(rest)), 0, -1)
-            size = next((size for size in sizes if rest[:size] in self._by_text), 1)
-            ids.append(self._by_text.get(rest[:size], 0))
-            rest = rest[size:]
-        return ids
+        return [self._by_byte.get(byte, 0) for byte in (text.encode() if isinstance(text, str) else text)]
 
     def library_tokenizer(self) -> LLTokenizer:
         from llguidance import LLTokenizer, TokenizerWrapper

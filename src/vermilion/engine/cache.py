@@ -99,6 +99,14 @@ class PageCache:
                 self._free[page] = 1
                 self._num_free += 1
 
+    def flush(self) -> None:
+        """Forget what idle pages hold: nothing of finished requests is shared any more."""
+        while self._idle:
+            page, _ = self._idle.popitem(last=False)
+            self._forget(page)
+            self._free[page] = 1
+            self._num_free += 1
+
     def remember(self, page: int, parent: Digest, tokens: Sequence[int]) -> Digest:
         """Record that a held page now stores the keys of `tokens` behind `parent`; returns its digest."""
         digest = chain(parent, tokens)

@@ -18,21 +18,32 @@ from vermilion.decoding.blocks import Blocks
 from vermilion.decoding.grammar import Grammars
 from vermilion.decoding.infill import Infill
 from vermilion.decoding.jobs import Job, Wanted
-from vermilion.decoding.knobs import check_decoding, check_sampling
-from vermilion.decoding.passes import Reading
+from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.penalties import Penalties, needed
 from vermilion.decoding.program import CLOSING_TOKENS, Program, Task
 from vermilion.decoding.seeded import Seeded
 from vermilion.decoding.speculative import SPECULATIVE, Speculative
 from vermilion.engine.adapters import Adapters, Holder
+from vermilion.engine.checks import check_memory, check_request
 from vermilion.engine.output import Output
 from vermilion.engine.row_costs import measure
 from vermilion.engine.scheduler import Scheduler, Sequence, Work
-from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded
+from vermilion.errors import BadRequest
 from vermilion.models.families import Traits
 from vermilion.models.families.family_presets import WITH_BASE
 from vermilion.text import Tokenizer
-from vermilion.types import EngineStats, Event, Finish, Grammar, ModelInfo, Request, Seeds, Usage
+from vermilion.types import (
+    EngineInfo,
+    EngineStats,
+    Event,
+    Finish,
+    Grammar,
+    ModelInfo,
+    Request,
+    Sampling,
+    Timing,
+    Usage,
+)
 
 _FAILED = "The engine failed while working on this request."
 _NO_WAY_ON = (
@@ -46,7 +57,12 @@ log = logging.getLogger(__name__)
 class Runner(Holder, Protocol):
     """What the engine needs of a worker."""
 
+    timing: Timing
+    """Of all forwards so far."""
+
     def run(self, jobs: Listing[Job]) -> list[list[Reading]]: ...
+
+    def info(self) -> EngineInfo: ...
 
     def release(self, request: str) -> None:
         """Free what is kept for a request between its jobs; it has ended, or lost its pages."""
@@ -89,78 +105,11 @@ class Engine:
 
         Reads nothing that a step changes, so any thread may call it; `submit` then takes the result.
         """
-        self._check_tokens(request)
-        check_sampling(request.sampling, self.model.vocab_size)
-        check_decoding(request.decoding)
-        if request.decoding.decoder not in self.model.decoders:
-            raise BadParameter(
-                "decoding.decoder", request.decoding.decoder, ", ".join(self.model.decoders),
-                f"{self.model.id} has no other.",
-            )  # fmt: skip
-        total = len(request.prompt) + len(request.suffix)
-        if total >= self.model.context_length:
-            raise ContextLengthExceeded(self.model.context_length, total)
-        room = self.model.context_length - total
-        if not 1 <= request.sampling.max_tokens <= room:
-            raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
+        check_request(request, self.model, self.traits, self.scheduler.cache.num_slots)
         self.adapters.check(request.adapter)
-        self._check_grammar(request)
-        self._check_seeds(request)
         program = self._program(request)
-        self._check_memory(program)
+        check_memory(program, self.scheduler.limits.max_draft_rows, self.scheduler.cache.num_slots)
         return program
-
-    def _check_tokens(self, request: Request) -> None:
-        """The model has no row for any other token: the whole step would fail, and every request in it."""
-        if not request.prompt:
-            raise BadRequest("The prompt is empty; give at least one token.", param="prompt")
-        seeds = request.seeds or Seeds(())
-        given = {
-            "prompt": (*request.prompt, *(token for token in seeds.ids if token is not None)),
-            "suffix": request.suffix,
-            "existing": request.existing,
-            "candidates": tuple(token for some in seeds.candidates for token in some),
-        }
-        for name, tokens in given.items():
-            if tokens and not 0 <= min(tokens) <= max(tokens) < self.model.vocab_size:
-                wrong = min(tokens) if min(tokens) < 0 else max(tokens)
-                raise BadParameter(name, wrong, f"token ids from 0 to {self.model.vocab_size - 1}")
-
-    def _check_grammar(self, request: Request) -> None:
-        if request.grammar is None:
-            return
-        if request.suffix:
-            raise BadRequest("A text that fills a gap cannot be held to a grammar.", "response_format")
-        if not self.traits.has_next_token:
-            raise BadRequest(
-                f"{self.model.id} predicts no next token, so it cannot be held to a grammar.",
-                "response_format",
-                "unsupported_parameter",
-            )
-
-    def _check_seeds(self, request: Request) -> None:
-        if request.seeds is None:
-            return
-        ids, model = request.seeds.ids, self.model
-        if request.suffix or request.grammar or None not in ids:
-            raise BadRequest("A seeded canvas needs an open place, no suffix and no grammar.", "prompt")
-        num_rows = len(request.prompt) + len(ids)
-        if num_rows > min(model.context_length, self.scheduler.cache.num_slots):
-            raise ContextLengthExceeded(min(model.context_length, self.scheduler.cache.num_slots), num_rows)
-
-    def _check_memory(self, program: Program) -> None:
-        """What can never fit would wait for ever, and who drafts too much makes all others wait."""
-        decoding, drafts = program.task.decoding, program.max_draft_rows
-        slots = self.scheduler.cache.num_slots
-        room = max(0, min(self.scheduler.limits.max_draft_rows, slots - (program.max_slots - drafts)))
-        if drafts > room:
-            raise BadParameter(
-                "decoding.draft_nodes", decoding.draft_nodes,
-                f"with branches and block_length, at most {room} rows beside this text",
-                f"These ask for {drafts}.",
-            )  # fmt: skip
-        if program.max_slots > slots:
-            raise ContextLengthExceeded(slots, program.max_slots)
 
     def submit(self, request: Request, program: Program | None = None) -> Program:
         """Queue a request; its events come out of `step`. `program` is what `check` made of it; without,
@@ -227,6 +176,45 @@ class Engine:
         """Tokens that hold a line break."""
         known = range(self.model.vocab_size)
         return frozenset(token for token in known if b"\n" in self.tokenizer.token_bytes(token))
+
+    def read(self, rows: Pass) -> list[Reading]:
+        """One forward of `rows` beside the requests, without penalties, over pages lent for the moment.
+
+        Raises ValueError where they do not fit what is free. Only between two steps.
+        """
+        cache = self.scheduler.cache
+        pages = cache.allocate(-(-rows.num_slots // cache.page_size))
+        if pages is None:
+            raise ValueError(f"{rows.num_slots} slots do not fit what is free of {cache.num_pages} pages")
+        wanted = [Wanted(Sampling(), read.position, read.targets, top=read.top) for read in rows.reads]
+        try:
+            [readings] = self.worker.run([Job(pages, rows, wanted)])
+        finally:
+            cache.release(pages)
+        return readings
+
+    def score(self, prompt: Listing[int], answer: Listing[int]) -> list[Reading]:
+        """The base's reading of each token of `answer` behind `prompt`: its own choice there, and its
+        log-probability of that token. Raises ValueError where either is empty, both do not fit, or the model
+        has no base."""
+        if not answer or not prompt or not self.traits.has_next_token:
+            raise ValueError(f"cannot score {len(answer)} tokens behind {len(prompt)} with {self.model.id}")
+        tokens = (*prompt, *answer)
+        segment = Segment(tokens, start=0, slot=0, sees=0, span=1)
+        reads = (Read(p - 1, p, "check", (tokens[p],)) for p in range(len(prompt), len(tokens)))
+        return self.read(Pass((segment,), tuple(reads)))
+
+    def flush(self) -> None:
+        """Drop what is cached of finished requests."""
+        self.scheduler.cache.flush()
+
+    def info(self) -> EngineInfo:
+        return replace(self.worker.info(), num_slots=self.scheduler.cache.num_slots)
+
+    @property
+    def timing(self) -> Timing:
+        """Of all forwards so far; take a difference to measure some of them."""
+        return self.worker.timing
 
     def abort(self, request_id: str) -> Finish | None:
         """End a request now; None if it has ended already."""

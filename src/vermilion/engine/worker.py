@@ -19,17 +19,7 @@ from vermilion.models.adapters import DENOISER, Adapter
 from vermilion.models.attention import ATTENTION_KINDS, Visibility
 from vermilion.models.linear import AdapterRows
 from vermilion.models.transformer import Rows, Transformer
-
-
-@dataclass(slots=True)
-class Timing:
-    """Seconds spent, summed over forwards: in the model, in choosing tokens, in making tensors."""
-
-    forward_s: float = 0.0
-    decode_s: float = 0.0
-    prepare_s: float = 0.0
-    forwards: int = 0
-    rows: int = 0
+from vermilion.types import EngineInfo, Timing
 
 
 @dataclass(slots=True)
@@ -78,6 +68,10 @@ class Worker:
         """Free what is kept for a request that has ended, or has lost its pages."""
         self.states.release(request)
 
+    def info(self) -> EngineInfo:
+        dtype = str(self.model.norm.weight.dtype).removeprefix("torch.")
+        return EngineInfo("torch", str(self._device), dtype, torch.get_num_threads())
+
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> list[list[Reading]]:
         """One forward over all jobs; the readings of each, in the order of its reads."""
@@ -97,12 +91,13 @@ class Worker:
         if drafts and hidden_RH is not None:
             drafted = self._tensor([draft.index for draft in drafts])
             readings = follow(self.model, hidden_RH[drafted], drafts, readings)
-        timing = self.timing
-        timing.prepare_s += prepared - began
-        timing.forward_s += computed - prepared
-        timing.decode_s += time.perf_counter() - computed
-        timing.forwards += 1
-        timing.rows += rows.ids_N.shape[0]
+        self.timing += Timing(
+            forward_s=computed - prepared,
+            decode_s=time.perf_counter() - computed,
+            prepare_s=prepared - began,
+            forwards=1,
+            rows=rows.ids_N.shape[0],
+        )
         return _split(readings, [len(job.wanted) for job in jobs])
 
     def _gather(self, jobs: Sequence[Job]) -> tuple[Rows, list[int]]:

@@ -11,7 +11,6 @@ from statistics import fmean
 from typing import Any
 
 from vermilion.engine.engine import Engine
-from vermilion.evaluation.likelihood import score
 from vermilion.evaluation.probe import Block, Cut, Guess, blocks, guesses
 from vermilion.evaluation.reference_texts import ReferenceText
 
@@ -66,7 +65,7 @@ def _gather(
     choices: dict[int, int] = {}
     values: dict[int, float] = {}
     if traits.has_next_token:
-        readings = score(engine, tokens[:given], tokens[given:])
+        readings = engine.score(tokens[:given], tokens[given:])
         choices = {p: reading.token for p, reading in enumerate(readings, given)}
         values = {p: -reading.target_logprobs[0] for p, reading in enumerate(readings, given)}
         into.base_nll += values.values()

@@ -15,20 +15,20 @@ from typing import Any
 import torch
 
 from vermilion.engine.llm import LLM
-from vermilion.engine.worker import Worker
 from vermilion.models import catalog
 
 
 def environment(llm: LLM) -> dict[str, Any]:
     """The entries that every row of results carries."""
-    weight = llm.engine.worker.model.norm.weight if isinstance(llm.engine.worker, Worker) else torch.empty(0)
+    info = llm.engine.info()
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
         "model": llm.model.id,
-        "device": torch.cuda.get_device_name() if weight.device.type == "cuda" else processor(),
-        "threads": torch.get_num_threads(),
-        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name() if info.device.startswith("cuda") else processor(),
+        "backend": info.backend,
+        "threads": info.threads,
+        "dtype": info.dtype,
         "torch": torch.__version__,
     }
 

@@ -25,7 +25,6 @@ from vermilion.config import EngineConfig, build
 from vermilion.decoding.presets import resolve
 from vermilion.engine.llm import LLM
 from vermilion.errors import BadParameter, BadRequest
-from vermilion.evaluation.likelihood import score
 from vermilion.evaluation.sampler import Ask, Sampler, load
 from vermilion.models.catalog import DEFAULT_MODEL
 from vermilion.types import Decoding
@@ -101,7 +100,7 @@ class VermilionLM(TemplateLM):  # type: ignore[misc]
             # What does not fit is cut on its left, as the harness's own models do.
             tokens = [*context, *continuation][-self._longest :]
             kept = tokens[: -len(continuation)] or tokens[:1]
-            readings = score(self.llm.engine, kept, tokens[len(kept) :])
+            readings = self.llm.engine.score(kept, tokens[len(kept) :])
             total = math.fsum(reading.target_logprobs[0] for reading in readings)
             greedy = all(r.token == t for r, t in zip(readings, tokens[len(kept) :], strict=True))
             answers.append((total, greedy))

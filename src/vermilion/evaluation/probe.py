@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from vermilion.decoding.passes import Choices, Pass, Read, Segment
 from vermilion.decoding.speculative import CHOICES
 from vermilion.engine.engine import Engine
-from vermilion.evaluation.likelihood import look
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def guesses(engine: Engine, tokens: Sequence[int], cut: Sequence[Block]) -> list
             after = len(reads) - 1 if p - 1 in hidden else -1
             reads.append(Read(row + p - shift - block.start, p, "draft", (tokens[p],), (), CHOICES, after))
         row, slot = row + len(positions), slot + len(positions)
-    readings = iter(look(engine, Pass(tuple(segments), tuple(reads))))
+    readings = iter(engine.read(Pass(tuple(segments), tuple(reads))))
     return [
         [
             Guess(

@@ -10,7 +10,6 @@ from typing import Any, get_args
 
 from vermilion.config import EngineConfig
 from vermilion.decoding import presets
-from vermilion.engine.engine import Engine
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import BadParameter, EngineFailure
@@ -87,7 +86,7 @@ class Sampler:
             ignore_eos=ask.ignore_eos,
         )
         if not ask.goes_on:
-            forget(engine)
+            engine.flush()
         began = time.perf_counter()
         program = engine.submit(
             Request(
@@ -115,13 +114,6 @@ class Sampler:
         wall_s = time.perf_counter() - began
         tokens = tuple(program.tokens[len(prompt) :][: finish.usage.completion_tokens])
         return Reply("".join(pieces), prompt, tokens, finish.usage, finish.reason, first_s or wall_s, wall_s)
-
-
-def forget(engine: Engine) -> None:
-    """Drop what is cached of finished requests: lending out every free page takes them all."""
-    cache = engine.scheduler.cache
-    pages = cache.allocate(cache.num_available)
-    cache.release(pages or ())
 
 
 def ids_of(llm: LLM, ask: Ask) -> tuple[int, ...]:

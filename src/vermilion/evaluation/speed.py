@@ -26,7 +26,6 @@ from torch.profiler import ProfilerActivity, profile
 from vermilion.config import EngineConfig
 from vermilion.decoding.presets import resolve
 from vermilion.engine.llm import LLM
-from vermilion.engine.worker import Timing, Worker
 from vermilion.errors import ConfigError
 from vermilion.evaluation.environment import environment
 from vermilion.evaluation.fixed_prompts import FixedPrompt, fixed
@@ -34,7 +33,7 @@ from vermilion.evaluation.likelihood import opinion
 from vermilion.evaluation.peers import LlamaCpp, PeerRound, PeerRow, Setup, opened, peer_row
 from vermilion.models import catalog
 from vermilion.models.catalog import DEFAULT_MODEL
-from vermilion.types import Decoding, Finish, Request, Sampling, Text
+from vermilion.types import Decoding, Finish, Request, Sampling, Text, Timing
 
 _PRODUCTS = (
     "aten::mm",
@@ -202,9 +201,7 @@ def _round(
 ) -> _Round:
     """All prompts once, never more than `concurrency` at a time."""
     engine = llm.engine
-    worker = engine.worker
-    assert isinstance(worker, Worker)
-    worker.timing = Timing()
+    before = engine.timing
     pending = iter(range(len(prompts)))
     programs: dict[str, Any] = {}
     submitted: dict[str, float] = {}
@@ -237,7 +234,7 @@ def _round(
         passes=sum(usage.passes for usage in usages),
         wall_s=wall_s,
         first_text_s=statistics.median(first.values()),
-        timing=replace(worker.timing),
+        timing=engine.timing - before,
         answers=answers,
         edits=sum(usage.edits for usage in usages),
     )

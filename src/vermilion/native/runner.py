@@ -9,6 +9,7 @@ import ctypes
 import math
 import os
 import struct
+import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from vermilion.native.checkpoint_packing import PackedAdapter, layer_products
 from vermilion.native.library import AnswersStruct, LowRankStruct, PassStruct
 from vermilion.native.model_table import model_table
 from vermilion.native.packed_file import PackedFile
+from vermilion.types import EngineInfo, Timing
 
 # The structures of kernels/interface.h that come in arrays.
 _SEGMENT = struct.Struct("=10i")
@@ -107,6 +109,10 @@ class NativeRunner:
         self.keep_logits = False
         """Whether `logits` holds those of the last pass's reads, [reads, vocabulary], before any penalty."""
         self.logits: Any = None
+        self.timing = Timing()
+
+    def info(self) -> EngineInfo:
+        return EngineInfo("native", "cpu", "quantized", self.threads, self.instruction_set or "")
 
     def close(self) -> None:
         """Free the pool and end the threads; the runner may not be used after it."""
@@ -137,6 +143,7 @@ class NativeRunner:
 
     def run(self, jobs: Sequence[Job]) -> list[list[Reading]]:
         """One forward over all jobs; the readings of each, in the order of its reads."""
+        began = time.perf_counter()
         lists = _Lists()
         row = 0
         for request, job in enumerate(jobs):
@@ -146,9 +153,12 @@ class NativeRunner:
             row += job.rows.num_rows
         lists.first_page.append(len(lists.pages))
         outcome = _Outcome(lists, self.architecture.vocab_size if self.keep_logits else 0)
+        prepared = time.perf_counter()
         self._kernels.vermilion_run(
             self._session, ctypes.byref(_pass_of(lists, len(jobs))), ctypes.byref(outcome.struct)
         )
+        # Tokens are chosen inside the library, in the same call.
+        self.timing += Timing(time.perf_counter() - prepared, 0.0, prepared - began, 1, row)
         if self.keep_logits:
             self.logits = outcome.logits
         return outcome.readings(jobs)
@@ -241,6 +251,7 @@ class _Outcome:
         self._given_tokens = (ctypes.c_int32 * max(1, lists.num_choices))()
         self._given_logprobs = (ctypes.c_double * max(1, lists.num_choices))()
         self.logits: Any = None
+        self.timing = Timing()
         address = None
         if vocab_size:
             self.logits = np.empty((lists.num_reads, vocab_size), np.float32)

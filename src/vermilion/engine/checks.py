@@ -1,0 +1,84 @@
+"""What a request must be to be taken up: tokens that the model knows, settings in range, room in memory.
+
+Whatever passes here cannot fail the step that it shares with others.
+"""
+
+from __future__ import annotations
+
+from vermilion.decoding.knobs import check_decoding, check_sampling
+from vermilion.decoding.program import Program
+from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded
+from vermilion.models.families import Traits
+from vermilion.types import ModelInfo, Request, Seeds
+
+
+def check_request(request: Request, model: ModelInfo, traits: Traits, num_slots: int) -> None:
+    """Raises `BadRequest` and its kinds."""
+    _check_tokens(request, model)
+    check_sampling(request.sampling, model.vocab_size)
+    check_decoding(request.decoding)
+    if request.decoding.decoder not in model.decoders:
+        raise BadParameter(
+            "decoding.decoder",
+            request.decoding.decoder,
+            ", ".join(model.decoders),
+            f"{model.id} has no other.",
+        )
+    total = len(request.prompt) + len(request.suffix)
+    if total >= model.context_length:
+        raise ContextLengthExceeded(model.context_length, total)
+    room = model.context_length - total
+    if not 1 <= request.sampling.max_tokens <= room:
+        raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
+    _check_grammar(request, model, traits)
+    if request.seeds is not None:
+        if request.suffix or request.grammar or None not in request.seeds.ids:
+            raise BadRequest("A seeded canvas needs an open place, no suffix and no grammar.", "prompt")
+        num_rows, most = len(request.prompt) + len(request.seeds.ids), min(model.context_length, num_slots)
+        if num_rows > most:
+            raise ContextLengthExceeded(most, num_rows)
+
+
+def check_memory(program: Program, max_draft_rows: int, num_slots: int) -> None:
+    """What can never fit would wait for ever, and who drafts too much makes all others wait."""
+    decoding, drafts = program.task.decoding, program.max_draft_rows
+    room = max(0, min(max_draft_rows, num_slots - (program.max_slots - drafts)))
+    if drafts > room:
+        raise BadParameter(
+            "decoding.draft_nodes",
+            decoding.draft_nodes,
+            f"with branches and block_length, at most {room} rows beside this text",
+            f"These ask for {drafts}.",
+        )
+    if program.max_slots > num_slots:
+        raise ContextLengthExceeded(num_slots, program.max_slots)
+
+
+def _check_tokens(request: Request, model: ModelInfo) -> None:
+    """The model has no row for any other token: the whole step would fail, and every request in it."""
+    if not request.prompt:
+        raise BadRequest("The prompt is empty; give at least one token.", param="prompt")
+    seeds = request.seeds or Seeds(())
+    given = {
+        "prompt": (*request.prompt, *(token for token in seeds.ids if token is not None)),
+        "suffix": request.suffix,
+        "existing": request.existing,
+        "candidates": tuple(token for some in seeds.candidates for token in some),
+    }
+    for name, tokens in given.items():
+        if tokens and not 0 <= min(tokens) <= max(tokens) < model.vocab_size:
+            wrong = min(tokens) if min(tokens) < 0 else max(tokens)
+            raise BadParameter(name, wrong, f"token ids from 0 to {model.vocab_size - 1}")
+
+
+def _check_grammar(request: Request, model: ModelInfo, traits: Traits) -> None:
+    if request.grammar is None:
+        return
+    if request.suffix:
+        raise BadRequest("A text that fills a gap cannot be held to a grammar.", "response_format")
+    if not traits.has_next_token:
+        raise BadRequest(
+            f"{model.id} predicts no next token, so it cannot be held to a grammar.",
+            "response_format",
+            "unsupported_parameter",
+        )
