@@ -18,8 +18,10 @@ from vermilion.decoding.reference import Reference
 from vermilion.engine.llm import LLM
 from vermilion.errors import ModelFileError
 from vermilion.evaluation.fixed_prompts import FixedPrompt, fixed, hundred
-from vermilion.models import catalog, weights
+from vermilion.models import catalog
+from vermilion.models.build import build
 from vermilion.models.families.family_presets import WITH_BASE
+from vermilion.training.export import hugging_face_tensors
 from vermilion.types import Decoding, Finish, Request, Sampling
 
 pytestmark = pytest.mark.model
@@ -81,8 +83,8 @@ def assert_same_or_tied(
 
 def test_greedy_text_equals_transformers(llm: LLM) -> None:
     transformers = pytest.importorskip("transformers")
-    checkpoint = weights.load(catalog.find(catalog.DEFAULT_MODEL))
-    a = checkpoint.spec.architecture
+    built = build(catalog.find(catalog.DEFAULT_MODEL))
+    a = built.spec.architecture
     config = transformers.LlamaConfig(
         vocab_size=a.vocab_size, hidden_size=a.hidden_size, intermediate_size=a.ffn_size,
         num_hidden_layers=a.num_layers, num_attention_heads=a.num_heads, num_key_value_heads=a.num_kv_heads,
@@ -90,7 +92,7 @@ def test_greedy_text_equals_transformers(llm: LLM) -> None:
         rope_parameters={"rope_type": "default", "rope_theta": a.rope_theta},
     )  # fmt: skip
     theirs = transformers.LlamaForCausalLM(config).eval()
-    missing, unexpected = theirs.load_state_dict(checkpoint.tensors, strict=False)
+    missing, unexpected = theirs.load_state_dict(hugging_face_tensors(built.model), strict=False)
     assert set(missing) <= {"lm_head.weight"}
     assert not unexpected
     theirs.tie_weights()

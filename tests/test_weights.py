@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_gguf import ARCHITECTURE, METADATA, write_gguf
 from vermilion.errors import ModelFileError
-from vermilion.models import catalog
+from vermilion.models import adapters, catalog
+from vermilion.models.build import build, expected_shapes
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.configuration import spec_of
 from vermilion.models.denoiser_file import DenoiserFile
 from vermilion.models.families import Architecture, Traits
 from vermilion.models.gguf_file import read_header
-from vermilion.models.weights import expected_shapes, load, load_adapter
+from vermilion.models.lora_folder import read_pairs
+from vermilion.training.export import hugging_face_tensors
 
 KINDS = (
     GGMLQuantizationType.F32,
@@ -61,20 +65,21 @@ def write_adapter(folder: Path, rank: int = 4, parts: int = 1) -> dict[str, torc
 def test_gguf_gives_back_the_weights_that_were_stored(tmp_path: Path, kind: GGMLQuantizationType) -> None:
     weights = random_weights()
     path = write_gguf(tmp_path / "tiny.gguf", weights, kind)
-    loaded = load(ModelFiles("gguf", "tiny", path, None))
-    assert loaded.tensors.keys() == weights.keys() and loaded.adapter is None
+    built = build(ModelFiles("gguf", "tiny", path, None))
+    read = hugging_face_tensors(built.model)
+    assert read.keys() == weights.keys() and not adapters.pairs_of(built.model, adapters.DENOISER)
     for name, weight in weights.items():
         wanted = dequantize(quantize(weight, kind), kind) if weight.ndim > 1 else weight
-        assert torch.equal(loaded.tensors[name], torch.from_numpy(wanted)), name
+        assert torch.equal(read[name], torch.from_numpy(wanted)), name
 
 
 def test_every_tensor_has_the_dtype_asked_for(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", random_weights(), GGMLQuantizationType.Q8_0)
     write_adapter(tmp_path / "adapter")
-    loaded = load(ModelFiles("gguf", "tiny", path, tmp_path / "adapter"), torch.bfloat16)
-    assert loaded.adapter is not None and loaded.mask_embedding_H is not None
-    pairs = [half for pair in loaded.adapter.values() for half in pair]
-    assert {t.dtype for t in [*loaded.tensors.values(), *pairs, loaded.mask_embedding_H]} == {torch.bfloat16}
+    built = build(ModelFiles("gguf", "tiny", path, tmp_path / "adapter"), torch.bfloat16)
+    assert built.model.mask_embedding is not None
+    assert {parameter.dtype for parameter in built.model.parameters()} == {torch.bfloat16}
+    assert {parameter.device.type for parameter in built.model.parameters()} == {"cpu"}
 
 
 @pytest.mark.parametrize("kept_bytes", [3, 20, 5000, 60_000])
@@ -82,7 +87,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, kept_bytes: int) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", random_weights(), GGMLQuantizationType.F32)
     path.write_bytes(path.read_bytes()[:kept_bytes])
     with pytest.raises(ModelFileError):
-        load(ModelFiles("gguf", "tiny", path, None))
+        build(ModelFiles("gguf", "tiny", path, None))
 
 
 def test_gguf_header_gives_metadata_as_plain_values(tmp_path: Path) -> None:
@@ -95,10 +100,12 @@ def test_gguf_header_gives_metadata_as_plain_values(tmp_path: Path) -> None:
 def test_adapter_pairs_come_by_module_with_their_scale(tmp_path: Path, parts: int) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", random_weights(), GGMLQuantizationType.F32)
     stored = write_adapter(tmp_path / "adapter", parts=parts)
-    loaded = load(ModelFiles("gguf", "tiny", path, tmp_path / "adapter"))
-    assert loaded.adapter is not None and len(loaded.adapter) == 7 * ARCHITECTURE.num_layers
-    assert loaded.adapter_scale == 3.0
-    a_RI, b_OR = loaded.adapter["model.layers.1.mlp.down_proj"]
+    model = build(ModelFiles("gguf", "tiny", path, tmp_path / "adapter")).model
+    pairs, scale = adapters.read_pairs(tmp_path / "adapter", model)
+    assert len(pairs) == 7 * ARCHITECTURE.num_layers and scale == 3.0
+    assert adapters.pairs_of(model, adapters.DENOISER).keys() == pairs.keys()
+    assert adapters.rank_and_scale(model, adapters.DENOISER) == (4, 3.0)
+    a_RI, b_OR = pairs["model.layers.1.mlp.down_proj"]
     assert torch.equal(a_RI, stored["base_model.model.model.layers.1.mlp.down_proj.lora_A.weight"])
     assert torch.equal(b_OR, stored["base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"])
 
@@ -157,7 +164,7 @@ def test_a_faulty_adapter_is_refused_with_the_reason(
     write_adapter(tmp_path / "adapter")
     spoil(tmp_path / "adapter")
     with pytest.raises(ModelFileError, match=message):
-        load(ModelFiles("gguf", "tiny", path, tmp_path / "adapter"))
+        build(ModelFiles("gguf", "tiny", path, tmp_path / "adapter"))
 
 
 def hugging_face_model(kind: str, folder: Path, **options: Any) -> Any:
@@ -186,15 +193,16 @@ def test_a_hugging_face_folder_gives_the_same_tensors(tmp_path: Path, kind: str,
     model = hugging_face_model(kind, tmp_path / "model", tie_word_embeddings=tied, eos_token_id=[7, 9])
     files = catalog.find(str(tmp_path / "model"))
     assert (files.kind, files.name, files.adapter) == ("folder", "model", None)
-    loaded = load(files)
+    built = build(files)
+    read = hugging_face_tensors(built.model)
     wanted = {
         name: tensor for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")
     }
-    assert loaded.tensors.keys() == wanted.keys()
-    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in wanted.items())
-    architecture = loaded.spec.architecture
+    assert read.keys() == wanted.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in wanted.items())
+    architecture = built.spec.architecture
     assert (architecture.qkv_bias, architecture.qk_norm) == (kind == "Qwen2", kind == "Qwen3")
-    assert architecture.tied_embeddings == tied and loaded.spec.traits.eos_token_ids == (7, 9)
+    assert architecture.tied_embeddings == tied and built.spec.traits.eos_token_ids == (7, 9)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -212,7 +220,7 @@ def test_a_config_we_do_not_compute_is_refused(tmp_path: Path, change: dict[str,
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelFileError, match=message):
-        load(catalog.find(str(tmp_path / "model")))
+        build(catalog.find(str(tmp_path / "model")))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -222,17 +230,18 @@ def test_a_lost_shard_is_named(tmp_path: Path) -> None:
     assert len(shards) > 1
     shards[0].unlink()
     with pytest.raises(ModelFileError, match=f"{len(shards) - 1} parts of model"):
-        load(catalog.find(str(tmp_path / "model")))
+        build(catalog.find(str(tmp_path / "model")))
 
 
 @pytest.mark.model
 def test_embedded_model_loads_whole() -> None:
-    loaded = load(catalog.find(catalog.DEFAULT_MODEL), torch.bfloat16)
-    assert loaded.spec.architecture == SMOLLM2
-    assert loaded.spec.traits == Traits("causal", True, 16, (2,), gated=True)
-    assert sum(tensor.numel() for tensor in loaded.tensors.values()) == 134_515_008
-    assert loaded.adapter is not None and len(loaded.adapter) == 210 and loaded.adapter_scale == 2.0
-    assert loaded.mask_embedding_H is not None and loaded.mask_embedding_H.shape == (576,)
+    built = build(catalog.find(catalog.DEFAULT_MODEL), torch.bfloat16)
+    assert built.spec.architecture == SMOLLM2
+    assert built.spec.traits == Traits("causal", True, 16, (2,), gated=True)
+    assert sum(tensor.numel() for tensor in hugging_face_tensors(built.model).values()) == 134_515_008
+    assert len(adapters.pairs_of(built.model, adapters.DENOISER)) == 210
+    assert adapters.rank_and_scale(built.model, adapters.DENOISER) == (64, 2.0)
+    assert built.model.mask_embedding is not None and built.model.mask_embedding.shape == (576,)
 
 
 def test_shipped_adapter_fits_the_embedded_model() -> None:
@@ -241,8 +250,9 @@ def test_shipped_adapter_fits_the_embedded_model() -> None:
     wanted = Traits("causal", True, 16, (2,), gated=True)
     assert (denoiser.traits((2,)), denoiser.weights, denoiser.block_length) == (wanted, "lora", 8)
     assert denoiser.facts["licence"] == "Apache-2.0"
-    adapter, scale = load_adapter(folder, SMOLLM2, torch.bfloat16, "cpu")
-    assert len(adapter) == 210 and scale == 2.0
+    projections = adapters.projections(SMOLLM2)
+    pairs, scale = read_pairs(folder, projections, torch.bfloat16, "cpu")
+    assert pairs.keys() == projections.keys() and scale == 2.0
 
 
 def test_a_denoisers_description_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -278,7 +288,63 @@ def test_a_denoiser_in_a_folder_sets_the_traits(tmp_path: Path) -> None:
     assert files.adapter == path.parent
     path.write_text(json.dumps({"context": "sideways"}))
     with pytest.raises(ModelFileError, match="context 'sideways'"):
-        load(files)
+        build(files)
     path.write_text(json.dumps({"context": "block", "shift": False, "block_grid": 4, "mask_token_id": 5}))
     given = spec_of(files).traits
     assert (given.context, given.shift, given.block_grid, given.mask_token_id) == ("block", False, 4, 5)
+
+
+def test_what_is_stored_as_another_type_is_named(tmp_path: Path) -> None:
+    save_file({"model.norm.weight": torch.ones(32, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(ModelFileError, match=r"norm\.weight is stored as I8; these are read: F64, F32"):
+        build(ModelFiles("folder", "m", tmp_path, None))
+
+
+CONFIG = {
+    "model_type": "llama",
+    "num_hidden_layers": 4,
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "intermediate_size": 4096,
+    "vocab_size": 8192,
+    "max_position_embeddings": 64,
+}
+MEASURE = """
+import json, sys
+from pathlib import Path
+import torch
+from vermilion.models.build import build
+from vermilion.models.catalog import ModelFiles
+
+def peak():
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024
+
+build(ModelFiles("folder", "small", Path(sys.argv[1]), None), torch.float32)
+before = peak()
+model = build(ModelFiles("folder", "large", Path(sys.argv[2]), None), torch.float32).model
+weights = sum(each.numel() * each.element_size() for each in model.parameters())
+print(json.dumps([weights, peak() - before]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own figures")
+def test_no_more_is_in_memory_than_the_weights_and_one_shard(tmp_path: Path) -> None:
+    """130 MB of weights in six shards of bfloat16, read as fp32."""
+    for name, changes in (("small", {"intermediate_size": 64, "vocab_size": 64}), ("large", {})):
+        folder, config = tmp_path / name, CONFIG | changes
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        shapes = expected_shapes(spec_of(ModelFiles("folder", name, folder, None)).architecture)
+        names = sorted(shapes)
+        for i in range(6):
+            shard = {each: torch.ones(shapes[each], dtype=torch.bfloat16) for each in names[i::6]}
+            save_file(shard, folder / f"model-{i + 1:05d}-of-00006.safetensors")
+    largest = max(path.stat().st_size for path in (tmp_path / "large").glob("*.safetensors"))
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "small"), str(tmp_path / "large")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    weights, used = json.loads(done.stdout)
+    assert weights > 1.2e8
+    # A tensor on its way from the shard to its place, and what the allocator keeps.
+    assert used < weights + largest + 2.5e7, (used, weights, largest)

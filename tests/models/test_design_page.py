@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests import tiny
 from vermilion.decoding.reference import Reference
 from vermilion.models import linear, transformer
-from vermilion.models.transformer import Transformer, load_tensors
+from vermilion.models.build import fill
+from vermilion.models.families import LLAMA
+from vermilion.models.transformer import Transformer
+from vermilion.models.weights import TensorFolder
 from vermilion.training.export import hugging_face_tensors
 from vermilion.types import Decoding, Sampling
 
@@ -41,12 +45,13 @@ def patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("patched")
-def test_the_pages_kind_of_linear_layer_is_stored_computed_exported_and_decoded() -> None:
+def test_the_pages_kind_of_linear_layer_is_stored_computed_exported_and_decoded(tmp_path: Path) -> None:
     dense = tiny.model("block")
     with torch.device("meta"):
         ternary = Transformer(tiny.ARCHITECTURE, "ternary")
     given = hugging_face_tensors(dense)
-    load_tensors(ternary, dict(given))
+    save_file(given, tmp_path / "dense.safetensors")
+    fill(ternary, TensorFolder(tmp_path, "dense"), LLAMA, torch.float64, "cpu")
     stored = hugging_face_tensors(ternary)
     assert stored.keys() == given.keys()
     for name, tensor in stored.items():
@@ -54,7 +59,8 @@ def test_the_pages_kind_of_linear_layer_is_stored_computed_exported_and_decoded(
         assert "norm" in name or torch.equal(tensor, tensor.sign() * scales), name
     # The same numbers in a dense model give the same text.
     rounded = Transformer(tiny.ARCHITECTURE)
-    load_tensors(rounded, stored)
+    save_file(stored, tmp_path / "rounded.safetensors")
+    fill(rounded, TensorFolder(tmp_path, "rounded"), LLAMA, torch.float64, "cpu")
     asked = ((5, 9, 33), Sampling(max_tokens=12, ignore_eos=True), Decoding("threshold", block_length=4))
     texts = [Reference(one, tiny.TRAITS["block"]).generate(*asked).tokens for one in (ternary, rounded)]
     assert texts[0] == texts[1]

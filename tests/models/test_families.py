@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.models.test_transformer import IDS, hugging_face, ours, without_casts
 from vermilion.errors import ModelFileError
 from vermilion.models.attention import DenseAttention, Visibility
+from vermilion.models.build import expected_shapes, published
 from vermilion.models.configuration import hugging_face_config, spec_from_config
-from vermilion.models.families import FAMILIES, ModelSpec, Traits
+from vermilion.models.families import FAMILIES, LLAMA, Family, ModelSpec, Traits, family_table
 from vermilion.models.transformer import Rows, Transformer
 
 SIZES = {
@@ -31,11 +33,67 @@ PUBLISHED = {
     "fast-dllm-v2": ("qwen2", {"model_type": "Fast_dLLM_Qwen", "bd_size": 4, "mask_token_id": 59}),
     "dream": ("qwen2", {"model_type": "Dream", "mask_token_id": 59, "eos_token_id": 7}),
 }
+LLADA = {
+    "model_type": "llada",
+    "block_type": "llama",
+    "d_model": 32,
+    "n_layers": 3,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "mlp_hidden_size": 44,
+    "embedding_size": 61,
+    "vocab_size": 60,
+    "max_sequence_length": 64,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "weight_tying": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "activation_type": "silu",
+    "mask_token_id": 59,
+    "eos_token_id": 7,
+}
+PUBLISHED["llada"] = ("llama", LLADA)
+# Theirs to LLaDA's names, each spelled as its publisher's modelling code does.
+LLADA_NAMES = {
+    "model.embed_tokens": "model.transformer.wte",
+    "model.norm": "model.transformer.ln_f",
+    "lm_head": "model.transformer.ff_out",
+    "model.layers": "model.transformer.blocks",
+    ".self_attn.o_proj": ".attn_out",
+    ".self_attn": "",
+    ".mlp.gate_proj": ".ff_proj",
+    ".mlp.up_proj": ".up_proj",
+    ".mlp.down_proj": ".ff_out",
+    ".input_layernorm": ".attn_norm",
+    ".post_attention_layernorm": ".ff_norm",
+}
 TRAITS = {
+    "llada": Traits("full", False, 59, (7,)),
     "sdar": Traits("block", False, 59, (151645, 151643), block_grid=8),
     "fast-dllm-v2": Traits("block", True, 59, (151645,), block_grid=4),
     "dream": Traits("full", True, 59, (7,)),
 }
+
+
+def renamed(folder: Path) -> None:
+    """The checkpoint in `folder` under LLaDA's names."""
+    tensors = load_file(folder / "model.safetensors")
+    for old, new in LLADA_NAMES.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def fused(folder: Path) -> None:
+    """Projections of one input as one tensor each."""
+    tensors = load_file(folder / "model.safetensors")
+    for index in range(3):
+        prefix = f"model.layers.{index}."
+        qkv = [tensors.pop(f"{prefix}self_attn.{name}_proj.weight") for name in "qkv"]
+        gate_up = [tensors.pop(f"{prefix}mlp.{name}_proj.weight") for name in ("gate", "up")]
+        tensors[f"{prefix}attention.qkv.weight"] = torch.cat(qkv)
+        tensors[f"{prefix}mlp.gate_up.weight"] = torch.cat(gate_up)
+    save_file(tensors, folder / "model.safetensors")
 
 
 def visible(spec: ModelSpec, length: int) -> Tensor:
@@ -72,7 +130,8 @@ def test_a_published_kind_is_read_and_computed_as_transformers_computes_it(tmp_p
     pytest.importorskip("transformers")
     kind, config = PUBLISHED[name]
     theirs = hugging_face(kind)
-    model, spec = ours(theirs, tmp_path, torch.float64, config)
+    change = renamed if name == "llada" else None
+    model, spec = ours(theirs, tmp_path, torch.float64, config, change)
     assert (spec.family.name, spec.traits) == (name, TRAITS[name])
     seen = visible(spec, len(IDS))
     theirs = theirs.double()
@@ -82,6 +141,42 @@ def test_a_published_kind_is_read_and_computed_as_transformers_computes_it(tmp_p
     with torch.inference_mode():
         wanted = theirs(torch.tensor([IDS]), attention_mask=hidden).logits[0]
     torch.testing.assert_close(logits(model, seen), wanted, atol=1e-11, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_projections_that_are_published_fused_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    products = LLAMA.products | {"qkv": ("attention.qkv",), "gate_up": ("mlp.gate_up",)}
+    row = Family("fused", ("fused",), names=replace(LLAMA, products=products))
+    theirs = hugging_face("llama")
+    whole, spec = ours(theirs, tmp_path / "split", torch.float64)
+    with monkeypatch.context() as patch:
+        patch.setattr(family_table, "FAMILIES", [row])
+        model, _ = ours(theirs, tmp_path / "fused", torch.float64, {"model_type": "fused"}, fused)
+    seen = visible(spec, len(IDS))
+    assert torch.equal(logits(model, seen), logits(whole, seen))
+
+
+def test_weights_are_written_under_their_familys_names() -> None:
+    products = LLAMA.products | {"qkv": ("attention.qkv",), "gate_up": ("mlp.gate_up",)}
+    row = Family("fused", ("fused",), fixed={"qkv_bias": True}, names=replace(LLAMA, products=products))
+    spec = replace(spec_from_config({**SIZES, "model_type": "qwen2"}, "m"), family=row)
+    tensors = {name: torch.randn(shape) for name, shape in expected_shapes(spec.architecture).items()}
+    written = published(tensors, spec)
+    assert {name: tuple(tensor.shape) for name, tensor in written.items()} == expected_shapes(
+        spec.architecture, row.names
+    )
+    for kind in ("weight", "bias"):
+        parts = [tensors[f"model.layers.1.self_attn.{name}_proj.{kind}"] for name in "qkv"]
+        assert torch.equal(written[f"model.layers.1.attention.qkv.{kind}"], torch.cat(parts))
+    llada = spec_from_config(LLADA, "m")
+    tensors = {name: torch.randn(shape) for name, shape in expected_shapes(llada.architecture).items()}
+    assert (
+        published(tensors, llada)["model.transformer.blocks.2.ff_out.weight"]
+        is (tensors["model.layers.2.mlp.down_proj.weight"])
+    )
 
 
 def test_every_diffusion_family_is_compared_with_a_reference() -> None:
@@ -115,6 +210,7 @@ def test_a_written_config_is_read_back_as_the_same_model(model_type: str) -> Non
         ({"model_type": "llama", "attention_bias": True}, "biases of the attention's output"),
         ({"model_type": "llama", "mlp_bias": True, "hidden_act": "gelu"}, "feed-forward, activation gelu"),
         ({"model_type": "llama", "rope_scaling": {"rope_type": "yarn", "factor": 4}}, "scaled RoPE"),
+        ({"model_type": "llada"}, "of llada {'block_type': 'llama'} is read; config.json has .*None"),
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not read; these are: .*qwen3, sdar"),
         ({"model_type": "llama", "hidden_size": None}, "config.json lacks hidden_size"),
     ],

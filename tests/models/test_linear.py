@@ -21,8 +21,9 @@ def loaded(kind: str = "dense", *, bias: bool = True, dtype: torch.dtype = torch
         linear = LINEAR_KINDS[kind](6, SIZES, bias=bias)
     for part, size in enumerate(SIZES):
         linear.load_part(part, numbers(size, 6, seed=part, dtype=dtype))
-        if bias:
-            linear.load_bias(part, numbers(size, seed=10 + part, dtype=dtype))
+    if bias:
+        biases = [numbers(size, seed=10 + part, dtype=dtype) for part, size in enumerate(SIZES)]
+        linear.load_bias(torch.cat(biases))
     return linear
 
 
@@ -32,6 +33,18 @@ def pairs(rank: int = 2) -> list[Pair | None]:
         None,
         (numbers(rank, 6), numbers(5, rank)),
     ]
+
+
+@pytest.mark.parametrize("kind", LINEAR_KINDS)
+def test_all_parts_at_once_are_the_parts_one_by_one(kind: str) -> None:
+    by_part = loaded(kind)
+    with torch.device("meta"):
+        whole = LINEAR_KINDS[kind](6, SIZES, bias=True)
+    whole.load(torch.cat([numbers(size, 6, seed=part) for part, size in enumerate(SIZES)]))
+    for part in range(len(SIZES)):
+        assert torch.equal(whole.part_weight(part), by_part.part_weight(part))
+    with pytest.raises(ValueError, match="Part 0"):
+        whole.load(numbers(12, 5))
 
 
 @pytest.mark.parametrize("kind", LINEAR_KINDS)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from tests import tiny
 from vermilion.decoding.jobs import Job
 from vermilion.decoding.passes import Pass, Segment
 from vermilion.engine.worker import Worker
-from vermilion.models import catalog, weights
+from vermilion.models import catalog
 from vermilion.models.adapters import DENOISER
 from vermilion.models.attention import ATTENTION_KINDS, DenseAttention, Visibility
+from vermilion.models.build import build
 from vermilion.models.families import Architecture, ModelSpec
 from vermilion.models.layers import Rotary, rotate
 from vermilion.models.linear import AdapterRows
-from vermilion.models.transformer import Rows, Transformer, load_tensors
+from vermilion.models.transformer import Rows, Transformer
 
 SIZES = {
     "vocab_size": 61,
@@ -68,17 +69,21 @@ def hugging_face(name: str) -> Any:
 
 
 def ours(
-    theirs: Any, folder: Path, dtype: torch.dtype, changes: Mapping[str, Any] | None = None
+    theirs: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    changes: Mapping[str, Any] | None = None,
+    change: Callable[[Path], None] | None = None,
 ) -> tuple[Transformer, ModelSpec]:
-    """Our model of their weights, with `changes` to their config.json."""
+    """Our model of their weights, with `changes` to their config.json and `change` to the folder."""
     theirs.save_pretrained(folder)
     config = folder / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **(changes or {})}))
     (folder / "tokenizer.json").write_text("{}")
-    checkpoint = weights.load(catalog.find(str(folder)), dtype)
-    model = Transformer(checkpoint.spec.architecture)
-    load_tensors(model, checkpoint.tensors)
-    return model.eval(), checkpoint.spec
+    if change is not None:
+        change(folder)
+    built = build(catalog.find(str(folder)), dtype)
+    return built.model.eval(), built.spec
 
 
 def run(model: Transformer, segments: list[tuple[int, int]], slots: list[int], ids: list[int]) -> Tensor:
@@ -305,13 +310,6 @@ def test_prefill_through_scrambled_pages_leaves_the_keys_of_one_forward() -> Non
         chunked.run([Job(pages, Pass((Segment(ids[start:end], start, start, start, span=1),)), [])])
     slots = torch.tensor([pages[i // size] * size + i % size for i in range(len(ids))])
     torch.testing.assert_close(chunked.pool[:, slots], whole.pool[:, : len(ids)], atol=1e-12, rtol=0)
-
-
-def test_weights_of_another_shape_are_refused() -> None:
-    tensors = {name: torch.zeros(shape) for name, shape in weights.expected_shapes(tiny.ARCHITECTURE).items()}
-    model = Transformer(replace(tiny.ARCHITECTURE, ffn_size=40))
-    with pytest.raises(ValueError, match="checkpoint"):
-        load_tensors(model, tensors)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 6, 8, 33, 130])

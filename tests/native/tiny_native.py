@@ -50,7 +50,7 @@ def available_sets() -> list[str]:
 
 def random_tensors(architecture: Architecture, seed: int = 0) -> dict[str, Array]:
     """float32 by Hugging Face's names, sharp enough that answers are not noise."""
-    from vermilion.models.weights import expected_shapes
+    from vermilion.models.build import expected_shapes
 
     draw = np.random.default_rng(seed)
     made = {}
@@ -65,7 +65,7 @@ def random_pairs(
     architecture: Architecture, seed: int, parts: str = "_proj"
 ) -> dict[str, tuple[Array, Array]]:
     """LoRA pairs for the projections whose names hold `parts`."""
-    from vermilion.models.weights import expected_shapes
+    from vermilion.models.build import expected_shapes
 
     draw, shapes = np.random.default_rng(seed), expected_shapes(architecture)
     return {

@@ -15,9 +15,9 @@ from vermilion.data.packing import DataConfig, DataSource
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import ConfigError, ModelFileError
-from vermilion.models import catalog, weights
-from vermilion.models.denoiser import attach_denoiser
-from vermilion.models.transformer import Transformer, load_tensors
+from vermilion.models import catalog
+from vermilion.models.build import build as build_model
+from vermilion.models.transformer import Transformer
 from vermilion.training import finetune, toy
 from vermilion.training.convert import convert, prepare
 from vermilion.training.corruption import CorruptionConfig
@@ -72,11 +72,7 @@ def recipe(base: Path, output: Path, way: str, **changes: object) -> Recipe:
 
 
 def read(folder: Path) -> Transformer:
-    loaded = weights.load(catalog.find(str(folder)))
-    model = Transformer(loaded.spec.architecture)
-    load_tensors(model, loaded.tensors)
-    attach_denoiser(model, loaded)
-    return model
+    return build_model(catalog.find(str(folder))).model
 
 
 def hidden(model: Transformer, one: Recipe, mask_token_id: int) -> list[torch.Tensor]:
@@ -275,10 +271,10 @@ def test_a_copy_with_missing_or_unknown_parts_is_refused(base: Path, tmp_path: P
     tensors = load_file(path)
     save_file(dict(list(tensors.items())[1:]), path)
     with pytest.raises(ModelFileError, match="1 missing"):
-        weights.load(catalog.find(str(folder)))
+        build_model(catalog.find(str(folder)))
     (folder / "adapter" / "denoiser.json").write_text(json.dumps(facts | {"weights": "ghost"}))
     with pytest.raises(ModelFileError, match="'ghost'"):
-        weights.load(catalog.find(str(folder)))
+        build_model(catalog.find(str(folder)))
 
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

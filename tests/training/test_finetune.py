@@ -19,8 +19,8 @@ from vermilion.config import EngineConfig, build
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import ConfigError
-from vermilion.models import catalog, weights
-from vermilion.models.adapters import DENOISER, pairs_of
+from vermilion.models import catalog
+from vermilion.models.adapters import DENOISER, pairs_of, read_pairs
 from vermilion.models.linear import AdapterRows
 from vermilion.training import finetune, loop, toy
 from vermilion.training.checkpoint import latest
@@ -96,9 +96,7 @@ def test_only_the_lora_learns_and_it_is_written_as_peft_reads_it(
     assert changed == trainable(run.model, "lora").keys()
     newest = latest(tmp_path / "checkpoints")
     assert newest is not None
-    pairs, scale = weights.load_adapter(
-        newest / "adapter", run.model.architecture, torch.float32, torch.device("cpu")
-    )
+    pairs, scale = read_pairs(newest / "adapter", run.model)
     assert scale == 1.0 and {name.rpartition(".")[2] for name in pairs} == {"q_proj", "down_proj"}
     for name, (a, b) in pairs_of(run.model, TUNED).items():
         torch.testing.assert_close(pairs[name], (a, b))

@@ -19,8 +19,8 @@ from vermilion.data.packing import DataState, next_batch
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import ConfigError, ModelFileError
-from vermilion.models import catalog, weights
-from vermilion.models.adapters import DENOISER, pairs_of
+from vermilion.models import catalog
+from vermilion.models.adapters import DENOISER, pairs_of, read_pairs
 from vermilion.training import checkpoint, loop, toy
 from vermilion.training.convert import convert, prepare
 from vermilion.training.corruption import CorruptionConfig, noise
@@ -176,9 +176,8 @@ def test_the_written_adapter_loads_as_the_trained_one(base: Path, tmp_path: Path
     work = run(recipe(base, tmp_path, adapter_dtype="float32"))
     train(work)
     folder = tmp_path / "checkpoints" / "0000006" / "adapter"
-    architecture = work.model.architecture
-    pairs, scale = weights.load_adapter(folder, architecture, torch.float32, "cpu")
-    assert scale == 1.5 and len(pairs) == 7 * architecture.num_layers
+    pairs, scale = read_pairs(folder, work.model)
+    assert scale == 1.5 and len(pairs) == 7 * work.model.architecture.num_layers
     for name, (a, b) in pairs_of(work.model, DENOISER).items():
         torch.testing.assert_close(pairs[name], (a, b))
 

@@ -59,8 +59,8 @@ def load_model(name: str, config: EngineConfig, denoiser: Path | None = None) ->
     if spec.is_autoregressive:
         raise ModelFileError(f"{name} is an autoregressive model; convert it to a diffusion model first.")
     tokenizer = catalog.tokenizer_of(files)
-    build = _native if _chosen_backend(config, spec) == "native" else _on_torch
-    engine = build(files, spec, tokenizer, config)
+    opened = _native if _chosen_backend(config, spec) == "native" else _on_torch
+    engine = opened(files, spec, tokenizer, config)
     engine.measure_costs()
     return Loaded(engine, tokenizer, _template_of(files, spec))
 
@@ -120,18 +120,13 @@ def _native(files: ModelFiles, spec: ModelSpec, tokenizer: Tokenizer, config: En
 def _on_torch(files: ModelFiles, spec: ModelSpec, tokenizer: Tokenizer, config: EngineConfig) -> Engine:
     import torch
 
-    from vermilion.models import weights
-    from vermilion.models.denoiser import attach_denoiser
-    from vermilion.models.transformer import Transformer, load_tensors
+    from vermilion.models.build import build
 
     device = _device(config.device)
     if device.type == "cpu":
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    checkpoint = weights.load(files, _dtype(config.dtype, device), device)
-    model = Transformer(spec.architecture).to(device)
-    load_tensors(model, checkpoint.tensors)
-    attach_denoiser(model, checkpoint)
-    return assemble(model, spec, tokenizer, config)
+    built = build(files, _dtype(config.dtype, device), device)
+    return assemble(built.model, spec, tokenizer, config)
 
 
 def _template_of(files: ModelFiles, spec: ModelSpec) -> ChatTemplate | None:

@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vermilion.models import weights
+from vermilion.models import lora_folder
+from vermilion.models.families import Architecture
 from vermilion.models.linear import Linear
 from vermilion.models.lora import Lora, Pair
 from vermilion.models.transformer import Transformer
+from vermilion.models.weights import Shape
 
 DENOISER = "denoiser"
 Pairs = Mapping[str, Pair]
@@ -65,10 +67,33 @@ def second_weights(model: Transformer, tensors: MutableMapping[str, Tensor]) -> 
     return Adapter(changes)
 
 
-def read(folder: Path, model: Transformer) -> Adapter:
+def read(folder: Path, model: Transformer, *, folded: bool = False) -> Adapter:
     """A PEFT LoRA folder. Raises ModelFileError, naming the tensor, where it does not fit the model."""
+    return lora(model, *read_pairs(folder, model), folded=folded)
+
+
+def read_pairs(folder: Path, model: Transformer) -> tuple[Pairs, float]:
+    """The pairs of a PEFT LoRA folder, as the model's weights are, and alpha / rank. Raises as `read`."""
     like = model.norm.weight
-    return lora(model, *weights.load_adapter(folder, model.architecture, like.dtype, like.device))
+    return lora_folder.read_pairs(folder, projections(model.architecture), like.dtype, like.device)
+
+
+def projections(architecture: Architecture) -> dict[str, Shape]:
+    """What an adapter may be put on: {module name: (O, I)}."""
+    with torch.device("meta"):
+        model = Transformer(architecture)
+    return {
+        name: (size, linear.in_size)
+        for linear, names in model.products()
+        for name, size in zip(names, linear.part_sizes, strict=True)
+    }
+
+
+def rank_and_scale(model: Transformer, name: str) -> tuple[int, float] | None:
+    """Of the LoRA that `model` knows as `name`; None where that is none."""
+    found = (linear.adapters[name] for linear, _ in model.products() if name in linear.adapters)
+    change = next((change for change in found if isinstance(change, Lora)), None)
+    return None if change is None else (change.b[0].shape[1], change.scale)
 
 
 def attach(model: Transformer, name: str, adapter: Adapter) -> None:

@@ -29,15 +29,15 @@ _REQUIRED = {
 }  # fmt: skip
 
 
-def spec_of(files: ModelFiles) -> ModelSpec:
-    """What `files` hold, from their descriptions alone.
+def spec_of(files: ModelFiles, header: GGUFHeader | None = None) -> ModelSpec:
+    """What `files` hold, from their descriptions alone; `header` is a GGUF's, where it was read already.
 
     Raises ModelFileError for a type that no family has, for an entry that is missing or of the wrong kind,
     and for a shape that the backbone does not compute.
     """
     denoiser = DenoiserFile.read(files.adapter) if files.adapter else None
     if files.kind == "gguf":
-        return spec_from_gguf(read_header(files.base), files.name, denoiser)
+        return spec_from_gguf(header or read_header(files.base), files.name, denoiser)
     path = files.base / "config.json"
     if not path.is_file():
         raise ModelFileError(f"{path} is missing.")
@@ -81,7 +81,7 @@ def hugging_face_config(spec: ModelSpec) -> dict[str, Any]:
         raise ModelFileError(f"{spec.name}: {', '.join(lost)} cannot be written into a config.json.")
     told = {keys[name]: values[name] for name in default if name in keys}
     eos = {keys["eos_token_ids"]: list(spec.traits.eos_token_ids)}
-    return {"model_type": spec.family.model_types[0], **told, **eos}
+    return {"model_type": spec.family.model_types[0], **spec.family.where, **told, **eos}
 
 
 def spec_from_gguf(header: GGUFHeader, name: str, denoiser: DenoiserFile | None = None) -> ModelSpec:

@@ -49,6 +49,15 @@ class Linear(nn.Module):
     def _allocate(self) -> None:
         self.weight = nn.Parameter(torch.empty(self.out_size, self.in_size))
 
+    def load(self, weight: Tensor) -> None:
+        """Store the weights [O, I] of all parts, one below the other. Raises ValueError for another shape."""
+        if weight.shape == (self.out_size, self.in_size) and type(self) is Linear:
+            self.weight = nn.Parameter(weight, requires_grad=False)
+            return
+        # What is stored in another way than dense is converted part by part.
+        for part, each in enumerate(torch.split(weight, list(self.part_sizes))):
+            self.load_part(part, each)
+
     def load_part(self, part: int, weight: Tensor) -> None:
         """Store the weight [O of the part, I] of one projection, in its dtype and on its device.
 
@@ -60,11 +69,10 @@ class Linear(nn.Module):
             return
         self.weight = _stored(self.weight, self._spans[part], weight)
 
-    def load_bias(self, part: int, bias: Tensor) -> None:
-        """Store the bias [O of the part] of one projection. Raises ValueError for another shape."""
-        assert self.bias is not None
-        self._check(part, bias, (self.part_sizes[part],))
-        self.bias = _stored(self.bias, self._spans[part], bias)
+    def load_bias(self, bias_O: Tensor) -> None:
+        """Store the biases of all parts."""
+        assert self.bias is not None and bias_O.shape == self.bias.shape
+        self.bias = nn.Parameter(bias_O, requires_grad=False)
 
     def part_weight(self, part: int) -> Tensor:
         """The weight [O of the part, I] of one projection, dense."""

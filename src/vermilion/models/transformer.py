@@ -8,7 +8,7 @@ Shapes: N rows, H hidden, S slots, J key heads, D head dim, V vocabulary, R rows
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -117,21 +117,3 @@ def _through_pool(rows: Rows, pool_S2JD: Tensor, q_NHD: Tensor, k_NJD: Tensor, v
     """The rows' keys and values go into the pool; what they see comes out of it."""
     pool_S2JD.index_copy_(0, rows.slots_N, torch.stack([k_NJD, v_NJD], 1))
     return rows.attend(q_NHD, pool_S2JD)
-
-
-def load_tensors(model: Transformer, tensors: MutableMapping[str, Tensor]) -> None:
-    """Fill `model` from tensors under Hugging Face's Llama names, fusing what the backbone fuses.
-
-    Takes the tensors out of the mapping as it goes, so that no more than one of them is in memory twice.
-    """
-    with torch.no_grad():
-        model.embedding.load_part(0, tensors.pop("model.embed_tokens.weight"))
-        if model.head is not None:
-            model.head.load_part(0, tensors.pop("lm_head.weight"))
-        for norm, name in model.norms():
-            norm.weight = nn.Parameter(tensors.pop(f"{name}.weight"), requires_grad=False)
-        for linear, names in model.products():
-            for part, name in enumerate(names):
-                linear.load_part(part, tensors.pop(f"{name}.weight"))
-                if linear.bias is not None:
-                    linear.load_bias(part, tensors.pop(f"{name}.bias"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -74,20 +74,20 @@ def _write(files: ModelFiles, spec: ModelSpec, bits: int, writer: PackWriter) ->
     # PyTorch reads checkpoints; a start that finds packed weights does without it.
     import torch
 
-    from vermilion.models import weights
+    from vermilion.models import denoiser
+    from vermilion.models.build import base_tensors, build
 
-    a = spec.architecture
+    a, beside = spec.architecture, denoiser.Denoiser()
+    if files.adapter is not None:
+        beside = denoiser.read(files.adapter, a, torch.float32, "cpu")
     if files.kind == "gguf":
-        empty = weights.Checkpoint(spec, {}, None, 0.0, None)
-        checkpoint = weights.with_denoiser(files, empty, torch.float32, "cpu")
         take: Callable[[str], Weight | None] = partial(
-            _from_gguf, files.base, _gguf_entries(files.base), spec
+            _from_gguf, files.base, _gguf_entries(files.base, spec), spec
         )
     else:
-        checkpoint = weights.load(files)
-        take = partial(_from_tensors, checkpoint.tensors)
+        take = partial(_from_tensors, base_tensors(build(replace(files, adapter=None)).model))
     pack_base(writer, a, take, bits)
-    pairs, scale, noisy = checkpoint.adapter or {}, checkpoint.adapter_scale, checkpoint.noisy or {}
+    pairs, scale, noisy = beside.pairs, beside.scale, beside.weights
     for name, parts in layer_products(a):
         found = [pairs.get(part) for part in parts]
         arrays = [pair and (pair[0].numpy(), pair[1].numpy()) for pair in found]
@@ -95,10 +95,10 @@ def _write(files: ModelFiles, spec: ModelSpec, bits: int, writer: PackWriter) ->
         for index, part in enumerate(parts):
             if f"{part}.weight" in noisy:
                 writer.matrix(f"{name}.noisy.{index}", Weight(noisy[f"{part}.weight"].numpy()), bits)
-    if checkpoint.mask_embedding_H is not None:
-        writer.numbers("mask_embedding", checkpoint.mask_embedding_H.numpy())
-    if checkpoint.draft_head is not None:
-        down, up = (part.numpy() for part in checkpoint.draft_head)
+    if beside.mask_embedding_H is not None:
+        writer.numbers("mask_embedding", beside.mask_embedding_H.numpy())
+    if beside.draft_head is not None:
+        down, up = (part.numpy() for part in beside.draft_head)
         rank = -down.shape[0] % 32
         writer.matrix("draft_down", Weight(np.pad(down, ((0, rank), (0, 0)))), 8)
         writer.matrix("draft_up", Weight(np.pad(up, ((0, 0), (0, rank)))), 8)
@@ -150,11 +150,12 @@ def _from_tensors(tensors: dict[str, Any], name: str) -> Weight | None:
     return None if tensor is None else Weight(tensor.float().numpy())
 
 
-def _gguf_entries(path: Path) -> dict[str, Any]:
+def _gguf_entries(path: Path, spec: ModelSpec) -> dict[str, Any]:
     from vermilion.models.gguf_file import read_header
-    from vermilion.models.weights import hugging_face_name
 
-    return {hugging_face_name(entry.name): entry for entry in read_header(path).tensors}
+    assert spec.family.gguf is not None
+    names = spec.family.gguf.names.in_llama(spec.architecture.num_layers)
+    return {names.get(entry.name, entry.name): entry for entry in read_header(path).tensors}
 
 
 def _from_gguf(path: Path, entries: dict[str, Any], spec: ModelSpec, name: str) -> Weight | None:
@@ -194,9 +195,10 @@ def read_adapter(folder: Path, architecture: Architecture) -> PackedAdapter:
     """A PEFT LoRA folder; raises ModelFileError, naming the tensor, where it does not fit the model."""
     import torch
 
-    from vermilion.models import weights
+    from vermilion.models.adapters import projections
+    from vermilion.models.lora_folder import read_pairs
 
-    pairs, scale = weights.load_adapter(folder, architecture, torch.float32, "cpu")
+    pairs, scale = read_pairs(folder, projections(architecture), torch.float32, "cpu")
     numbers = {name: (a.numpy(), b.numpy()) for name, (a, b) in pairs.items()}
 
     def write(writer: PackWriter) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from vermilion.errors import ConfigError, ModelFileError
-from vermilion.models import adapters, catalog, weights
+from vermilion.models import adapters, catalog
+from vermilion.models.build import build
 from vermilion.models.catalog import ModelFiles
-from vermilion.models.denoiser import attach_denoiser
+from vermilion.models.configuration import spec_of
 from vermilion.models.draft_head import DraftHead
 from vermilion.models.families import ModelSpec, Traits
-from vermilion.models.transformer import Transformer, load_tensors
 from vermilion.training import toy
 from vermilion.training.distributed import joined
 from vermilion.training.export import write_model
@@ -68,17 +68,13 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     """The base with a denoiser that starts as the base itself, and the opened data."""
     device, goes_on = device_of(recipe), recipe.method in ("adapter", "draft_head")
     start = replace(files, adapter=recipe.adapter if goes_on else None)
-    loaded = weights.load(start, torch.float32, device)
-    traits = _traits(recipe, loaded.spec)
-    model = Transformer(loaded.spec.architecture).to(device)
-    load_tensors(model, loaded.tensors)
-    facts, rank, alpha = {"base": files.base.name}, recipe.rank, recipe.alpha
-    if loaded.adapter is not None:
-        rank = next(iter(loaded.adapter.values()))[0].shape[0]
-        alpha = rank * loaded.adapter_scale
+    spec = spec_of(start)
+    traits = _traits(recipe, spec)
+    model = build(start, torch.float32, device).model
+    facts, own = {"base": files.base.name}, adapters.rank_and_scale(model, adapters.DENOISER)
+    rank, alpha = (own[0], own[0] * own[1]) if own else (recipe.rank, recipe.alpha)
     adapter = Adapter(rank, alpha, traits, files.name, dtype_of(recipe), recipe.longest_block, facts)
-    attach_denoiser(model, loaded)
-    if recipe.method == "adapter" and loaded.adapter is None:
+    if recipe.method == "adapter" and own is None:
         pairs = adapters.fresh_pairs(model, rank, PROJECTIONS, recipe.seed)
         adapters.attach(model, adapters.DENOISER, adapters.lora(model, pairs, adapter.scale, folded=True))
     if recipe.method == "draft_head" and model.draft_head is None:
@@ -88,7 +84,7 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
         adapters.attach(model, adapters.DENOISER, adapters.copy(model))
     if model.mask_embedding is None:
         model.mask_embedding = torch.nn.Parameter(model.embedding.part_weight(0).detach().mean(0))
-    return Run(model, dataset_of(recipe, files, loaded.spec), recipe, adapter)
+    return Run(model, dataset_of(recipe, files, spec), recipe, adapter)
 
 
 def _own_denoiser(files: ModelFiles) -> Path:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vermilion.models import adapters, weights
+from vermilion.models import adapters
+from vermilion.models.build import base_tensors, build, published
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.configuration import hugging_face_config, spec_of
 from vermilion.models.denoiser_file import DenoiserFile, Weights
-from vermilion.models.lora import Lora
+from vermilion.models.lora_folder import PEFT_PREFIX
 from vermilion.models.transformer import Transformer
 from vermilion.training.distributed import World, whole
 from vermilion.training.run import TUNED, Adapter, Run
 
-_PEFT_PREFIX = "base_model.model."
 _SIDE_FILES = ("*.json", "*.jinja", "*.safetensors")
 
 
 def write_adapter(folder: Path, run: Run) -> None:
-    """What `models.weights` reads beside a base: a fine-tuned LoRA under PEFT's names, or a denoiser (its
+    """What `models.build` reads beside a base: a fine-tuned LoRA under PEFT's names, or a denoiser (its
     LoRA, its copy of the projections, or neither) with its mask embedding and denoiser.json."""
     model, adapter = run.model, run.adapter
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,19 +69,21 @@ def write_model(run: Run, files: ModelFiles, world: World) -> Path:
             stale = changed and (path.suffix == ".safetensors" or path.name.endswith(".index.json"))
             if not stale and not path.name.endswith(".verified.json"):
                 shutil.copy(path, draft)
+    spec = spec_of(replace(files, adapter=None))
     if files.kind == "gguf":
-        config = hugging_face_config(spec_of(files))
+        config = hugging_face_config(spec)
         (draft / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     if changed:
         tensors = hugging_face_tensors(run.model)
         if run.recipe.method != "lora" and not run.adapter.traits.gated:
             _show_masks_as(tensors, run)
         save_file(
-            {name: _stored(tensor, run.adapter.dtype) for name, tensor in tensors.items()},
+            {name: _stored(tensor, run.adapter.dtype) for name, tensor in published(tensors, spec).items()},
             draft / "model.safetensors",
         )
     elif files.kind == "gguf":
-        save_file(weights.load(files).tensors, draft / "model.safetensors")
+        base = build(replace(files, adapter=None)).model
+        save_file(hugging_face_tensors(base), draft / "model.safetensors")
     if run.recipe.method != "lora":
         write_adapter(draft / "adapter", run)
     elif files.adapter is not None:
@@ -101,8 +103,14 @@ def settle(draft: Path, folder: Path, world: World) -> Path:
 
 
 def hugging_face_tensors(model: Transformer) -> dict[str, Tensor]:
-    """The backbone's own weights under Hugging Face's names, a LoRA of every row merged into them."""
-    return {name: tensor.contiguous() for name, tensor in _tensors(model)}
+    """The backbone's own weights under the names of Hugging Face's Llama, a LoRA of every row merged into
+    them."""
+    tensors = {name: whole(tensor) for name, tensor in base_tensors(model).items()}
+    own = adapters.rank_and_scale(model, TUNED)
+    for name, pair in adapters.pairs_of(model, TUNED).items():
+        a, b = (whole(each) for each in pair)
+        tensors[f"{name}.weight"] = tensors[f"{name}.weight"] + (own[1] if own else 0.0) * (b @ a)
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _show_masks_as(tensors: dict[str, Tensor], run: Run) -> None:
@@ -113,27 +121,9 @@ def _show_masks_as(tensors: dict[str, Tensor], run: Run) -> None:
         tensors["model.embed_tokens.weight"] = embedding
 
 
-def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    yield "model.embed_tokens.weight", whole(model.embedding.part_weight(0).detach())
-    if model.head is not None:
-        yield "lm_head.weight", whole(model.head.part_weight(0).detach())
-    for norm, name in model.norms():
-        yield f"{name}.weight", whole(norm.weight.detach())
-    tuned = adapters.pairs_of(model, TUNED)
-    for linear, names in model.products():
-        for part, name in enumerate(names):
-            weight, bias = whole(linear.part_weight(part).detach()), linear.part_bias(part)
-            if name in tuned:
-                a, b = (whole(each) for each in tuned[name])
-                weight = weight + cast(Lora, linear.adapters[TUNED]).scale * (b @ a)
-            yield f"{name}.weight", weight
-            if bias is not None:
-                yield f"{name}.bias", whole(bias.detach())
-
-
 def _peft(pairs: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.dtype) -> dict[str, Tensor]:
     return {
-        f"{_PEFT_PREFIX}{module}.lora_{side}.weight": _stored(tensor, dtype)
+        f"{PEFT_PREFIX}{module}.lora_{side}.weight": _stored(tensor, dtype)
         for module, pair in pairs.items()
         for side, tensor in zip("AB", pair, strict=True)
     }

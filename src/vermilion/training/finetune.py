@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from vermilion.errors import ConfigError
-from vermilion.models import adapters, catalog, weights
+from vermilion.models import adapters, catalog
+from vermilion.models.build import build
 from vermilion.models.catalog import ModelFiles
-from vermilion.models.denoiser import attach_denoiser
-from vermilion.models.transformer import Transformer, load_tensors
+from vermilion.models.configuration import spec_of
 from vermilion.training.distributed import World, joined
 from vermilion.training.export import settle, write_adapter, write_model
 from vermilion.training.loop import OnStep, train
@@ -75,15 +75,13 @@ def tune(recipe: Recipe, on_step: OnStep = lambda figures: None) -> tuple[Path, 
 def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     """The model with its denoiser, and a LoRA on it where that is what is trained; the opened data."""
     device = device_of(recipe)
-    loaded = weights.load(files, torch.float32, device)
-    traits = loaded.spec.traits
+    spec = spec_of(files)
+    traits = spec.traits
     recipe = replace(recipe, context=traits.context, shift=traits.shift)
-    if traits.mask_token_id < 0 and recipe.objective.denoise:
+    if spec.is_autoregressive and recipe.objective.denoise:
         raise ConfigError(f"{recipe.base} has no denoiser; convert it first, or set objective.denoise to 0.")
-    model = Transformer(loaded.spec.architecture).to(device)
-    load_tensors(model, loaded.tensors)
+    model = build(files, torch.float32, device).model
     rank, scale = recipe.rank, recipe.alpha / recipe.rank
-    attach_denoiser(model, loaded)
     if model.mask_embedding is None and traits.mask_token_id >= 0:
         # In training a mask is known by its flag, not by its id.
         model.mask_embedding = torch.nn.Parameter(
@@ -92,15 +90,13 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     if recipe.method == "lora":
         pairs = adapters.fresh_pairs(model, rank, recipe.target_modules, recipe.seed)
         if recipe.adapter is not None:
-            pairs, scale = weights.load_adapter(
-                recipe.adapter, loaded.spec.architecture, torch.float32, device
-            )
+            pairs, scale = adapters.read_pairs(recipe.adapter, model)
             rank = next(iter(pairs.values()))[0].shape[0]
         adapters.attach(model, TUNED, adapters.lora(model, pairs, scale))
-    elif loaded.adapter is not None:
-        rank, scale = next(iter(loaded.adapter.values()))[0].shape[0], loaded.adapter_scale
+    elif own := adapters.rank_and_scale(model, adapters.DENOISER):
+        rank, scale = own
     adapter = Adapter(rank, scale * rank, traits, files.name, dtype_of(recipe))
-    return Run(model, dataset_of(recipe, files, loaded.spec), recipe, adapter)
+    return Run(model, dataset_of(recipe, files, spec), recipe, adapter)
 
 
 def _write_adapter(run: Run, world: World) -> Path:

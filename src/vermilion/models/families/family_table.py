@@ -4,8 +4,40 @@ from __future__ import annotations
 
 from vermilion.errors import ModelFileError
 from vermilion.models.families.family import HUGGING_FACE, Config, Family, GGUFKind
+from vermilion.models.families.names import TensorNames
 from vermilion.models.families.traits import Traits
 
+_LLADA_KEYS = {
+    "num_layers": "n_layers",
+    "hidden_size": "d_model",
+    "num_heads": "n_heads",
+    "num_kv_heads": "n_kv_heads",
+    "ffn_size": "mlp_hidden_size",
+    "vocab_size": "embedding_size",
+    "context_length": "max_sequence_length",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "tied_embeddings": "weight_tying",
+    "activation": "activation_type",
+    "qkv_bias": "include_qkv_bias",
+    "output_bias": "include_bias",
+    "ffn_bias": "include_bias",
+    "mask_token_id": "mask_token_id",
+    "eos_token_ids": "eos_token_id",
+}
+_LLADA_NAMES = TensorNames(
+    embedding="model.transformer.wte",
+    norm="model.transformer.ln_f",
+    head="model.transformer.ff_out",
+    layer="model.transformer.blocks.{}.",
+    products={
+        "qkv": ("q_proj", "k_proj", "v_proj"),
+        "output": ("attn_out",),
+        "gate_up": ("ff_proj", "up_proj"),
+        "down": ("ff_out",),
+    },
+    norms={"attention_norm": "attn_norm", "ffn_norm": "ff_norm"},
+)
 _QWEN2 = {"qkv_bias": True, "output_bias": False}
 _QWEN3 = {"qk_norm": True}
 
@@ -30,6 +62,14 @@ FAMILIES: list[Family] = [
         traits=Traits("block", True, 151665, (151645,), block_grid=32),
     ),
     Family("dream", ("Dream",), fixed=_QWEN2, traits=Traits("full", True, 151666, (151643,))),
+    Family(
+        "llada",
+        ("llada",),
+        where={"block_type": "llama"},  # LLaDA-MoE has the type as well
+        keys=_LLADA_KEYS,
+        names=_LLADA_NAMES,
+        traits=Traits("full", False, 126336, (126081, 126348)),
+    ),
 ]
 """The first row that describes a checkpoint is its family."""
 
@@ -39,6 +79,10 @@ def family_of(config: Config, name: str) -> Family:
     for family in FAMILIES:
         if family.describes(config):
             return family
+    kin = next((family for family in FAMILIES if config.get("model_type") in family.model_types), None)
+    if kin is not None:
+        told = {key: config.get(key) for key in kin.where}
+        raise ModelFileError(f"{name}: of {kin.name} {dict(kin.where)} is read; config.json has {told}.")
     known = sorted({model_type for family in FAMILIES for model_type in family.model_types})
     raise ModelFileError(
         f"{name}: model_type {config.get('model_type')!r} is not read; these are: {', '.join(known)}."

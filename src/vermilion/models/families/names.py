@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 LLAMA_PRODUCTS: Mapping[str, tuple[str, ...]] = {
@@ -35,15 +35,23 @@ class TensorNames:
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """Ends of the names of tensors that are computed here instead of read."""
 
-    def of_layer(self, index: int) -> Iterator[tuple[str, str, int | None]]:
-        """(published module, our product or norm, part) of a layer; part None where the tensor has all parts
-        of its product, or is a norm."""
-        prefix = self.layer.format(index)
-        for product, modules in self.products.items():
-            for part, module in enumerate(modules):
-                yield prefix + module, product, part if len(modules) > 1 else None
-        for norm, module in self.norms.items():
-            yield prefix + module, norm, None
+    def in_llama(self, num_layers: int) -> dict[str, str]:
+        """Every tensor's name there may be to the one in Hugging Face's Llama. For checkpoints that publish
+        projections one by one."""
+        pairs = [(self.embedding, LLAMA.embedding), (self.norm, LLAMA.norm), (self.head, LLAMA.head)]
+        modules = [
+            *((name, LLAMA.norms[ours]) for ours, name in self.norms.items()),
+            *(
+                pair
+                for ours, names in self.products.items()
+                for pair in zip(names, LLAMA.products[ours], strict=True)
+            ),
+        ]
+        for index in range(num_layers):
+            theirs, llama = self.layer.format(index), LLAMA.layer.format(index)
+            pairs += [(theirs + module, llama + other) for module, other in modules]
+        kinds = ("weight", "bias")
+        return {f"{name}.{kind}": f"{other}.{kind}" for name, other in pairs for kind in kinds}
 
 
 LLAMA = TensorNames()
