@@ -127,6 +127,33 @@ def test_stop_strings_cut_the_same_whatever_the_chunks(chunks: list[str], stops:
     assert (shown + emitted, hit) == wanted
 
 
+def _cut_outside(text: str, stops: list[str], opening: str, closing: str) -> tuple[str, str | None]:
+    """The oracle: character by character, whatever a mark begins passing whole."""
+    at, inside = 0, False
+    while at < len(text):
+        mark = closing if inside else opening
+        hits = [] if inside else [stop for stop in stops if text.startswith(stop, at)]
+        if text.startswith(mark, at) and all(len(stop) <= len(mark) for stop in hits):
+            at, inside = at + len(mark), not inside
+        elif hits:
+            return text[:at], max(hits, key=len)
+        else:
+            at += 1
+    return text, None
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.text("ab<>", max_size=5), max_size=12),
+    st.lists(st.text("ab<>", min_size=1, max_size=4), min_size=1, max_size=3),
+)
+def test_no_stop_string_counts_between_two_marks(chunks: list[str], stops: list[str]) -> None:
+    scanner = StopScanner(stops, ("<a", "b>"))
+    shown = "".join(scanner.push(chunk)[0] for chunk in chunks)
+    emitted, hit = scanner.flush()
+    assert (shown + emitted, hit) == _cut_outside("".join(chunks), stops, "<a", "b>")
+
+
 def test_text_that_cannot_begin_a_stop_string_is_not_delayed() -> None:
     scanner = StopScanner(["\n\nUser:"])
     assert scanner.push("Hello\n")[0] == "Hello"

@@ -219,12 +219,19 @@ class StopScanner:
     The match that starts earliest wins, and of those the longest.
     """
 
-    def __init__(self, stops: Iterable[str]) -> None:
+    def __init__(self, stops: Iterable[str], outside: tuple[str, str] | None = None) -> None:
+        """Between the two marks of `outside` no stop string counts."""
         self._stops = tuple(stop for stop in stops if stop)
-        self._longest = max(map(len, self._stops), default=0)
-        self._pattern = _alternatives(self._stops)
-        self._held = ""
+        self._opening, self._closing = outside if outside and self._stops else ("", "")
+        self._inside = False
         self.hit: str | None = None
+        self._wait_for(*self._stops, self._opening)
+
+    def _wait_for(self, *strings: str) -> None:
+        self._wanted = tuple(string for string in strings if string)
+        self._longest = max(map(len, self._wanted), default=0)
+        self._pattern = _alternatives(self._wanted)
+        self._held = ""
 
     def push(self, text: str) -> tuple[str, str | None]:
         """(text that is safe to show, the stop string or None). After a hit nothing more is shown."""
@@ -240,16 +247,25 @@ class StopScanner:
             return ("" if self.hit else text), self.hit
         match = self._pattern.search(text)
         end = match.start() if match else len(text)
-        # Only the last `longest - 1` characters can begin a stop string that is not yet whole.
+        # Only the last `longest - 1` characters can begin a string that is not yet whole.
         for start in range(max(0, len(text) - self._longest + 1), min(end + 1, len(text))):
             if not final and self._may_grow(text[start:]):
                 self._held = text[start:]
                 return text[:start], None
+        if match and (self._inside or match.group() == self._opening):
+            return self._crossed(text, match.end(), final)
         self.hit = match.group() if match else None
         return text[:end], self.hit
 
+    def _crossed(self, text: str, end: int, final: bool) -> tuple[str, str | None]:
+        """Goes on behind a mark."""
+        self._inside = not self._inside
+        self._wait_for(*((self._closing,) if self._inside else (*self._stops, self._opening)))
+        rest, hit = self._scan(text[end:], final)
+        return text[:end] + rest, hit
+
     def _may_grow(self, tail: str) -> bool:
-        return any(len(stop) > len(tail) and stop.startswith(tail) for stop in self._stops)
+        return any(len(stop) > len(tail) and stop.startswith(tail) for stop in self._wanted)
 
 
 def split_lines(text: str) -> list[str]:

@@ -78,6 +78,8 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
+    stop_outside: tuple[str, str] | None = None
+    """Marks, one that opens and one that closes, between which no stop string counts: those of a call."""
     max_tokens: int = 512
     min_tokens: int = 0
     ignore_eos: bool = False
@@ -102,6 +104,9 @@ class Grammar:
     text: str = ""
     """The schema as JSON, the regular expression, or the Lark grammar (llguidance's dialect, where `%json`
     takes a schema); nothing for `json_object`."""
+    closes: bool = True
+    """Whether the last tokens before the limit bring the text to its end. Not where the text is free, which
+    they would cut short."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -312,7 +312,8 @@ class Engine:
         start = len(task.prompt)
         first_end = start + sampling.min_tokens
         # Close to the limit a text is brought to its end, so that what is cut short is seldom broken.
-        reserve = min(CLOSING_TOKENS, task.max_tokens // 2)
+        grammar = sequence.request.grammar
+        reserve = min(CLOSING_TOKENS, task.max_tokens // 2) if grammar and grammar.closes else 0
         if penalties is not None:
             penalties.follow(program.tokens[start:])
         wanted = []

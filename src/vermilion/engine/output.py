@@ -18,7 +18,7 @@ class Output:
         self._request = request
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
-        self._scanner = StopScanner(request.sampling.stop)
+        self._scanner = StopScanner(request.sampling.stop, request.sampling.stop_outside)
         self._text: list[str] = []
         self._taken = 0
         self._progress = 0.0

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from serving.fake import MODEL, FakeBackend
+from serving.walking import fits
 from vermilion.types import Finish, Usage
 
 pytestmark = pytest.mark.anyio
@@ -272,7 +273,7 @@ async def test_an_output_format_holds_the_answer(
     backend.model = replace(MODEL, context_length=4096)
     assert (await ask(client, **fields)).status_code == 200
     grammar = backend.requests[0].grammar
-    assert grammar is not None and (grammar.kind, json.loads(grammar.text)) == ("json_schema", SCHEMA)
+    assert grammar is not None and fits(grammar, '{"a": 1}') and not fits(grammar, '{"a": "1"}')
 
 
 async def test_effort_chooses_how_answers_are_decoded(

@@ -11,6 +11,8 @@ from vermilion.errors import BadParameter, BadRequest
 from vermilion.serving.backend import Served
 from vermilion.serving.generation import model_names, parameters
 from vermilion.serving.generation.edits import FENCE, Edit, EditBody, apply_chat, edit_chat, parse_apply
+from vermilion.serving.generation.structured_output import grammar_of, wanted_form
+from vermilion.serving.generation.tool_calls import BEGIN, END
 from vermilion.serving.generation.tools import Tool, Toolbox, offered, written
 from vermilion.serving.heavy_work import offload
 from vermilion.serving.serve_config import ServeConfig
@@ -20,10 +22,9 @@ from vermilion.serving.wire.openai_bodies import (
     CompletionBody,
     Message,
     NamedTool,
-    ResponseFormat,
     TokenizeBody,
 )
-from vermilion.types import Grammar, Request
+from vermilion.types import Request
 
 DEFAULT_COMPLETION_TOKENS = 512
 _NO_SUFFIX = "<|endoftext|>"
@@ -50,7 +51,7 @@ async def chat_requests(
     box = toolbox(body, config)
     grammar = box.grammar if box else None
     if grammar is None:
-        grammar = _grammar(body.response_format)
+        grammar = grammar_of(wanted_form(body))
     prompt = await chat_prompt(body, served, config, begun)
     sampling = parameters.sampling(
         body,
@@ -58,6 +59,8 @@ async def chat_requests(
         max_tokens=body.max_completion_tokens or body.max_tokens or config.default_max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
+    if box is not None:
+        sampling = replace(sampling, stop_outside=(BEGIN, END))
     preset = body.preset
     if preset is None and body.decoding is None and body.reasoning_effort is not None:
         preset = parameters.preset_of(body.reasoning_effort, served.backend.model)
@@ -98,28 +101,6 @@ def toolbox(body: ChatBody, config: ServeConfig) -> Toolbox | None:
     if name in (None, "auto") and body.messages[-1].role == "user":
         name = next((demanded for demanded in config.demanded_tools if demanded in known), name)
     return offered(tools, name, body.parallel_tool_calls is True)
-
-
-def _grammar(wanted: ResponseFormat | None) -> Grammar | None:
-    if wanted is None or wanted.type == "text":
-        return None
-    if wanted.type == "json_object":
-        return Grammar("json_object")
-    if wanted.type == "json_schema":
-        if wanted.json_schema is None or wanted.json_schema.schema_ is None:
-            raise BadRequest(
-                "response_format.json_schema.schema: this field is required.",
-                "response_format",
-                "missing_required_parameter",
-            )
-        return Grammar("json_schema", json.dumps(wanted.json_schema.schema_))
-    if wanted.value is None:
-        raise BadRequest(
-            f"response_format.value: this field is required for {wanted.type}.",
-            "response_format",
-            "missing_required_parameter",
-        )
-    return Grammar("regex" if wanted.type == "regex" else "lark", wanted.value)
 
 
 async def edit_request(edit: Edit, body: EditBody, served: Served, config: ServeConfig, id: str) -> Request:
@@ -170,7 +151,7 @@ async def completion_requests(
         sampling,
         parameters.decoding(body, served, config),
         tuple(suffix),
-        grammar=_grammar(body.response_format),
+        grammar=grammar_of(wanted_form(body)),
         adapter=model_names.adapter_of(body.model, model, config),
     )
     return parameters.choices(base, body, model, "prompt")
@@ -246,8 +227,9 @@ async def chat_tokens(body: ChatBody, served: Served, box: Toolbox | None = None
     native = box is not None and template.takes_tools
     messages = [_told(message, native) for message in body.messages]
     hints = [] if box is None or native else [box.prompt()]
-    if body.response_format is not None and body.response_format.json_schema is not None:
-        schema = json.dumps(body.response_format.json_schema.schema_, ensure_ascii=False)
+    form = wanted_form(body)
+    if form is not None and form.kind == "schema":
+        schema = json.dumps(form.value, ensure_ascii=False)
         hints.append(f"Answer with one JSON value that fits this schema:\n{schema}")
     if hints:
         messages = _instructed(messages, "\n\n".join(hints))

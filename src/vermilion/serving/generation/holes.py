@@ -13,12 +13,13 @@ from typing import Any
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from vermilion.errors import BadParameter, ContextLengthExceeded
+from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded
 from vermilion.serving.backend import Served
 from vermilion.serving.generation import chat, model_names, parameters
 from vermilion.serving.generation.choices import Choice, fold
 from vermilion.serving.generation.events import generate_events
 from vermilion.serving.generation.metering import together
+from vermilion.serving.generation.structured_output import wanted_form
 from vermilion.serving.heavy_work import offload
 from vermilion.serving.http.connection import while_connected
 from vermilion.serving.http.openapi import operation
@@ -188,6 +189,10 @@ def holes_reply(head: Head, parts: Sequence[str | Hole], choice: Choice, filling
 async def infill_holes(context: RequestContext, body: HolesBody) -> Response:
     parts = body.checked
     model_names.check_model(body.model, context.model, context.service.config)
+    form = wanted_form(body)
+    if form is not None:
+        reason = f"{form.param}: not supported: what fills a hole keeps to no form."
+        raise BadRequest(reason, form.param.partition(".")[0], "unsupported_parameter")
     head = Head(f"infill-{secrets.token_hex(12)}", context.answering(body.model))
     given = "".join(part for part in parts if isinstance(part, str))
     context.served.check_length(len(given), "parts")

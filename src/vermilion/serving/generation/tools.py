@@ -1,6 +1,6 @@
 """The tools of a request: how the model is told of them, and the grammar of an answer that must call.
 
-`calls.py` reads the calls out of the answer.
+`tool_calls.py` reads the calls out of the answer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vermilion.errors import BadRequest
+from vermilion.serving.generation.schemas import enforceable
 from vermilion.serving.generation.tool_calls import BEGIN, END, ToolCall, ToolCallReader, together
+from vermilion.serving.http.notices import note_ignored
 from vermilion.types import Grammar
 
 MOST_CALLS = 4
@@ -38,20 +41,35 @@ class Toolbox:
 
     def reader(self) -> ToolCallReader:
         """Reads one answer."""
-        return ToolCallReader(frozenset(tool.name for tool in self.tools), self.demanded)
+        return ToolCallReader(frozenset(tool.name for tool in self.tools), self.held)
+
+    @property
+    def held(self) -> bool:
+        """Whether a grammar holds the calls of an answer."""
+        return self.demanded or any(tool.strict for tool in self.tools)
 
     @property
     def grammar(self) -> Grammar | None:
-        """What the answer must be where a call is demanded (llguidance's Lark dialect)."""
-        if not self.demanded:
+        """What the answer must be (llguidance's Lark dialect): calls where they are demanded; with a strict
+        tool any text with calls in it that fit. Raises `BadRequest` for a strict tool that cannot be held.
+        """
+        if not self.held:
             return None
-        calls = " | ".join(f"call{number}" for number in range(len(self.tools)))
-        more = f' ("\\n" call){{0,{MOST_CALLS - 1}}}' if self.parallel else ""
-        rules = [f"start: call{more}", f"call: {calls}"]
+        names = " | ".join(f"call{number}" for number in range(len(self.tools)))
+        most = MOST_CALLS if self.parallel else 1
+        opening = f'"{BEGIN}\\n"' if self.demanded else 'opening "\\n"'
+        rules = [f"call: {names}"]
+        if self.demanded:
+            rules.insert(0, "start: call" + (f' ("\\n" call){{0,{most - 1}}}' if self.parallel else ""))
+        else:
+            # The lazy rule ends as soon as a call begins, so that none hides in the text.
+            rules.insert(0, f"start: call{{0,{most}}} TEXT")
+            rules.append(f'opening[lazy]: /(.|\\n)*/ "{BEGIN}"')
+            rules.append(f"TEXT: /(.|\\n)*/ & ~/(.|\\n)*{BEGIN}(.|\\n)*/")
         for number, tool in enumerate(self.tools):
-            rules.append(f'call{number}: "{BEGIN}\\n" body{number} "\\n{END}"')
+            rules.append(f'call{number}: {opening} body{number} "\\n{END}"')
             rules.append(f"body{number}: %json {json.dumps(_call_schema(tool))}")
-        return Grammar("lark", "\n".join(rules))
+        return Grammar("lark", "\n".join(rules), closes=self.demanded)
 
     def prompt(self) -> str:
         """How a model whose template knows no tools is told of them."""
@@ -78,19 +96,25 @@ class Toolbox:
 
 
 def _call_schema(tool: Tool) -> dict[str, Any]:
-    parameters = {"type": "object", **tool.parameters}
-    definitions: dict[str, Any] = {
-        name: parameters.pop(name) for name in ("$defs", "definitions") if name in parameters
-    }
-    parameters.pop("$schema", None)
+    # A function without parameters is called with none.
+    parameters = dict(tool.parameters) or {"type": "object", "properties": {}}
+    held = enforceable(parameters, tool.name, "tools", tool.strict)
+    kinds = held.get("type", "object")
+    if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
+        if tool.strict:
+            message = f"tools: {tool.name}: #: type cannot be {kinds}: arguments are an object."
+            raise BadRequest(message, "tools", "unsupported_schema")
+        note_ignored([f"{tool.name}#: type"])
+        held = {}
+    definitions = held.pop("$defs", {})
+    held["type"] = "object"
     return {
         "type": "object",
-        "properties": {"name": {"const": tool.name}, "arguments": parameters},
+        "properties": {"name": {"const": tool.name}, "arguments": held},
         "required": ["name", "arguments"],
         "additionalProperties": False,
-        # Keywords that no grammar can hold are descriptions to a tool that does not insist.
         "x-guidance": {**_COMPACT, "lenient": not tool.strict},
-        **definitions,
+        "$defs": definitions,
     }
 
 

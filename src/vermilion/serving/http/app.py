@@ -18,6 +18,7 @@ from vermilion.serving.http import openapi
 from vermilion.serving.http.auth import EXPOSED_HEADERS
 from vermilion.serving.http.error_rendering import error_response, refusal
 from vermilion.serving.http.middleware import EdgeMiddleware
+from vermilion.serving.http.notices import SCHEMA_IGNORED
 from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import OPEN, OPERATE, Route, RouteTable
 from vermilion.serving.jobs import batch_routes, file_routes, fine_tuning_routes
@@ -107,7 +108,7 @@ def create_app(service: ServiceState) -> FastAPI:
         allow_origin_regex=_LOCAL_ORIGINS,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["x-request-id", "Retry-After", *EXPOSED_HEADERS],
+        expose_headers=["x-request-id", "Retry-After", SCHEMA_IGNORED, *EXPOSED_HEADERS],
     )
     openapi.install(app, {route.body for route in routes if route.body is not None})
     return app

@@ -16,6 +16,7 @@ from vermilion.serving.http import auth
 from vermilion.serving.http.connection import ClientGone
 from vermilion.serving.http.error_rendering import error_response, internal_error
 from vermilion.serving.http.hosts import HostNotAllowed, check_host
+from vermilion.serving.http.notices import notice_headers, open_notices
 from vermilion.serving.http.routes import RouteTable, deployment
 from vermilion.serving.jobs.internal_requests import FROM_WITHIN
 from vermilion.serving.service_state import ServiceState
@@ -45,12 +46,14 @@ class EdgeMiddleware:
         scope = {**scope, "path": path, "deployment": deployment(scope["path"])}
         status = 0
         visit: Visit | None = None
+        notices = open_notices()
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 own = [(b"x-request-id", request_id.encode()), *auth.reply_headers(visit)]
+                own += notice_headers(notices)
                 headers = [*message["headers"], *own]
                 message = {**message, "headers": headers}
             await send(message)

@@ -132,6 +132,41 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = Field(None, description="Send `usage` in a chunk of its own at the end.")
 
 
+class JsonSchema(BaseModel):
+    model_config = WIRE
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    model_config = WIRE
+
+    type: Literal["text", "json_object", "json_schema", "regex", "lark", "grammar"]
+    json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(
+        None, alias="schema", description="For `json_object` and `json_schema`, as llama.cpp takes it."
+    )
+    value: str | None = Field(None, description="The regular expression, or the grammar.")
+    grammar: str | None = Field(None, description="Another name of `value`.")
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's; one of them."""
+
+    model_config = WIRE
+
+    json_: str | dict[str, Any] | bool | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | dict[str, Any] | None = Field(None, description="Refused.")
+    whitespace_pattern: str | None = Field(None, description="Refused.")
+
+
 class Generation(BaseModel):
     """What chat and plain completion have in common."""
 
@@ -182,6 +217,22 @@ class Generation(BaseModel):
         + ", ".join(f"`{knob.name}`" for knob in dataclasses.fields(Decoding)),
     )
 
+    response_format: ResponseFormat | None = Field(
+        None,
+        description="`json_object`, `json_schema`, or (ours) `regex`, `lark` and `grammar` with a `value`: "
+        "the answer keeps to it from its first character, whatever the model would say.",
+    )
+    grammar: str | None = Field(None, description="llama.cpp's: a grammar in its notation, or Lark's.")
+    json_schema: str | dict[str, Any] | None = Field(None, description="llama.cpp's.")
+    regex: str | None = Field(None, description="SGLang's.")
+    ebnf: str | None = Field(None, description="SGLang's name of `grammar`.")
+    guided_json: str | dict[str, Any] | bool | None = Field(None, description="vLLM's.")
+    guided_regex: str | None = Field(None, description="vLLM's.")
+    guided_choice: list[str] | None = Field(None, description="vLLM's.")
+    guided_grammar: str | None = Field(None, description="vLLM's.")
+    guided_whitespace_pattern: str | None = Field(None, description="Refused.")
+    structured_outputs: StructuredOutputs | None = None
+
     @property
     def wants_usage_chunk(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -216,23 +267,6 @@ class NamedTool(BaseModel):
     function: NamedFunction
 
 
-class JsonSchema(BaseModel):
-    model_config = WIRE
-
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(BaseModel):
-    model_config = WIRE
-
-    type: Literal["text", "json_object", "json_schema", "regex", "lark"]
-    json_schema: JsonSchema | None = None
-    value: str | None = Field(None, description="The regular expression, or the Lark grammar.")
-
-
 Effort = Literal["none", "minimal", "instant", "low", "medium", "high", "xhigh"]
 
 
@@ -264,11 +298,6 @@ class ChatBody(Generation):
     )
     function_call: Literal["auto", "none"] | NamedFunction | None = Field(
         None, description="The earlier form of `tool_choice`."
-    )
-    response_format: ResponseFormat | None = Field(
-        None,
-        description="`json_object`, `json_schema`, or (ours) `regex` and `lark` with a `value`: the answer "
-        "keeps to it from its first character, whatever the model would say.",
     )
     reasoning_effort: Effort | None = Field(
         None, description="Chooses a preset: `instant` fast, `low` balanced, above that lossless."
@@ -316,7 +345,6 @@ class CompletionBody(Generation):
 
     prompt: Prompt
     suffix: str | None = Field(None, description="Text right of the gap: the answer fills in between.")
-    response_format: ResponseFormat | None = Field(None, description="As in /v1/chat/completions.")
     logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each token.")
 
 

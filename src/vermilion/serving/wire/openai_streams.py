@@ -19,7 +19,7 @@ from vermilion.serving.wire.openai_replies import (
     stopped_by,
     usage_body,
 )
-from vermilion.types import Canvas, Event, Finish, Text, Usage
+from vermilion.types import Canvas, Event, Finish, Text, TokenInfo, Usage
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -69,6 +69,7 @@ class ChatStream(_Stream):
         self._begun: set[int] = set()
         self._box = box
         self._readers: dict[int, ToolCallReader] = {}
+        self._untold: dict[int, list[TokenInfo]] = {}
 
     def render(self, index: int, event: Event) -> bytes:
         chunks = ""
@@ -90,18 +91,19 @@ class ChatStream(_Stream):
     def _with_calls(self, index: int, event: Event, reader: ToolCallReader) -> str:
         finished = isinstance(event, Finish)
         text = event.text if isinstance(event, Text) else ""
-        number, chunks = reader.num_calls, ""
-        logprobs = _quote(chat_logprobs(event.tokens)) if isinstance(event, Text) and event.tokens else "null"
+        number, deltas = reader.num_calls, list[str]()
+        if isinstance(event, Text):
+            self._untold.setdefault(index, []).extend(event.tokens)
         for piece in [*reader.push(text), *(reader.finish() if finished else ())]:
             if isinstance(piece, str):
-                chunks += self._delta(index, f'{{"content":{_quote(piece)}}}', logprobs)
+                deltas.append(f'{{"content":{_quote(piece)}}}')
             elif isinstance(piece, ToolCallStart):
-                chunks += self._delta(index, self._form(_begun(number, piece.id, piece.name)))
+                deltas.append(self._form(_begun(number, piece.id, piece.name)))
             elif isinstance(piece, ArgumentsDelta):
-                deltas = _fragments(number, piece.text)
-                chunks += "".join(self._delta(index, self._form(delta)) for delta in deltas)
+                deltas += map(self._form, _fragments(number, piece.text))
             else:
                 number += 1
+        chunks = "".join(self._delta(index, delta, self._logprobs(index)) for delta in deltas)
         if isinstance(event, Finish):
             self._usages[index] = event.usage
             called = reader.num_calls and event.reason == "stop"
@@ -116,8 +118,13 @@ class ChatStream(_Stream):
         (call,) = json.loads(delta)["tool_calls"]
         return _quote({"function_call": call["function"]})
 
+    def _logprobs(self, index: int) -> str:
+        """Of the tokens that settled since the last chunk, those of a call's marks among them."""
+        tokens = self._untold.pop(index, None)
+        return _quote(chat_logprobs(tokens)) if tokens else "null"
+
     def _ended(self, index: int, event: Finish, reason: str) -> str:
-        return self._delta(index, "{}", reason=f'"{reason}"{_stopped_by(event)}')
+        return self._delta(index, "{}", self._logprobs(index), f'"{reason}"{_stopped_by(event)}')
 
     def _delta(self, index: int, delta: str, logprobs: str = "null", reason: str = "null") -> str:
         return self.chunk(
