@@ -57,6 +57,7 @@ TORCH_FREE = (
     "engine/cache.py",
     "engine/sequence.py",
     "decoding/presets.py",
+    "decoding/decoders.py",
     "decoding/commit.py",
 )
 # Names that stand for two things, each with the reason why it may.

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-DecoderName = Literal["ar", "lossless", "relaxed", "threshold", "schedule", "entropy", "cumulative"]
 MIN_TEMPERATURE = 1e-4
 FinishReason = Literal["stop", "length", "abort", "error"]
 Span = tuple[int, int]
@@ -19,18 +18,10 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How a canvas is turned into text. `decoding/presets.py` names the useful combinations.
+    """How an answer is decoded: a row of `decoding/decoders.py` and its settings. `models/families` names the
+    useful combinations."""
 
-    ar          one token per pass, from the base model
-    lossless    a denoise pass drafts, the base verifies: the base's own text in fewer passes
-    relaxed     the same, but a draft also stands if the base finds it nearly as good (`accept_above`)
-    threshold   settle every position whose confidence reaches `threshold` (arXiv 2505.22618)
-    schedule    settle equal shares of the block over `max_steps` passes (arXiv 2502.09992)
-    entropy     settle together what sums to at most `threshold` nats of entropy (arXiv 2505.24857)
-    cumulative  settle together what keeps a joint probability of at least `threshold`
-    """
-
-    decoder: DecoderName = "lossless"
+    decoder: str = "lossless"
     threshold: float = 0.9
     block_length: int = 4
     """Rows of one canvas (1 to 64)."""
@@ -249,7 +240,7 @@ class ModelInfo:
     mask_token_id: int
     created: int = 0
     description: str = ""
-    decoders: tuple[DecoderName, ...] = ()
+    decoders: tuple[str, ...] = ()
     """Which decoders the model can run."""
     presets: Mapping[str, Decoding] = field(default_factory=dict)
     """Its named decodings."""

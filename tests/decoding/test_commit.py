@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
@@ -17,10 +18,10 @@ from vermilion.decoding.commit import (
     draft_tree,
     likeliest_ends,
     reopen,
-    settle,
 )
+from vermilion.decoding.decoders import DECODERS, KNOBS, available, described, settle
 from vermilion.decoding.passes import Reading
-from vermilion.types import DecoderName, Decoding
+from vermilion.types import Decoding
 
 # Few values, so that ties are common.
 LOGPROBS = st.sampled_from([0.0, -0.05, -0.1, -0.5, -1.0, -1.0, -2.3, -7.0])
@@ -116,7 +117,7 @@ def test_schedule_spreads_the_block_evenly_over_the_steps(
 
 @given(READINGS, FORCED, st.sampled_from(["threshold", "schedule", "entropy", "cumulative"]), THRESHOLDS)
 def test_every_rule_advances_and_ends_in_time(
-    readings: list[Reading], forced: Reading | None, name: DecoderName, threshold: float
+    readings: list[Reading], forced: Reading | None, name: str, threshold: float
 ) -> None:
     decoding = Decoding(name, threshold=threshold)
     assert settle(decoding, readings, forced, 1) == tuple(range(len(readings)))
@@ -219,3 +220,11 @@ def test_the_base_choice_is_accepted_and_a_near_miss_only_by_a_share() -> None:
     assert accepted is not None
     assert accepted[0] == 1 and accepted[1].token == 8 and accepted[1].logprob == math.log(0.26)
     assert accepted_child(tree, 2, other, 0.0) is None
+
+
+def test_the_table_names_every_setting_and_who_reads_it() -> None:
+    assert {"decoder", *KNOBS} == {field.name for field in fields(Decoding)}
+    assert {name for decoder in DECODERS.values() for name in decoder.knobs} == set(KNOBS)
+    assert available(has_base=True) == tuple(DECODERS)
+    assert available(has_base=False) == ("threshold", "schedule", "entropy", "cumulative")
+    assert all(f"`{name}`" in described() for name in (*DECODERS, *KNOBS))

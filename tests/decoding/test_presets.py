@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 
+from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.presets import check, resolve
 from vermilion.errors import BadParameter
 from vermilion.models.families.family_presets import WITH_BASE, canvas_presets, default_preset
-from vermilion.types import DecoderName, Decoding, ModelInfo
+from vermilion.types import Decoding, ModelInfo
 
-BASED = ModelInfo(
-    "m", 8, 8, (), 7, decoders=get_args(DecoderName), presets=WITH_BASE, default_preset="lossless"
-)
+BASED = ModelInfo("m", 8, 8, (), 7, decoders=tuple(DECODERS), presets=WITH_BASE, default_preset="lossless")
 CANVAS = replace(
     BASED,
     decoders=BASED.decoders[3:],

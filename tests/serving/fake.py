@@ -8,9 +8,10 @@ import math
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from vermilion.accounts.gate import Accounts
+from vermilion.decoding.decoders import DECODERS
 from vermilion.errors import ModelFileError, ModelNotFound, Overloaded
 from vermilion.models.families.family_presets import WITH_BASE
 from vermilion.serving.backend import Served
@@ -18,7 +19,6 @@ from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.service_state import ServiceState
 from vermilion.types import (
     Canvas,
-    DecoderName,
     EngineStats,
     Event,
     Finish,
@@ -38,7 +38,7 @@ MODEL = ModelInfo(
     mask_token_id=16,
     created=1,
     description="A fake.",
-    decoders=tuple(name for name in get_args(DecoderName) if name != "schedule"),
+    decoders=tuple(name for name in DECODERS if name != "schedule"),
     presets=WITH_BASE,
     default_preset="lossless",
 )

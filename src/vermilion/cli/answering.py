@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from vermilion.engine.llm import LLM
 
 DEFAULT_MAX_TOKENS = 512
-DECODERS_WITH_THRESHOLD = ("threshold", "entropy", "cumulative")
 DECODING_KNOBS = ("decoder", "threshold", "block_length", "revise_below")
 
 
@@ -63,13 +62,13 @@ def loaded(options: AnswerOptions) -> Iterator[LLM]:
 
 def decoding_of(options: AnswerOptions, llm: LLM, preset: str | None = None) -> Decoding:
     """The preset, by default the options', with the given knobs over it. Raises BadParameter."""
+    from vermilion.decoding.decoders import DECODERS
     from vermilion.decoding.presets import resolve
 
     decoding = resolve(llm.model, preset or options.preset, _knobs(options))
-    if options.threshold is not None and decoding.decoder not in DECODERS_WITH_THRESHOLD:
-        raise BadParameter(
-            "--threshold", options.threshold, "with --decoder " + ", ".join(DECODERS_WITH_THRESHOLD)
-        )
+    if options.threshold is not None and "threshold" not in DECODERS[decoding.decoder].knobs:
+        having = [name for name, decoder in DECODERS.items() if "threshold" in decoder.knobs]
+        raise BadParameter("--threshold", options.threshold, "with --decoder " + ", ".join(having))
     return decoding
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vermilion.decoding.commit import settle
+from vermilion.decoding.decoders import settle
 from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task

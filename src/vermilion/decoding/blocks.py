@@ -16,7 +16,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vermilion.decoding.commit import reopen, settle
+from vermilion.decoding.commit import reopen
+from vermilion.decoding.decoders import settle
 from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task

@@ -17,46 +17,32 @@ from vermilion.types import Decoding
 _LONGEST_MATCH = 16
 
 
-def settle(
-    decoding: Decoding, readings: Sequence[Reading], forced: Reading | None, steps_left: int
-) -> tuple[int, ...]:
-    """Which of `readings` (one per masked position) to accept.
-
-    `forced` is the reading of a position that settles in this step anyway (a block's first token, from the
-    base); with it, the rules may accept nothing more. Without it at least one position settles. When
-    `steps_left` is 1 everything does: no block outlives its cap.
-    """
-    if not readings:
-        return ()
-    if steps_left <= 1:
-        return tuple(range(len(readings)))
-    if decoding.decoder == "schedule":
-        chosen = _scheduled(readings, forced, steps_left)
-    elif decoding.decoder == "entropy":
-        chosen = _entropy_bounded(readings, forced, decoding.threshold)
-    elif decoding.decoder == "cumulative":
-        chosen = _cumulative(readings, forced, decoding.threshold)
-    else:
-        bound = math.log(decoding.threshold) if decoding.threshold > 0 else -math.inf
-        chosen = [i for i, reading in enumerate(readings) if reading.logprob >= bound]
-    if not chosen and forced is None:
-        chosen = _surest(readings)[:1]
-    return tuple(sorted(chosen))
-
-
-def _surest(readings: Sequence[Reading]) -> list[int]:
+def surest(readings: Sequence[Reading]) -> list[int]:
+    """Indexes by falling confidence."""
     return sorted(range(len(readings)), key=lambda i: (-readings[i].logprob, i))
 
 
-def _scheduled(readings: Sequence[Reading], forced: Reading | None, steps_left: int) -> list[int]:
+def confident(
+    decoding: Decoding, readings: Sequence[Reading], forced: Reading | None, steps_left: int
+) -> list[int]:
+    """All of at least the threshold's confidence (Fast-dLLM, arXiv 2505.22618)."""
+    bound = math.log(decoding.threshold) if decoding.threshold > 0 else -math.inf
+    return [i for i, reading in enumerate(readings) if reading.logprob >= bound]
+
+
+def scheduled(
+    decoding: Decoding, readings: Sequence[Reading], forced: Reading | None, steps_left: int
+) -> list[int]:
     """Equal shares of what is left over the steps that are left (LLaDA, arXiv 2502.09992)."""
     already = 0 if forced is None else 1
     quota = math.ceil((len(readings) + already) / steps_left) - already
-    return _surest(readings)[:quota]
+    return surest(readings)[:quota]
 
 
-def _entropy_bounded(readings: Sequence[Reading], forced: Reading | None, bound: float) -> list[int]:
-    """Largest set by rising entropy whose entropies sum, the largest left out, to at most `bound`.
+def entropy_bounded(
+    decoding: Decoding, readings: Sequence[Reading], forced: Reading | None, steps_left: int
+) -> list[int]:
+    """Largest set by rising entropy whose entropies sum, the largest left out, to at most the threshold.
 
     That sum bounds the dependence ignored by settling them independently (EB-sampler, arXiv 2505.24857).
     """
@@ -67,18 +53,20 @@ def _entropy_bounded(readings: Sequence[Reading], forced: Reading | None, bound:
     for i in order:
         total += readings[i].entropy
         largest = max(largest, readings[i].entropy)
-        if total - largest > bound:
+        if total - largest > decoding.threshold:
             break
         chosen.append(i)
     return chosen
 
 
-def _cumulative(readings: Sequence[Reading], forced: Reading | None, joint: float) -> list[int]:
-    """Longest prefix by falling confidence whose joint log-probability stays at or above log(joint)."""
-    bound = math.log(joint) if joint > 0 else -math.inf
+def cumulative(
+    decoding: Decoding, readings: Sequence[Reading], forced: Reading | None, steps_left: int
+) -> list[int]:
+    """Longest prefix by falling confidence whose joint probability stays at or above the threshold."""
+    bound = math.log(decoding.threshold) if decoding.threshold > 0 else -math.inf
     total = 0.0 if forced is None else forced.logprob
     chosen: list[int] = []
-    for i in _surest(readings):
+    for i in surest(readings):
         total += readings[i].logprob
         if total < bound:
             break

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vermilion.decoding.between import repeats
+from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
-from vermilion.decoding.speculative import SPECULATIVE, Speculative
+from vermilion.decoding.speculative import Speculative
 from vermilion.models.families import Traits
 from vermilion.types import Decoding
 
@@ -46,7 +47,7 @@ class Candidate:
 
 def line_decoding(decoding: Decoding) -> Decoding:
     """How the continuation is written: block decoders leave that to `lossless`."""
-    return decoding if decoding.decoder in SPECULATIVE else replace(decoding, decoder="lossless")
+    return decoding if DECODERS[decoding.decoder].needs_base else replace(decoding, decoder="lossless")
 
 
 def bridge_lengths(task: Task) -> list[int]:

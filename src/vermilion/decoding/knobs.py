@@ -1,4 +1,4 @@
-"""The range and meaning of every numeric setting of a request: one table for the engine and every protocol.
+"""The range and meaning of the numbers of a `Sampling`: one table for the engine and every protocol.
 
 The bounds keep arithmetic finite in float32. Past them a setting has no use: at a temperature of 10 text is
 noise, at a repetition penalty of 10 no token is used twice.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from vermilion.errors import BadParameter
-from vermilion.types import Decoding, Sampling
+from vermilion.types import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +53,6 @@ SAMPLING: Mapping[str, Knob] = MappingProxyType(
 LOGIT_BIAS = Knob(-100, 100, "added to a token's logit")
 MAX_LOGPROBS = 20
 
-DECODING: Mapping[str, Knob] = MappingProxyType(
-    {
-        "threshold": Knob(0, 100, "least confidence; of `entropy` most nats of entropy to settle at once"),
-        "block_length": Knob(1, 64, "rows of one canvas", integer=True),
-        "first_block": Knob(0, 64, "rows of the first canvas; 0 for the block length", integer=True),
-        "max_steps": Knob(0, 64, "most denoise passes a block; 0 for its length", integer=True),
-        "revise_below": Knob(0, 1, "mask a token again where the base finds it less likely; 0 never"),
-        "max_revisions": Knob(0, 8, "most rounds of revision a block", integer=True),
-        "draft_nodes": Knob(1, 256, "most drafted tokens that one pass verifies", integer=True),
-        "branches": Knob(0, 64, "outcomes of a verification to draft behind in the same pass", integer=True),
-        "lookup": Knob(0, 64, "most tokens to draft by prompt lookup", integer=True),
-        "accept_above": Knob(0, 1, "least share of the chosen token's probability that a draft needs"),
-    }
-)
-DECODERS = ("ar", "lossless", "relaxed", "threshold", "schedule", "entropy", "cumulative")
-
 
 def check_sampling(sampling: Sampling, vocab_size: int) -> None:
     """Raises `BadParameter` for a value out of range."""
@@ -80,13 +64,3 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
         LOGIT_BIAS.checked(f"logit_bias.{token}", bias)
     if sampling.logprobs is not None and not 0 <= sampling.logprobs <= MAX_LOGPROBS:
         raise BadParameter("logprobs", sampling.logprobs, f"0 to {MAX_LOGPROBS}")
-
-
-def check_decoding(decoding: Decoding) -> None:
-    """Raises `BadParameter` for an unknown decoder or a value out of range."""
-    if decoding.decoder not in DECODERS:
-        raise BadParameter("decoding.decoder", decoding.decoder, ", ".join(DECODERS))
-    for name, knob in DECODING.items():
-        knob.checked(f"decoding.{name}", getattr(decoding, name))
-    if decoding.decoder in ("threshold", "cumulative") and decoding.threshold > 1:
-        raise BadParameter("decoding.threshold", decoding.threshold, "0 to 1: it is a probability")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 
-from vermilion.decoding.knobs import DECODING, check_decoding
+from vermilion.decoding.decoders import DECODERS, check_decoding, checked
 from vermilion.errors import BadParameter
 from vermilion.models.families.family_presets import PRESET_NAMES, WITH_BASE
 from vermilion.types import Decoding, ModelInfo
@@ -37,23 +37,14 @@ def check(preset: str | None, knobs: Mapping[str, object] | None = None) -> None
 def with_knobs(decoding: Decoding, knobs: Mapping[str, object]) -> Decoding:
     """`decoding` with the knobs that a request set. Raises `BadParameter`."""
     for knob, value in knobs.items():
-        decoding = replace(decoding, **{knob: _checked(knob, value)})  # type: ignore[arg-type]
+        decoding = replace(decoding, **{knob: checked(knob, value)})  # type: ignore[arg-type]
     check_decoding(decoding)
     return decoding
 
 
-def _checked(name: str, value: object) -> object:
-    if name == "decoder":
-        return value
-    if name not in DECODING:
-        known = ", ".join(field.name for field in fields(Decoding))
-        raise BadParameter(f"decoding.{name}", value, f"the settings {known}")
-    return DECODING[name].checked(f"decoding.{name}", value)
-
-
 def _without_base(model: ModelInfo, name: str) -> str:
     """Why a model without an autoregressive base refuses what needs one; empty for other reasons."""
-    needs_base = name in WITH_BASE or name in {decoding.decoder for decoding in WITH_BASE.values()}
+    needs_base = name in WITH_BASE or (name in DECODERS and DECODERS[name].needs_base)
     if not needs_base or "lossless" in model.decoders:
         return ""
     return f"{name} needs an autoregressive base to verify tokens, and {model.id} has none."

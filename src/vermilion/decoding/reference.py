@@ -23,8 +23,8 @@ from vermilion.decoding.commit import (
     draft_tree,
     likeliest_ends,
     reopen,
-    settle,
 )
+from vermilion.decoding.decoders import settle
 from vermilion.decoding.jobs import Wanted
 from vermilion.decoding.lookup import MATCH
 from vermilion.decoding.passes import Reading

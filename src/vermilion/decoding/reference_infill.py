@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from vermilion.decoding.between import HEAD, canvas_start, lengths, surest, trimmed
-from vermilion.decoding.commit import settle
+from vermilion.decoding.decoders import settle
 from vermilion.decoding.infill import HEAD as SCORED
 from vermilion.decoding.infill import (
     REACH,

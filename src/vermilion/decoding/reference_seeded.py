@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vermilion.decoding.between import canvas_start
-from vermilion.decoding.commit import settle
+from vermilion.decoding.decoders import settle
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.reference import Result, _Answer
 from vermilion.decoding.seeded import filling

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vermilion.decoding.between import canvas_start
-from vermilion.decoding.commit import settle
+from vermilion.decoding.decoders import DECODERS, settle
 from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
-from vermilion.decoding.speculative import SPECULATIVE
 from vermilion.models.families import Traits
 from vermilion.types import Decoding, Seeds
 
@@ -23,7 +22,7 @@ def filling(decoding: Decoding) -> Decoding:
     """How open places are filled: `ar` one a pass, other decoders that need a base by confidence."""
     if decoding.decoder == "ar":
         return replace(decoding, decoder="cumulative", threshold=1.0, max_steps=0)
-    return replace(decoding, decoder="threshold") if decoding.decoder in SPECULATIVE else decoding
+    return replace(decoding, decoder="threshold") if DECODERS[decoding.decoder].needs_base else decoding
 
 
 def likeliest(candidates: Sequence[int], reading: Reading) -> Reading:

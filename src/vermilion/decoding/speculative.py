@@ -40,7 +40,6 @@ from vermilion.decoding.program import Open, Program, Task
 from vermilion.decoding.repetition import RepetitionWatch
 from vermilion.models.families import Traits
 
-SPECULATIVE = ("ar", "lossless", "relaxed")
 CHOICES = 8
 """Tokens per position that a tree of drafts may choose from."""
 

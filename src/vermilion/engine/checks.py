@@ -5,7 +5,8 @@ Whatever passes here cannot fail the step that it shares with others.
 
 from __future__ import annotations
 
-from vermilion.decoding.knobs import check_decoding, check_sampling
+from vermilion.decoding.decoders import check_decoding
+from vermilion.decoding.knobs import check_sampling
 from vermilion.decoding.program import Program
 from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded
 from vermilion.models.families import Traits

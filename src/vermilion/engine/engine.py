@@ -15,6 +15,7 @@ from typing import Protocol
 
 from vermilion.decoding.between import Between
 from vermilion.decoding.blocks import Blocks
+from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.grammar import Grammars
 from vermilion.decoding.infill import Infill
 from vermilion.decoding.jobs import Job, Wanted
@@ -22,7 +23,7 @@ from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.penalties import Penalties, needed
 from vermilion.decoding.program import CLOSING_TOKENS, Program, Task
 from vermilion.decoding.seeded import Seeded
-from vermilion.decoding.speculative import SPECULATIVE, Speculative
+from vermilion.decoding.speculative import Speculative
 from vermilion.engine.adapters import Adapters, Holder
 from vermilion.engine.checks import check_memory, check_request
 from vermilion.engine.output import Output
@@ -147,13 +148,13 @@ class Engine:
             return Infill(replace(task, breaks=self.line_breaks), self.traits)
         if request.grammar is not None:
             return self._constrained(task, request.grammar)
-        kind = Speculative if request.decoding.decoder in SPECULATIVE else Blocks
+        kind = Speculative if DECODERS[request.decoding.decoder].needs_base else Blocks
         return kind(task, self.traits)
 
     def _constrained(self, task: Task, grammar: Grammar) -> Program:
         """A grammar decides from left to right, as verified drafting does; other decoders fall back to it."""
         decoding = task.decoding
-        if decoding.decoder not in SPECULATIVE:
+        if not DECODERS[decoding.decoder].needs_base:
             decoding = WITH_BASE["lossless"]
         # The grammar says where the answer may end, whatever `ignore_eos` asks for.
         eos = frozenset(self.model.eos_token_ids)

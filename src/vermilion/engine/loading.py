@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from vermilion.chat_template import ChatTemplate
 from vermilion.config import PAGE_SIZE, EngineConfig
+from vermilion.decoding.decoders import available
 from vermilion.engine.cache import PageCache
 from vermilion.engine.engine import Engine, Runner
 from vermilion.engine.scheduler import Limits, Scheduler
@@ -25,7 +26,7 @@ from vermilion.models.families import ModelSpec
 from vermilion.native import checkpoint_packing, library
 from vermilion.native.runner import NativeRunner
 from vermilion.text import Tokenizer
-from vermilion.types import DecoderName, ModelInfo
+from vermilion.types import ModelInfo
 
 if TYPE_CHECKING:
     import torch
@@ -190,16 +191,13 @@ def read_adapter(engine: Engine, folder: Path) -> object:
 
 
 def _info(spec: ModelSpec, context_length: int) -> ModelInfo:
-    decoders: tuple[DecoderName, ...] = ("threshold", "schedule", "entropy", "cumulative")
-    if spec.traits.has_next_token:
-        decoders = ("ar", "lossless", "relaxed", *decoders)
     return ModelInfo(
         id=spec.name,
         context_length=context_length,
         vocab_size=spec.architecture.vocab_size,
         eos_token_ids=spec.traits.eos_token_ids,
         mask_token_id=spec.traits.mask_token_id,
-        decoders=decoders,
+        decoders=available(spec.traits.has_next_token),
         presets=spec.presets,
         default_preset=spec.default_preset,
     )

@@ -6,15 +6,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from vermilion.config import EngineConfig
 from vermilion.decoding import presets
+from vermilion.decoding.decoders import DECODERS
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import BadParameter, EngineFailure
 from vermilion.models.families.family_presets import PRESET_NAMES
-from vermilion.types import DecoderName, Decoding, Finish, Grammar, ModelInfo, Request, Sampling, Text, Usage
+from vermilion.types import Decoding, Finish, Grammar, ModelInfo, Request, Sampling, Text, Usage
 
 CURVE = (
     "ar", "lossless", "balanced", "fast",
@@ -157,9 +158,8 @@ def parse(text: str, model: str) -> list[Spec]:
 def _way(way: str) -> tuple[str | None, dict[str, object]]:
     """`fast`, or `threshold:threshold=0.7,block_length=8`, as a preset and knobs. Raises BadParameter."""
     name, _, written = way.partition(":")
-    decoders = get_args(DecoderName)
-    if name not in PRESET_NAMES and name not in decoders:
-        known = ", ".join(dict.fromkeys([*PRESET_NAMES, *decoders]))
+    if name not in PRESET_NAMES and name not in DECODERS:
+        known = ", ".join(dict.fromkeys([*PRESET_NAMES, *DECODERS]))
         raise BadParameter("--samplers", name, f"{known}, curve")
     preset = name if name in PRESET_NAMES else None
     knobs: dict[str, object] = {} if preset else {"decoder": name}

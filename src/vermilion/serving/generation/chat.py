@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from vermilion.decoding.decoders import DECODERS
 from vermilion.errors import BadParameter, BadRequest
 from vermilion.serving.backend import Served
 from vermilion.serving.generation import model_names, parameters
@@ -29,7 +30,6 @@ from vermilion.types import Request
 DEFAULT_COMPLETION_TOKENS = 512
 _NO_SUFFIX = "<|endoftext|>"
 """What Continue sends as the suffix where nothing follows the cursor."""
-SPECULATIVE = ("lossless", "relaxed")
 _COPIED = 64
 """Most tokens of a text to be edited that one pass takes over."""
 _INLINE_CHARACTERS = 4096
@@ -121,7 +121,7 @@ async def _drafting(request: Request, existing: str, served: Served) -> Request:
     """`request` with `existing` to draft from, a run of tokens at a time."""
     tokens = await _token_ids(f"{existing}\n{FENCE}", served)
     decoding = request.decoding
-    if decoding.decoder in SPECULATIVE:
+    if DECODERS[decoding.decoder].drafts:
         decoding = replace(decoding, draft_nodes=max(decoding.draft_nodes, _COPIED))
     return replace(request, existing=tuple(tokens), decoding=decoding)
 

@@ -5,13 +5,12 @@ A field that is null or left out takes its default in `chat.py`. The description
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
-from vermilion.types import Decoding
+from vermilion.decoding.decoders import described
 
 MOST_STOPS = 64
 MOST_CHOICES = 8
@@ -213,8 +212,7 @@ class Generation(BaseModel):
     )
     decoding: dict[Annotated[str, Field(max_length=40)], Any] | None = Field(
         None,
-        description="Single settings over the preset: "
-        + ", ".join(f"`{knob.name}`" for knob in dataclasses.fields(Decoding)),
+        description=described(),
     )
 
     response_format: ResponseFormat | None = Field(
