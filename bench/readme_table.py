@@ -1,7 +1,7 @@
 """Writes README's table of speeds from the newest run in bench/results/speed.jsonl.
 
-Run it after `scripts/bench`: python bench/readme_table.py. With --check it changes nothing and fails where README
-shows other figures.
+Run it after `scripts/bench`: python bench/readme_table.py. With --check it changes nothing and fails where
+README shows other figures.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ Row = Mapping[str, Any]
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Our presets, then the peer's ways of running, at each number of streams; with where the figures are from."""
-    head = "| | streams | tokens/s | vs `ar` | vs best llama.cpp | tokens per pass | ms per pass | same text as `ar` |"
+    """Our presets, then the peer's ways to run, at each number of streams; and where it was measured."""
+    names = "streams", "tokens/s", "vs `ar`", "vs llama.cpp", "tokens per pass", "ms per pass", "text as `ar`"
+    head = f"| | {' | '.join(names)} |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for row in sorted(rows, key=lambda row: (row["concurrency"], "ms_per_pass" not in row)):
         lines.append(_ours(row) if "ms_per_pass" in row else _peer(row))
     first = rows[0]
     source = (
-        f"*{first['device']}, {first['threads']} threads, commit {first['commit']}, {first['date']}: medians of "
-        f"{first['repeats']} alternating rounds in one run over {first['prompts']} prompts (chat, code, prose), "
-        f"{first['max_tokens']} tokens each; ratios are medians of ratios within a round.*"
+        f"*{first['device']}, {first['threads']} threads, commit {first['commit']}, {first['date']}: medians "
+        f"of {first['repeats']} alternating rounds in one run over {first['prompts']} prompts (chat, code, "
+        f"prose), {first['max_tokens']} tokens each. Ratios are medians of ratios within a round; llama.cpp "
+        "is the fastest of its ways in that round.*"
     )
     return "\n".join([*lines, "", source])
 
@@ -39,7 +41,8 @@ def table(rows: Sequence[Row]) -> str:
 def _ours(row: Row) -> str:
     peer = f"{row['speed_vs_peer']:.2f}x" if row.get("speed_vs_peer") else "-"
     cells = [
-        f"`{row['preset']}`", row["concurrency"], f"{row['tokens_per_s']:.0f}", f"{row['speed_vs_ar']:.2f}x", peer,
+        f"`{row['preset']}`", row["concurrency"], f"{row['tokens_per_s']:.0f}",
+        f"{row['speed_vs_ar']:.2f}x", peer,
         f"{row['tokens_per_pass']:.2f}", f"{row['ms_per_pass']:.1f}", f"{100 * row['same_text_as_ar']:.0f} %",
     ]  # fmt: skip
     return "| " + " | ".join(map(str, cells)) + " |"

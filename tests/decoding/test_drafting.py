@@ -29,8 +29,9 @@ def test_the_curve_is_interpolated_and_goes_on() -> None:
 
 
 def test_noise_never_makes_more_rows_cheaper() -> None:
-    measured = RowCosts.measured((1, 2, 4), (4.0, 3.7, 5.0), -0.2)
-    assert measured == RowCosts((1, 2, 4), (4.0, 4.0, 5.0), 0.0)
+    measured = RowCosts((1, 2, 4), (4.0, 3.7, 5.0), -0.2)
+    assert [measured.at(rows) for rows in (1, 2, 3, 4)] == [4.0, 4.0, 4.5, 5.0]
+    assert measured.noisy_row_ms == 0.0
 
 
 def test_a_price_is_what_the_step_would_settle_in_that_time() -> None:
@@ -80,7 +81,7 @@ def test_a_request_that_stopped_drafting_tries_again() -> None:
     for _ in range(30):
         record.note("denoiser", depths=[0, 1], logprobs=[-0.1, -0.2], accepted=0)
     before = record.guess_chances(2)
-    passes = next(n for n in itertools.count() if record.guess_chances(1)[0] > 0.6 or record.rest())
+    passes = next(n for n in itertools.count() if record.guess_chances(1)[0] > 0.6 or record.rest("denoiser"))
     assert before[0] < 0.2
     assert 20 < passes < 200
 

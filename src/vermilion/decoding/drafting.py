@@ -19,7 +19,7 @@ from typing import Literal
 Source = Literal["denoiser", "lookup", "existing"]
 """Where drafts come from: the denoiser's guesses, earlier text of the request, text that is to be edited."""
 
-_PRIORS: Mapping[Source, float] = {"denoiser": 0.7, "lookup": 0.8, "existing": 0.9}
+_PRIORS: Mapping[Source, float] = {"denoiser": 0.7, "lookup": 0.6, "existing": 0.9}
 """How often a draft behind a right one is right, until a request's own drafts tell."""
 MAX_CHANCE = 0.98
 """No draft counts as certain, so that a long run never looks free."""
@@ -29,29 +29,28 @@ _RECOVERY = 0.97
 """Share of the observations that a pass without drafts leaves: after a while drafting is tried again."""
 
 
-@dataclass(frozen=True, slots=True)
 class RowCosts:
     """Milliseconds of one forward by its number of rows, as measured on this machine and model."""
 
-    rows: tuple[int, ...]
-    """Rising, at least two."""
-    ms: tuple[float, ...]
-    noisy_row_ms: float = 0.0
-    """What a noisy row costs besides, for the denoiser's adapter."""
+    def __init__(self, rows: Sequence[int], ms: Sequence[float], noisy_row_ms: float = 0.0) -> None:
+        """`rows` rise, at least two; `noisy_row_ms` is what a row costs besides for the denoiser's adapter.
+
+        Measurements are noisy, but more rows never cost less: a point below an earlier one is raised to it.
+        """
+        self.rows = tuple(rows)
+        self.ms = tuple(accumulate(ms, max))
+        self.noisy_row_ms = max(0.0, noisy_row_ms)
+        self._by_rows = [self.ms[0]] * (self.rows[0] + 1)
+        for (low, low_ms), (high, high_ms) in pairwise(zip(self.rows, self.ms, strict=True)):
+            self._slope = (high_ms - low_ms) / (high - low)
+            self._by_rows += [low_ms + self._slope * (count + 1) for count in range(high - low)]
 
     def at(self, rows: int) -> float:
         """Interpolated; past the last measurement the curve goes on as steeply as it ended."""
-        for (low, low_ms), (high, high_ms) in pairwise(zip(self.rows, self.ms, strict=True)):
-            if rows <= high or high == self.rows[-1]:
-                share = (max(rows, self.rows[0]) - low) / (high - low)
-                return low_ms + share * (high_ms - low_ms)
-        raise ValueError("a cost curve needs two points")
-
-    @classmethod
-    def measured(cls, rows: Sequence[int], ms: Sequence[float], noisy_row_ms: float = 0.0) -> RowCosts:
-        """From noisy measurements: more rows never cost less."""
-        rising = [max(ms[: i + 1]) for i in range(len(ms))]
-        return cls(tuple(rows), tuple(rising), max(0.0, noisy_row_ms))
+        known = len(self._by_rows) - 1
+        if rows <= known:
+            return self._by_rows[rows]
+        return self._by_rows[known] + self._slope * (rows - known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +175,10 @@ class DraftRecord:
         """The denoiser was asked, and nothing that it guessed could be a draft."""
         self._at_depth(0).note(0.0)
 
-    def rest(self) -> None:
-        """A pass went by in which the denoiser was not asked."""
-        for acceptance in (*self._by_depth, self._calibration):
+    def rest(self, source: Source) -> None:
+        """A pass went by in which drafts of this source could have been asked for and were not."""
+        denoiser = (*self._by_depth, self._calibration)
+        for acceptance in denoiser if source == "denoiser" else (self._copied[source],):
             acceptance.rest()
 
     def _at_depth(self, depth: int) -> Acceptance:

@@ -64,6 +64,11 @@ class Speculative(Program):
         """Keys of accepted drafts that lie in another slot than their position's."""
 
     @property
+    def _copies(self) -> Source:
+        """Where runs are copied from."""
+        return "existing" if self.task.existing else "lookup"
+
+    @property
     def lossless(self) -> bool:
         return self.task.decoding.decoder != "relaxed"
 
@@ -127,7 +132,7 @@ class Speculative(Program):
     def _chosen(self, budget: DraftBudget | None) -> tuple[tuple[Node, ...], Source]:
         """The drafts to verify: those from text or the denoiser's, whichever promise more; without a budget
         those from text where there are any, and as many as there are."""
-        copied: Source = "existing" if self.task.existing else "lookup"
+        copied = self._copies
         if budget is None:
             return (self._run, copied) if self._run else (self._tree, "denoiser")
         run = self.record.run_chances(copied, len(self._run))
@@ -194,8 +199,10 @@ class Speculative(Program):
         if tree:
             depths, logprobs = [node.depth for node in tree], [node.logprob for node in tree]
             self.record.note(self._source, depths, logprobs, len(path))
+        if self._run and not (tree and self._source == self._copies):
+            self.record.rest(self._copies)
         if not self._branches and not (tree and self._source == "denoiser"):
-            self.record.rest()
+            self.record.rest("denoiser")
         end = path[-1] if path else -1
         self._tree, self._run, self._verifying = (), (), ()
         if self.finish is None and end in self._branches:

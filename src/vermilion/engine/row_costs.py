@@ -47,7 +47,7 @@ def measure(worker: Runs, page_size: int, num_pages: int, *, denoises: bool) -> 
         if time.perf_counter() - began > _BUDGET_S / 2:
             break
     added = (best[(8, True)] - best[(8, False)]) / 8 if denoises and 8 in sizes else 0.0
-    return RowCosts.measured(sizes, [best[(rows, False)] for rows in sizes], added)
+    return RowCosts(sizes, [best[(rows, False)] for rows in sizes], added)
 
 
 def _job(pages: Sequence[int], context: int, rows: int, *, noisy: bool) -> Job:
