@@ -19,7 +19,9 @@ from vermilion.serving.http.routes import Route
 from vermilion.serving.wire.openai_bodies import ChatBody, DetokenizeBody, TokenizeBody
 
 _NO_SAMPLING = {"model", "messages", "stream", "stream_options", "diffusing"}
-_FEATURES = ("tools", "json_mode", "structured_outputs")
+_FEATURES = ("tools",)
+_FEATURES_WITH_BASE = ("tools", "json_mode", "structured_outputs")
+"""A grammar decides from left to right, which needs the next token's probabilities."""
 _TOKENS_AT_ONCE = 4096
 _PARAMETERS = sorted(set(ChatBody.model_fields) - _NO_SAMPLING)
 
@@ -29,6 +31,7 @@ def model_body(served: Served, name: str) -> dict[str, Any]:
     model = served.backend.model
     endpoints = ["completions", "fim.completions"]
     chats = ["chat.completions", *endpoints, "edit.completions", "apply.completions"]
+    features = _FEATURES_WITH_BASE if "lossless" in model.decoders else _FEATURES
     return {
         "id": name,
         "object": "model",
@@ -42,7 +45,7 @@ def model_body(served: Served, name: str) -> dict[str, Any]:
         "max_output_length": model.context_length - 1,
         "pricing": dict.fromkeys(("prompt", "completion", "input_cache_reads", "input_cache_writes"), "0"),
         "supported_sampling_parameters": _PARAMETERS,
-        "supported_features": [] if served.template is None else list(_FEATURES),
+        "supported_features": [] if served.template is None else list(features),
         "supported_endpoints": endpoints if served.template is None else chats,
         "openrouter": None,
         "datacenters": [],
