@@ -1,6 +1,6 @@
 """Vermilion: diffusion language models to run, serve, read and train.
 
-`LLM` and `Answer` load torch when first touched; the values of a request do not.
+`LLM` and `Answer` load torch on first use; the value types do not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A checkpoint's chat template: messages to one prompt, whose control tokens no message can forge."""
+"""A checkpoint's chat template: turns messages into one prompt. No message can inject control tokens."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ChatTemplate:
 
 
 class _Guard:
-    """Puts placeholders for control-token strings in caller-supplied values, and takes them out again.
+    """Replaces control-token strings in the caller's values by placeholders, and restores them afterwards.
 
     A string that merely ends in the beginning of one is treated too, since templates join strings.
     """

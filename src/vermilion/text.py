@@ -152,7 +152,7 @@ class Tokenizer:
         return ids
 
     def _spelt(self, character: bytes) -> list[int]:
-        """One id per byte; U+FFFD where even a spare token is wanting."""
+        """One id per byte; U+FFFD if a byte has neither a token nor a spare one."""
         whole = all(byte in self._id_of_byte for byte in character)
         return [self._id_of_byte[byte] for byte in (character if whole else _REPLACEMENT)]
 
@@ -203,13 +203,13 @@ class Detokenizer:
         return self._decoder.decode(b"".join(map(self._tokenizer.token_bytes, kept)))
 
     def fork(self) -> Detokenizer:
-        """One that goes on from here on its own, to see what further ids would read like."""
+        """A copy that continues independently from here, to preview further ids."""
         twin = Detokenizer(self._tokenizer, self._skip_special)
         twin._decoder.setstate(self._decoder.getstate())
         return twin
 
     def flush(self) -> str:
-        """What is still held back, as U+FFFD; afterwards a new text may start."""
+        """The bytes held back, as U+FFFD; afterwards a new text may start."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -278,7 +278,7 @@ def split_lines(text: str) -> list[str]:
 
 
 def line_end(line: str) -> str:
-    """What ends this one of `split_lines`; empty for a last line without."""
+    """The line end of a line from `split_lines`; empty for a last line without one."""
     return next((end for end in ("\r\n", "\n", "\r") if line.endswith(end)), "")
 
 
@@ -316,7 +316,7 @@ def _eos_token_ids(folder: Path, built: tokenizers.Tokenizer) -> tuple[int, ...]
 
 
 def token_string(token: Any) -> str | None:
-    """A token of tokenizer_config.json, which is written as a string or as an object that holds it."""
+    """A token of tokenizer_config.json, where it is a string or an object with the string in it."""
     found = token.get("content") if isinstance(token, Mapping) else token
     return found if isinstance(found, str) else None
 

@@ -55,7 +55,7 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """What the text should look like; the same meaning for every decoder."""
+    """How tokens are sampled; the same meaning for every decoder."""
 
     temperature: float = 0.0
     """0 takes the likeliest token; above, Gumbel noise keyed by (seed, position) is added."""
@@ -102,7 +102,7 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True)
 class Seeds:
-    """A canvas behind the prompt of which some is given; the answer is the tokens of its open places."""
+    """A canvas after the prompt with some tokens fixed; the answer is the tokens of its open positions."""
 
     ids: tuple[int | None, ...]
     """None marks an open place."""

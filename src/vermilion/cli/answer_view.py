@@ -1,4 +1,4 @@
-"""Drawing an answer while it is denoised.
+"""Draws an answer on a terminal while it is denoised.
 
 Settled text is printed for good, row by row, and scrolls like any output; only the tail, where positions are
 still masked or may change, is redrawn. Masked positions are ░ cells, a filled position is dim until it
@@ -180,7 +180,7 @@ def _num_final(spans: list[Span], settled: int, text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one answer took: its cost and wall time, the prefill included."""
+    """The cost and wall time of one answer, the prefill included."""
 
     usage: Usage
     seconds: float

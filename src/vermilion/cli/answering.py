@@ -1,4 +1,4 @@
-"""One answer of a model at the terminal: loaded, shown as it settles, and what it took."""
+"""Loads a model, shows one answer as it settles, and reports its cost."""
 
 from __future__ import annotations
 

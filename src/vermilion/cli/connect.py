@@ -1,4 +1,4 @@
-"""`vermilion connect`: the configuration of an editor or agent, printed or written, and tried out."""
+"""`vermilion connect`: the configuration of an editor or agent, printed or written, and tested."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def connect(
 
 
 def _check(endpoint: Endpoint, settings: Client) -> None:
-    """Makes the client's requests and tells how each went; raises EngineFailure if one failed."""
+    """Makes the client's requests and prints how each went. Raises EngineFailure if one failed."""
     from vermilion.integrations.endpoint import check as ask
 
     failed = []
@@ -77,7 +77,7 @@ def _check(endpoint: Endpoint, settings: Client) -> None:
 
 
 def _write_all(files: Mapping[Path, str], settings: Client) -> None:
-    """Puts each text into its file; tries all, then raises BadRequest for those that it must leave alone."""
+    """Writes each text into its file. Tries all, then raises BadRequest for those it must keep."""
     if not files:
         raise BadRequest(f"{settings.title} keeps its settings to itself; run this without --write.")
     refused = []
@@ -96,7 +96,7 @@ def _write_all(files: Mapping[Path, str], settings: Client) -> None:
 
 
 def _write(path: Path, text: str) -> str:
-    """Puts the configuration into `path`, keeping what is there; says what was done.
+    """Merges the configuration into `path`; returns a message that says what was done.
 
     Raises BadRequest for a file whose other contents would be lost or misread.
     """
@@ -128,7 +128,7 @@ def _write(path: Path, text: str) -> str:
 
 
 def _merged(present: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
-    """`present` with `added` put over it, tables merged key by key."""
+    """`present` overridden by `added`, tables merged key by key."""
     merged = dict(present)
     for key, value in added.items():
         old = merged.get(key)
@@ -138,7 +138,7 @@ def _merged(present: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, A
 
 
 def _replace(path: Path, text: str) -> None:
-    """Writes the file whole or not at all; it may hold a key, so nobody else may read it."""
+    """Writes the file atomically and readable by its owner only, since it may hold a key."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.partial")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

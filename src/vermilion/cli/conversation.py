@@ -1,4 +1,4 @@
-"""`vermilion chat`: a conversation in turns, and the /commands that steer it."""
+"""`vermilion chat`: a conversation in turns, with /commands."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def chat(system: System = None, *, options: AnswerOptions) -> None:
 
 
 class Conversation:
-    """What was said, how to answer, and what it took."""
+    """The messages so far, how to answer, and the cost of the answers."""
 
     def __init__(self, llm: LLM, options: AnswerOptions, system: str | None) -> None:
         """Raises BadParameter for a preset or a knob that the model does not have."""
@@ -54,7 +54,7 @@ class Conversation:
         self.preset = options.preset or llm.model.default_preset
 
     def take(self, line: str) -> bool:
-        """Carry out a /command or answer a turn; False to leave. Raises our errors, and is unchanged then."""
+        """Run a /command or answer a turn; False to leave. Raises our errors and then changes nothing."""
         if line.startswith("/"):
             return self._command(*line.split())
         self._answer(line.strip())

@@ -1,4 +1,4 @@
-"""A cursor in a text file: what stands before and after it, and putting a completion there."""
+"""A cursor in a text file: the text before and after it, and inserting a completion there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FileCursor:
 
     @property
     def before(self) -> str:
-        """The text left of the cursor, cut at a line's start where it is long."""
+        """The text before the cursor; if long, its end from the start of a line."""
         start = self.offset - MAX_BEFORE_CHARACTERS
         if start <= 0:
             return self.text[: self.offset]
@@ -39,7 +39,7 @@ class FileCursor:
 
     @property
     def after(self) -> str:
-        """The text right of the cursor, cut at a line's end where it is long."""
+        """The text after the cursor; if long, its beginning up to the end of a line."""
         end = self.offset + MAX_AFTER_CHARACTERS
         if end >= len(self.text):
             return self.text[self.offset :]
@@ -53,14 +53,14 @@ class FileCursor:
         return self.text[: self.offset] + completion + self.text[self.offset :]
 
     def diff(self, completion: str) -> str:
-        """What the completion changes, as a unified diff; empty where it changes nothing."""
+        """The change as a unified diff; empty if there is none."""
         old, new = map(split_lines, (self.text, self.filled(completion)))
         name = self.path.as_posix().lstrip("/")
         lines = difflib.unified_diff(old, new, f"a/{name}", f"b/{name}")
         return "".join(map(_diff_line, lines))
 
     def write(self, completion: str) -> None:
-        """Replaces the file in one step, keeping its mode. Raises BadRequest where it changed meanwhile."""
+        """Replaces the file atomically and keeps its mode. Raises BadRequest if it was changed meanwhile."""
         target = self.path.resolve()
         if _read(target) != self.text:
             raise BadRequest(f"{self.path}: changed while the completion was made; nothing was written.")

@@ -1,4 +1,4 @@
-"""A first request to a running service, over plain HTTP: the answer as it arrives, then what it took."""
+"""A first request to a running service, over plain HTTP: prints the answer as it arrives, then its cost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the request took, by this side's clock."""
+    """The cost of the request, by the client's clock."""
 
     tokens: int
     passes: int | None
@@ -84,7 +84,7 @@ def ask(url: str, prompt: str, show: Callable[[str], None]) -> DemoResult:
 
 
 def client_line(url: str) -> str:
-    """What an OpenAI client changes to use this service."""
+    """The line that makes an OpenAI client use this service."""
     return f'OpenAI(base_url="{url}/v1", api_key="unused")'
 
 
@@ -118,7 +118,7 @@ def _chunks(url: str, prompt: str) -> Iterator[dict[str, Any]]:
 
 
 def _opener() -> OpenerDirector:
-    """Past any proxy of the environment: the service is on this machine."""
+    """Ignores the environment's proxies: the service is on this machine."""
     return build_opener(ProxyHandler({}))
 
 

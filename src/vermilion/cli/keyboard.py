@@ -1,4 +1,4 @@
-"""Lines typed at the terminal, and keeping what is typed meanwhile from being echoed or read."""
+"""Reads lines from the terminal, and discards what is typed while an answer is shown."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _line(at_terminal: bool) -> str:
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """What is typed inside is neither shown nor kept; Ctrl-C still interrupts."""
+    """Discards what is typed inside the context and does not echo it; Ctrl-C still interrupts."""
     try:
         import termios
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""`vermilion accounts`: what whoever runs the service does about its accounts."""
+"""`vermilion accounts`: administration of the accounts by the operator."""
 
 from __future__ import annotations
 

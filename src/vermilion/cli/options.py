@@ -25,7 +25,7 @@ System = Annotated[str | None, typer.Option(help="Instructions before the conver
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """What shapes one answer; None leaves it to the preset or to the command."""
+    """Options of one answer; None leaves the choice to the preset or the command."""
 
     model: Model = DEFAULT_MODEL
     preset: Preset = None
@@ -56,7 +56,7 @@ class AnswerOptions:
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """What a service is started with; None leaves it to the configuration file, then the default."""
+    """How to start a service; None takes the configuration file's value, else the default."""
 
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="8000 unless set.")] = None

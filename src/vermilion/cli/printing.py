@@ -1,4 +1,4 @@
-"""What the commands print: answers on stdout, everything else on stderr."""
+"""Output of the commands: answers on stdout, everything else on stderr."""
 
 from __future__ import annotations
 

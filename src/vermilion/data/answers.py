@@ -1,4 +1,4 @@
-"""The base model's own answers, by autoregressive decoding in large batches: its best training data.
+"""The base model's own answers, decoded autoregressively in large batches: its best training data.
 
 Every answer is a line of JSON as soon as it is there: `number`, `kind`, `prompt` (or `prefix`, a raw text
 that is continued), `response`, `finish_reason` ("length" where it was cut) and `num_tokens`. What the
@@ -27,7 +27,7 @@ _GRAM = 4
 
 @dataclass(frozen=True, slots=True)
 class AnswersConfig:
-    """How the base is asked; the same settings give the same prompts and seeds."""
+    """How answers are generated; the same settings give the same prompts and seeds."""
 
     output: Path
     model: str = "smollm2-135m-diffusion"
@@ -71,7 +71,7 @@ class AnswersConfig:
 
 @dataclass(frozen=True, slots=True)
 class AnswerCounts:
-    """How far it is."""
+    """Counts of answers so far."""
 
     kept: int = 0
     refused: int = 0
@@ -82,7 +82,7 @@ class AnswerCounts:
 def generate(
     config: AnswersConfig, llm: LLM | None = None, on_answer: Callable[[AnswerCounts], None] | None = None
 ) -> AnswerCounts:
-    """Ask until the answers or the minutes are there, going on from what `output` holds; the final count."""
+    """Generate up to the number of answers or minutes, resuming from `output`; the final counts."""
     refused_file = config.output.with_suffix(".refused.jsonl")
     config.output.parent.mkdir(parents=True, exist_ok=True)
     done = [row for file in (config.output, refused_file) for row in _rows(file)]
@@ -115,7 +115,7 @@ def _counted(asked: AnswerCounts, row: dict[str, Any]) -> AnswerCounts:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; what a killed process left of another is cut off."""
+    """The complete lines of a file; truncates an incomplete last line that a killed process left."""
     if not file.is_file():
         return []
     content = file.read_bytes()
@@ -208,6 +208,6 @@ def refusal_of(ids: Sequence[int], min_tokens: int, max_repeated: float) -> str:
 
 
 def repeated(ids: Sequence[int]) -> float:
-    """Share of the runs of 4 tokens that occurred before."""
+    """Share of 4-grams that occurred before."""
     runs = list(zip(*(ids[start:] for start in range(_GRAM)), strict=False))
     return 1 - len(set(runs)) / len(runs) if runs else 0.0

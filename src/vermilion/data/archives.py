@@ -1,4 +1,4 @@
-"""Source distributions: fetched by pip, read in memory without unpacking or running anything of theirs."""
+"""Source distributions: fetched by pip, read in memory; nothing is unpacked or run."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _SHINGLE = 5
 
 
 def is_wanted_path(path: PurePosixPath) -> bool:
-    """Whether its place says that a file is neither vendored nor generated nor data."""
+    """Whether the path says that a file is neither vendored nor generated nor data."""
     parts = {part.lower() for part in path.parts[:-1]}
     return not (
         parts & _DROPPED or any(p.endswith(".egg-info") for p in parts) or _GENERATED_NAMES.search(path.name)
@@ -43,7 +43,7 @@ def is_wanted_path(path: PurePosixPath) -> bool:
 
 
 def refusal_of_text(text: str, is_code: bool = True) -> str:
-    """Why a text is not wanted; empty where it is. Prose may be one line per paragraph."""
+    """Why a text is rejected; empty if it is accepted. Prose may have one line per paragraph."""
     size = len(text.encode())
     if not _BYTES[0] <= size <= _BYTES[1]:
         return "size"
@@ -56,7 +56,7 @@ def refusal_of_text(text: str, is_code: bool = True) -> str:
 
 
 def without_header(source: str) -> str:
-    """Python source without the comment that opens it, when that is about rights."""
+    """Python source without an opening comment about copyright or licence."""
     lines = source.split("\n")
     start = 1 if lines[0].startswith("#!") else 0
     end = start
@@ -81,7 +81,7 @@ def docstrings(source: str) -> Iterator[str]:
 
 
 class Decontamination:
-    """Finds texts that share 13 words in a row with an evaluation."""
+    """Finds texts that share a 13-gram of words with an evaluation."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         # Runs of bare numbers ("0 1 2 3 ...") stand in many texts and leak nothing.
@@ -116,7 +116,7 @@ def _strings(file: Path) -> Iterator[str]:
 
 
 class Deduplicator:
-    """Remembers texts, and knows one that is the same or nearly so."""
+    """Recognises texts that are the same as, or similar to, one seen before."""
 
     def __init__(self, similarity: float, seed: int) -> None:
         """`similarity`: Jaccard, of sets of 5 words, above which two texts are one."""

@@ -90,7 +90,7 @@ class Corpus:
 
 
 def write_corpus(folder: Path, documents: Iterable[Document], vocab_size: int) -> None:
-    """Write a corpus that `Corpus.open` reads; the manifest last, so that half a corpus is none."""
+    """Write a corpus that `Corpus.open` reads. The manifest is last: no incomplete corpus is opened."""
     dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)

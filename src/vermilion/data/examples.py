@@ -29,7 +29,7 @@ Messages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One line that is sound."""
+    """A valid line."""
 
     line: int
     """Counted from 1."""
@@ -44,7 +44,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One line that is not."""
+    """A refused line."""
 
     line: int
     reason: str

@@ -1,4 +1,4 @@
-"""Gaps in texts: prefix and suffix first, then the middle that is to be written (arXiv 2207.14255).
+"""Fill-in-the-middle rows: prefix and suffix first, then the middle (arXiv 2207.14255).
 
 Cut from a text before it becomes tokens, as an editor's cursor cuts it (`gap`, for data that is built once),
 or from tokens while training reads them (`rearranged`, another gap every epoch).
@@ -47,7 +47,7 @@ def rearranged(
 
 
 def gap(text: str, tokenizer: Tokenizer, marks: Marks, generator: random.Random) -> Document | None:
-    """A row of what lies around one place of `text`.
+    """A row with a gap at a random place of `text`.
 
     Half of the gaps are whole lines, half lie inside one. None where the chosen place has no text.
     """

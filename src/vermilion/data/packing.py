@@ -1,4 +1,4 @@
-"""Rows packed from documents; where reading stands is a value. Shapes: B rows, L positions."""
+"""Rows packed from documents; the reading position is a value. Shapes: B rows, L positions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class DataSource:
 
 @dataclass(frozen=True, slots=True)
 class DataState:
-    """Where reading stands."""
+    """The reading position."""
 
     rows: int = 0
     """Rows drawn so far, over all sources."""

@@ -108,7 +108,7 @@ OnStep = Callable[[str, int, int], None]
 
 
 def build(recipe: DataRecipe, on_step: OnStep = lambda what, done, total: None) -> dict[str, Any]:
-    """Build everything, going on from an earlier call; the manifest. Raises ConfigError."""
+    """Build everything, resuming an earlier call; the manifest. Raises ConfigError."""
     files = catalog.find(recipe.tokenizer)
     tokenizer = catalog.tokenizer_of(files)
     total = len(recipe.packages) + 3
@@ -184,9 +184,9 @@ def _evaluation_files(name: str) -> list[Path]:
 def _deduplicated(
     projects: Sequence[Project], out: set[str], recipe: DataRecipe
 ) -> tuple[list[tuple[str, Piece]], dict[str, dict[str, int]]]:
-    """(project, piece) of all that is new, and how many duplicates each project had.
+    """(project, piece) of all unique texts, and how many duplicates each project had.
 
-    Held-out projects come first, so that a copy of theirs is what is dropped.
+    Held-out projects come first, so that the copies of their texts are dropped elsewhere.
     """
     seen = Deduplicator(recipe.similarity, recipe.seed)
     kept: list[tuple[str, Piece]] = []
@@ -357,7 +357,7 @@ def _project_row(
 
 
 def _plain(recipe: DataRecipe) -> dict[str, Any]:
-    """The recipe without where things lie on this disk, which changes nothing."""
+    """The recipe without local paths, which do not affect the result."""
     values = asdict(recipe)
     for name in ("output", "downloads"):
         del values[name]

@@ -163,7 +163,7 @@ def _pieces(whole: Piece, evaluations: Decontamination, refused: Counter[str]) -
 
 
 def save(project: Project, file: Path, key: str) -> None:
-    """Keep what was read, so that an interrupted build goes on behind it."""
+    """Keep what was read, so that an interrupted build resumes after it."""
     part = file.with_suffix(".part")
     part.write_text(json.dumps({"key": key, **asdict(project)}), encoding="utf-8")
     os.replace(part, file)

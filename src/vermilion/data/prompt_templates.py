@@ -1,4 +1,4 @@
-"""What the base is asked, without repeats: templates filled from word lists and real files."""
+"""Distinct prompts: templates filled from word lists and real files."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def harvest(packages: Sequence[str], seed: int) -> Texts:
 def prompts(texts: Texts, shares: Mapping[Kind, float], seed: int) -> Iterator[Prompt]:
     """Distinct prompts, their kinds drawn by `shares`; the same arguments give the same ones.
 
-    Ends when a thousand draws in a row bring nothing new.
+    Ends after a thousand draws in a row without a new prompt.
     """
     with resources.files("vermilion.data").joinpath("assets/prompts.toml").open("rb") as file:
         book = tomllib.load(file)

@@ -1,4 +1,4 @@
-"""What `sandbox.py` runs in a process of its own; the standard library alone, for it runs without packages.
+"""The process that `sandbox.py` starts. It uses the standard library only, since it runs without packages.
 
 First stage: leave this machine's namespaces and start the second inside. Second stage: limits, a seccomp
 filter, an audit hook, then the program from stdin. Only a program that runs to its end has the token printed.

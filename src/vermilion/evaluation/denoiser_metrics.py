@@ -1,4 +1,4 @@
-"""Figures of the model itself, however it is decoded: likelihood of text, and drafts that the base keeps."""
+"""Metrics of the model, independent of the decoder: likelihood of text, drafts that the base accepts."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def implied(agreement: Sequence[float]) -> float:
 def drafting(
     engine: Engine, texts: Sequence[ReferenceText], block_lengths: Sequence[int], step: Step = lambda: None
 ) -> dict[str, Any]:
-    """How far the base follows the denoiser through `texts` that the base wrote itself, greedily.
+    """How many of the denoiser's drafts the base accepts, on `texts` that the base wrote greedily.
 
     A block is drafted behind every position: agreement by offset, accepted (implied) and run (measured) over
     all of them, of chains of the likeliest draft behind each draft where the model has a draft head.

@@ -1,4 +1,4 @@
-"""What a measured figure depends on besides the code: machine, versions, commit, the model's own files."""
+"""What a measurement depends on besides the code: machine, versions, commit, model files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def commit() -> str:
 
 
 def fingerprint(name: str, denoiser: Path | None = None) -> str:
-    """Twelve digits that tell one state of a model's denoiser (or, without one, of its weights) from another.
+    """Twelve hexadecimal digits that identify a model's denoiser or, without one, its weights.
 
     Raises ModelNotFound or ModelFileError.
     """

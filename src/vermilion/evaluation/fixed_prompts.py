@@ -60,7 +60,7 @@ class FixedPrompt:
 
 
 def fixed(limit: int | None = None) -> list[FixedPrompt]:
-    """The set, kinds in turn, so that any leading part is a fair mixture."""
+    """The set, kinds alternating, so that any leading part is a balanced mixture."""
     kinds: tuple[tuple[Literal["chat", "code", "prose"], tuple[str, ...]], ...] = (
         ("chat", CHAT),
         ("code", CODE),

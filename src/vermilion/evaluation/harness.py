@@ -77,7 +77,7 @@ class VermilionLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def tokenizer_name(self) -> str:
-        """What cached requests are told apart by."""
+        """The key of cached requests."""
         return self.llm.model.id.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **given: Any) -> list[int]:

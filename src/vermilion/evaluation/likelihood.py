@@ -1,4 +1,4 @@
-"""What the base model thinks of a given text: one clean pass over it, all positions read."""
+"""The base model's probabilities of a given text: one clean pass, all positions read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vermilion.engine.engine import Engine
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """The base's view of an answer, given its own left context throughout."""
+    """The base's probability of an answer, given its left context."""
 
     mean_logprob: float
     """Nats per token."""

@@ -1,4 +1,4 @@
-"""Samplers times tasks: one row each, appended to a file; rows that are there are not measured again."""
+"""Samplers times tasks: one row each, appended to a file; what has a row is not measured again."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def figure(size: tuple[float, float], panels: int, draw: Callable[[list[Axes]], 
 
 
 def quality_curve(rows: Sequence[Row]) -> str:
-    """Tokens per pass against what the base thinks of the text, and against how little it repeats itself."""
+    """Tokens per pass against the base's likelihood of the text, and against repetition."""
     points = [row for row in rows if row["task"] == "quality" and "base_nll" in row["figures"]]
     names = (
         ("base_nll", "nats per token, by the base (lower is likelier)"),
@@ -156,7 +156,7 @@ def speed(rows: Sequence[Row]) -> str:
 
 
 def cost(rows: Sequence[Row], price_per_hour: float | None) -> str:
-    """What a million tokens take of the machine: hours, or money where an hour has a price."""
+    """Cost of a million tokens: machine hours, or money if an hour has a price."""
     label = "machine hours per million tokens" if price_per_hour is None else "price per million tokens"
     factor = 1.0 if price_per_hour is None else price_per_hour
     return _bars(rows, label, lambda row: factor * 1e6 / 3600 / row["tokens_per_s"])
@@ -188,7 +188,7 @@ def pairs(axes: Axes, values: Sequence[tuple[str, float, float]], label: str) ->
 
 
 def short(name: str) -> str:
-    """A sampler's name without the words a reader can do without: `threshold .7`."""
+    """A sampler's name, shortened: `threshold .7`."""
     model, _, way = name.rpartition("@")
     kind, _, written = way.partition(":")
     knobs = dict(pair.partition("=")[::2] for pair in written.split(",") if pair)

@@ -1,4 +1,4 @@
-"""What the denoiser says of hidden tokens of a known text, through the very forward that serves.
+"""The denoiser's predictions of hidden tokens of a known text, through the worker that serves.
 
 Every block of a text is asked about at once: clean rows of the whole text, and behind them the noisy rows of
 each block, which see the clean tokens before their block alone, as in decoding and in training.
@@ -28,7 +28,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """The denoiser's opinion of one hidden position."""
+    """The denoiser's prediction of one hidden position."""
 
     position: int
     offset: int

@@ -129,5 +129,5 @@ def files_in(path: Path) -> list[Path]:
 
 
 def _spread(count: int, limit: int) -> list[int]:
-    """Which of `count` to take: the same few every time, from everywhere."""
+    """Which of `count` to take: a fixed random sample."""
     return sorted(random.Random(0).sample(range(count), min(limit, count)))

@@ -65,7 +65,7 @@ def newest_run(rows: Sequence[Row]) -> list[Row]:
 
 
 def page(rows: Sequence[Row], speeds: Sequence[Row], price_per_hour: float | None) -> str:
-    """The whole document; it names no other file and no address."""
+    """The whole document, self-contained."""
     first, whole = plots.latency(rows)
     drawn = {
         "Speed": plots.speed(speeds),

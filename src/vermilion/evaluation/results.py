@@ -1,4 +1,4 @@
-"""Rows of results: one JSON object a line, told apart by what was measured."""
+"""Rows of results: one JSON object a line, keyed by what was measured."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    """Add one line, on disk before it returns, so that a run that is cut off keeps what it has."""
+    """Append one line and flush it to disk, so that an interrupted run keeps its rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""What answers: a model and a way to decode it, under a name such as `fast` or `threshold:threshold=0.7`."""
+"""A model and a way to decode it, under a name such as `fast` or `threshold:threshold=0.7`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CURVE = (
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request of a task, and what its grader has to know."""
+    """One request of a task, and what its grader needs."""
 
     prompt: str | tuple[int, ...] | tuple[Mapping[str, Any], ...]
     """Text to continue, as such or as token ids, or the messages of a chat."""
@@ -52,7 +52,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back, and what it cost."""
+    """The answer and its cost."""
 
     text: str
     prompt_ids: tuple[int, ...]

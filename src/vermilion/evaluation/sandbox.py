@@ -1,4 +1,4 @@
-"""Runs a program that a model wrote, where it can do no harm.
+"""Runs a program that a model wrote, isolated from this machine.
 
 Two stages, both in `confine.py`: the first takes the process out of this machine's network, files, processes
 and users as far as the system allows it, the second limits what is left and runs the program. How far that

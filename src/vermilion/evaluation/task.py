@@ -1,4 +1,4 @@
-"""A task makes requests and grades what comes back; its figures go into one row of results."""
+"""A task makes requests and grades the answers; its figures go into one row of results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Grade = Mapping[str, float | bool | None]
 
 
 class Watch(Protocol):
-    """Who is told how far a task is."""
+    """Receives the progress of a task."""
 
     def begin(self, total: int) -> None: ...
 

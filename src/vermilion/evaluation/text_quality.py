@@ -1,4 +1,4 @@
-"""Figures of a text alone: does it repeat itself, is it Python."""
+"""Metrics of a text alone: repetition, and whether it is Python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def distinct(tokens: Sequence[int], size: int = 3) -> float | None:
 
 
 def repetition(tokens: Sequence[int], size: int = 8) -> float:
-    """Share of tokens that end a run of `size` that the text has had before."""
+    """Share of tokens that end an n-gram of `size` that occurred before."""
     seen: set[tuple[int, ...]] = set()
     again = 0
     for end in range(size, len(tokens) + 1):

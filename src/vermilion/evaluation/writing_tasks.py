@@ -1,4 +1,4 @@
-"""Free answers: how many tokens a pass settles, how good the text is for it, and what waiting is like."""
+"""Free answers: tokens per pass, quality of the text, and latency."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def _autoregressive(sampler: Sampler) -> Sampler:
 
 @lru_cache(maxsize=1024)
 def _tokens(baseline: Sampler, prompt: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:
-    """The baseline's answer, computed once for all the samplers it is held against."""
+    """The baseline's answer, computed once for all samplers compared with it."""
     return baseline.answer(Ask(prompt, max_tokens)).token_ids
 
 
 def _quality(sampler: Sampler, setting: Setting) -> dict[str, Any]:
-    """What the text is worth: base_nll alone rewards repetition, so look at distinct_3 and length too."""
+    """Quality of the text: base_nll alone rewards repetition, so look at distinct_3 and length too."""
     baseline = _autoregressive(sampler)
     scored = sampler.llm.engine.traits.has_next_token
 

@@ -1,4 +1,4 @@
-"""What coding agents for the terminal are told; where the context is small, few tools and a short prompt."""
+"""Configurations of coding agents for the terminal; with a small context few tools and a short prompt."""
 
 from __future__ import annotations
 

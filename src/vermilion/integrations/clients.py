@@ -1,6 +1,6 @@
-"""What each client and agent must be told to use the service, as data.
+"""The configuration of each client and agent, as data.
 
-Every configuration here was taken up by the client itself or stands in its own documentation; docs/EDITORS.md
+Every configuration was accepted by the client itself or is taken from its documentation; docs/EDITORS.md
 says which.
 """
 

@@ -1,4 +1,4 @@
-"""A running service as a client sees it: where it is, what it serves, whether it answers."""
+"""A running service as a client sees it: address, models, and whether it answers."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _cause(error: Exception) -> str:
 
 
 def _reason(error: HTTPError) -> str:
-    """The message of an error reply, in any of the shapes that services give it, and what helps."""
+    """The message of an error reply, in any of the usual formats, with advice."""
     try:
         said = json.loads(error.read())["error"]
         told = f"{error.code}: {said['message'] if isinstance(said, Mapping) else said}"

@@ -1,4 +1,4 @@
-"""A run on disk: everything that makes going on equal to never having stopped, and the adapter to serve.
+"""A run on disk: the complete state, so that resuming equals never having stopped, and the adapter to serve.
 
 RUN/checkpoints/0000120/   state.safetensors (parameters as trained, optimiser, RNG), state.json (where the
                            run stands, its recipe), adapter/ (PEFT's LoRA names, for models/weights.py)

@@ -1,4 +1,4 @@
-"""The one training loop: batch, noise, loss over the whole batch, step; it can stop and go on anywhere."""
+"""The training loop: batch, noise, loss over the whole batch, step. It can stop and resume at any step."""
 
 from __future__ import annotations
 

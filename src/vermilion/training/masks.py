@@ -1,4 +1,4 @@
-"""Who may look at whom when one forward trains every block of a text at once.
+"""Attention masks of a forward that trains every block of a text at once.
 
 A row of length L yields two streams over the same positions: the clean text, then its noisy copy, so that
 stream index q < L is clean position q and L + q is noisy position q. Within one document:

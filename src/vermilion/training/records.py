@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: one line of JSON per step, TensorBoard scalars, a plot at the end."""
+"""The log of a run: one line of JSON per step, TensorBoard scalars, a plot at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run works on, and where it stands."""
+"""The values of a training run and its progress."""
 
 from __future__ import annotations
 

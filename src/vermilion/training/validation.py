@@ -1,4 +1,4 @@
-"""Figures of documents that are not trained on."""
+"""Metrics of held-out documents."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def validate(run: Run, forward: Forward) -> dict[str, float]:
 
 
 def figure_of(recipe: Recipe, figures: dict[str, float]) -> float | None:
-    """The figure by which states of a run are compared: lower is better."""
+    """The metric by which states of a run are compared: lower is better."""
     return figures.get("held_out_next" if recipe.objective.next_token else "held_out_nll")
 
 
