@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from vermilion.data.conversations import CALL_BEGIN, CALL_END, Said, instructed
 from vermilion.decoding.decoders import DECODERS
 from vermilion.errors import BadParameter, BadRequest
 from vermilion.serving.backend import Served
 from vermilion.serving.generation import model_names, parameters
 from vermilion.serving.generation.edits import FENCE, Edit, EditBody, apply_chat, edit_chat, parse_apply
 from vermilion.serving.generation.structured_output import grammar_of, wanted_form
-from vermilion.serving.generation.tool_calls import BEGIN, END
-from vermilion.serving.generation.tools import Tool, Toolbox, offered, written
+from vermilion.serving.generation.tools import Tool, Toolbox, offered
 from vermilion.serving.heavy_work import offload
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.wire.mercury_bodies import untemplated
@@ -60,7 +60,7 @@ async def chat_requests(
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     if box is not None:
-        sampling = replace(sampling, stop_outside=(BEGIN, END))
+        sampling = replace(sampling, stop_outside=(CALL_BEGIN, CALL_END))
     preset = body.preset
     if preset is None and body.decoding is None and body.reasoning_effort is not None:
         preset = parameters.preset_of(body.reasoning_effort, served.backend.model)
@@ -225,14 +225,14 @@ async def chat_tokens(body: ChatBody, served: Served, box: Toolbox | None = None
             code="chat_not_supported",
         )
     native = box is not None and template.takes_tools
-    messages = [_told(message, native) for message in body.messages]
+    messages = [_said(message).told(native) for message in body.messages]
     hints = [] if box is None or native else [box.prompt()]
     form = wanted_form(body)
     if form is not None and form.kind == "schema":
         schema = json.dumps(form.value, ensure_ascii=False)
         hints.append(f"Answer with one JSON value that fits this schema:\n{schema}")
     if hints:
-        messages = _instructed(messages, "\n\n".join(hints))
+        messages = instructed(messages, "\n\n".join(hints))
     offers: dict[str, Any] = {}
     if native:
         offers["tools"] = [offer.model_dump(exclude_none=True) for offer in body.tools or ()]
@@ -243,45 +243,9 @@ async def chat_tokens(body: ChatBody, served: Served, box: Toolbox | None = None
     return await _encode(served, lambda: template.encode(messages, tokenizer, **offers), size)
 
 
-def _told(message: Message, native: bool) -> dict[str, Any]:
-    """A message as templates know it: without roles that came later, calls and results written out unless
-    the template does that itself."""
-    calls = message.calls
-    if native:
-        role = "tool" if message.role == "function" else message.role
-        told: dict[str, Any] = {"role": role, "content": message.content}
-        if calls:
-            told["tool_calls"] = [
-                {
-                    "type": "function",
-                    "function": {"name": call.function.name, "arguments": _loaded(call.function.arguments)},
-                }
-                for call in calls
-            ]
-        return told
-    if message.role in ("tool", "function"):
-        return {"role": "user", "content": f"<tool_response>\n{message.content}\n</tool_response>"}
-    content = message.content
-    if calls:
-        texts = [content] if content else []
-        texts.append(written((call.function.name, call.function.arguments) for call in calls))
-        content = "\n".join(texts)
-    return {"role": "system" if message.role == "developer" else message.role, "content": content}
-
-
-def _loaded(arguments: str) -> object:
-    """Templates write arguments out as JSON themselves; what is none stays text."""
-    try:
-        return json.loads(arguments)
-    except ValueError:
-        return arguments
-
-
-def _instructed(messages: list[dict[str, Any]], hint: str) -> list[dict[str, Any]]:
-    """`messages` with `hint` at the end of the system's words."""
-    if messages[0]["role"] == "system":
-        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{hint}".strip()}, *messages[1:]]
-    return [{"role": "system", "content": hint}, *messages]
+def _said(message: Message) -> Said:
+    calls = tuple((call.function.name, call.function.arguments) for call in message.calls)
+    return Said(message.role, message.content, calls)
 
 
 async def _token_ids(prompt: str | list[int], served: Served, param: str = "prompt") -> list[int]:

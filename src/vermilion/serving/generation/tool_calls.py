@@ -14,8 +14,9 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-BEGIN, END = "<tool_call>", "</tool_call>"
-_HEAD = re.compile(BEGIN + r'\s*\{\s*"name":\s*"([^"\\<]*)"\s*,\s*"arguments":\s*(?=\{)')
+from vermilion.data.conversations import CALL_BEGIN, CALL_END
+
+_HEAD = re.compile(CALL_BEGIN + r'\s*\{\s*"name":\s*"([^"\\<]*)"\s*,\s*"arguments":\s*(?=\{)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,9 @@ class ToolCallReader:
             return self._argue(out, self._open)
         if self._closing:
             return self._close()
-        start = self._held.find(BEGIN)
+        start = self._held.find(CALL_BEGIN)
         if start < 0:
-            kept = _overlap(self._held, BEGIN)
+            kept = _overlap(self._held, CALL_BEGIN)
             # White space before a call is not worth a chunk; it stays until something follows.
             safe = self._held[: len(self._held) - kept]
             told = safe if kept == 0 and safe.strip() else safe.rstrip()
@@ -141,17 +142,17 @@ class ToolCallReader:
 
     def _close(self) -> bool:
         """Skip what stands between the arguments and the end of their call."""
-        end = self._held.find(END)
+        end = self._held.find(CALL_END)
         if end >= 0:
-            self._held, self._closing = self._held[end + len(END) :], False
+            self._held, self._closing = self._held[end + len(CALL_END) :], False
         return end >= 0
 
     def _whole(self, out: list[Piece]) -> bool:
         """Tell the call that the held text begins with, if it is whole."""
-        end = self._held.find(END)
+        end = self._held.find(CALL_END)
         if end < 0:
             return False
-        text, self._held = self._held[: end + len(END)], self._held[end + len(END) :]
+        text, self._held = self._held[: end + len(CALL_END)], self._held[end + len(CALL_END) :]
         call = self._read(text)
         if call is None:
             self._tell(out, text)
@@ -167,7 +168,7 @@ class ToolCallReader:
         if self._open is not None:
             return [self._open.call(False)]
         out: list[Piece] = []
-        if not self._closing and BEGIN not in rest and not (self.num_calls and not rest.strip()):
+        if not self._closing and CALL_BEGIN not in rest and not (self.num_calls and not rest.strip()):
             self._tell(out, rest)
         return out
 
@@ -180,7 +181,7 @@ class ToolCallReader:
 
     def _read(self, whole: str) -> ToolCall | None:
         try:
-            said = json.loads(whole[len(BEGIN) : -len(END)])
+            said = json.loads(whole[len(CALL_BEGIN) : -len(CALL_END)])
             name, arguments = said["name"], said["arguments"]
         except (ValueError, KeyError, TypeError):
             return None

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vermilion.data.conversations import CALL_BEGIN, CALL_END, described
 from vermilion.errors import BadRequest
 from vermilion.serving.generation.schemas import enforceable
-from vermilion.serving.generation.tool_calls import BEGIN, END, ToolCall, ToolCallReader, together
+from vermilion.serving.generation.tool_calls import ToolCall, ToolCallReader, together
 from vermilion.serving.http.notices import note_ignored
 from vermilion.types import Grammar
 
@@ -57,41 +58,25 @@ class Toolbox:
             return None
         names = " | ".join(f"call{number}" for number in range(len(self.tools)))
         most = MOST_CALLS if self.parallel else 1
-        opening = f'"{BEGIN}\\n"' if self.demanded else 'opening "\\n"'
+        opening = f'"{CALL_BEGIN}\\n"' if self.demanded else 'opening "\\n"'
         rules = [f"call: {names}"]
         if self.demanded:
             rules.insert(0, "start: call" + (f' ("\\n" call){{0,{most - 1}}}' if self.parallel else ""))
         else:
             # The lazy rule ends as soon as a call begins, so that none hides in the text.
             rules.insert(0, f"start: call{{0,{most}}} TEXT")
-            rules.append(f'opening[lazy]: /(.|\\n)*/ "{BEGIN}"')
-            rules.append(f"TEXT: /(.|\\n)*/ & ~/(.|\\n)*{BEGIN}(.|\\n)*/")
+            rules.append(f'opening[lazy]: /(.|\\n)*/ "{CALL_BEGIN}"')
+            rules.append(f"TEXT: /(.|\\n)*/ & ~/(.|\\n)*{CALL_BEGIN}(.|\\n)*/")
         for number, tool in enumerate(self.tools):
-            rules.append(f'call{number}: {opening} body{number} "\\n{END}"')
+            rules.append(f'call{number}: {opening} body{number} "\\n{CALL_END}"')
             rules.append(f"body{number}: %json {json.dumps(_call_schema(tool))}")
         return Grammar("lark", "\n".join(rules), closes=self.demanded)
 
     def prompt(self) -> str:
         """How a model whose template knows no tools is told of them."""
-        offered = "\n".join(
-            json.dumps(
-                {
-                    "type": "function",
-                    "function": {
-                        "name": tool.name,
-                        "description": tool.description,
-                        "parameters": tool.parameters,
-                    },
-                },
-                ensure_ascii=False,
-            )
+        return described(
+            {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
             for tool in self.tools
-        )
-        return (
-            "You may call one or more functions to assist with the user query. The functions:\n"
-            f"<tools>\n{offered}\n</tools>\n\n"
-            "For each call return a JSON object with the function's name and arguments:\n"
-            f'{BEGIN}\n{{"name": <function-name>, "arguments": <arguments-object>}}\n{END}'
         )
 
 
@@ -116,14 +101,6 @@ def _call_schema(tool: Tool) -> dict[str, Any]:
         "x-guidance": {**_COMPACT, "lenient": not tool.strict},
         "$defs": definitions,
     }
-
-
-def written(calls: Iterable[tuple[str, str]]) -> str:
-    """Earlier calls (name, arguments as JSON) in the form that the model is asked for."""
-    return "\n".join(
-        f'{BEGIN}\n{{"name": {json.dumps(name)}, "arguments": {arguments or "{}"}}}\n{END}'
-        for name, arguments in calls
-    )
 
 
 def read_calls(text: str, box: Toolbox | None) -> tuple[str, list[ToolCall]]:

@@ -36,11 +36,12 @@ def keep(store: JobStore, owner: str, purpose: str, name: str, source: IO[bytes]
 
 def check_examples(name: str, data: bytes) -> None:
     """Raises BadRequest that names every line which is no example, and why."""
-    from vermilion.data.examples import parse, report  # brings numpy, which the edge starts without
+    # It brings numpy, which the edge starts without.
+    from vermilion.data.examples import num_lines_of, parse, report
 
     examples, refusals = parse(data)
     if refusals:
-        message = report(name, len(examples) + len(refusals), refusals)
+        message = report(name, num_lines_of(examples, refusals), refusals)
         raise BadRequest(message, "file", "invalid_file_format")
     if not examples:
         raise BadRequest(f"{name}: holds no example.", "file", "invalid_file_format")

@@ -139,6 +139,10 @@ class ToolChoice(BaseModel):
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
 
+    @property
+    def parallel(self) -> bool | None:
+        return None if self.disable_parallel_tool_use is None else not self.disable_parallel_tool_use
+
 
 class OutputFormat(BaseModel):
     model_config = WIRE
@@ -239,7 +243,7 @@ class MessagesBody(BaseModel):
                 if tool.type in (None, "custom")
             ],
             tool_choice=self._openai_choice,
-            parallel_tool_calls=bool(choice and choice.disable_parallel_tool_use is False),
+            parallel_tool_calls=choice.parallel if choice else None,
             stop=[stop for stop in self.stop_sequences or () if stop],
             response_format=self._response_format,
             reasoning_effort="xhigh" if effort == "max" else effort,
