@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests import peft, tiny
 from tests.engine.test_matches_reference import outcome, prompt
-from vermilion.decoding.reference import Reference
-from vermilion.decoding.reference_infill import infill
+from vermilion.decoding.reference import Reference, infill
 from vermilion.engine.engine import Engine
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import Loaded, read_adapter

@@ -9,9 +9,9 @@ import pytest
 
 from tests import tiny
 from tests.engine.test_matches_reference import outcome, prompt
-from vermilion.decoding.between import repeats, trimmed
+from vermilion.decoding.filling import overlap, trimmed
 from vermilion.decoding.infill import MARGIN, Candidate, chosen
-from vermilion.decoding.reference_infill import infill
+from vermilion.decoding.reference import infill
 from vermilion.engine.llm import LLM
 from vermilion.types import Decoding, Finish, Request, Sampling, Text
 
@@ -108,14 +108,14 @@ def test_the_middle_never_ends_as_the_suffix_begins(kind: str) -> None:
     assert any(middle.tokens for middle in middles)
     for request, middle in zip(wanted, middles, strict=True):
         if len(middle.tokens) < 14:
-            assert not repeats(middle.tokens, request.suffix)
+            assert not overlap(middle.tokens, request.suffix)
 
 
 def test_overlap_is_two_tokens_or_the_whole_suffix() -> None:
-    assert repeats((4, 5, 6), (5, 6, 7)) == 2
-    assert repeats((4, 5), (5, 6, 7)) == 0
-    assert repeats((4, 5), (5,)) == 1
-    assert repeats((), (5, 6)) == 0
+    assert overlap((4, 5, 6), (5, 6, 7)) == 2
+    assert overlap((4, 5), (5, 6, 7)) == 0
+    assert overlap((4, 5), (5,)) == 1
+    assert overlap((), (5, 6)) == 0
     assert trimmed((4, 5, 6, 5, 6), (5, 6), frozenset()) == (4,)
     assert trimmed((4, 9, 5, 6), (5, 6), frozenset({9})) == (4,)
 

@@ -14,36 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
+from vermilion.decoding.canvas import UNREAD, MaskedCanvas
 from vermilion.decoding.commit import reopen
-from vermilion.decoding.decoders import settle
 from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.decoding.repetition import RepetitionWatch
 from vermilion.models.families import Traits
-
-_FIXED = Reading(token=-1, logprob=0.0)
-
-
-@dataclass(slots=True)
-class _Canvas:
-    """Positions [start, start + len(ids)); those from `end` on are behind an EOS or the limit, or the turn of
-    a later canvas of the same block."""
-
-    start: int
-    ids: list[int | None]
-    end: int
-    readings: list[Reading]
-    steps: int = 0
-    revisions: int = 0
-    before: dict[int, int] = field(default_factory=dict)
-    """Tokens that revision took back, by position."""
-    edited: set[int] = field(default_factory=set)
-
-    def masked(self) -> list[int]:
-        return [i for i in range(self.end) if self.ids[i] is None]
 
 
 class Blocks(Program):
@@ -52,8 +30,8 @@ class Blocks(Program):
     def __init__(self, task: Task, traits: Traits) -> None:
         super().__init__(task, traits)
         self._watch = RepetitionWatch() if task.stop_repetition else None
-        self._canvas: _Canvas | None = None
-        self._proposal: _Canvas | None = None
+        self._canvas: MaskedCanvas | None = None
+        self._proposal: MaskedCanvas | None = None
 
     @property
     def max_slots(self) -> int:
@@ -105,7 +83,7 @@ class Blocks(Program):
             proposed[-1] in self.task.eos or len(self.tokens) + len(proposed) >= self.limit
         )
 
-    def _opened(self, known: int) -> _Canvas:
+    def _opened(self, known: int) -> MaskedCanvas:
         """A new canvas behind `known` tokens; on a grid its first positions may already be fixed."""
         grid = self.traits.block_grid
         opened = self.task.decoding.canvas_length(known - len(self.task.prompt), grid)
@@ -114,9 +92,11 @@ class Blocks(Program):
         tokens = self.tokens[start:known]
         ids: list[int | None] = [*tokens, *([None] * (length - len(tokens)))]
         end = min(length, self.limit - start, known - start + opened)
-        return _Canvas(start, ids, end, [_FIXED] * length)
+        # Everything sees everything, the masks up to the end of the answer included.
+        future = max(0, self.limit - start - length) if self.traits.context == "full" else 0
+        return MaskedCanvas(start, ids, end, right=(None,) * future)
 
-    def _from_base(self, canvas: _Canvas) -> bool:
+    def _from_base(self, canvas: MaskedCanvas) -> bool:
         """Whether the canvas's first token comes from the clean row before it: on opening, with a shift."""
         return (
             self.traits.shift
@@ -140,40 +120,22 @@ class Blocks(Program):
             for position in range(first + 1, len(known))
         ]
 
-    def _denoise(self, canvas: _Canvas, known: list[int], segments: list[Segment]) -> list[Read]:
+    def _denoise(self, canvas: MaskedCanvas, known: list[int], segments: list[Segment]) -> list[Read]:
         """Append the noisy rows of `canvas` to `segments`; returns the reads of its masked positions."""
-        noisy = self._noisy_rows(canvas, known)
-        first_row = sum(len(segment.ids) for segment in segments) - noisy.start
-        segments.append(noisy)
-        filled = [token for token in canvas.ids if token is not None]
+        before = sum(len(segment.ids) for segment in segments)
+        left = known[: canvas.start] if self.traits.context == "full" else []
+        if self.traits.context == "causal" and canvas.ids[0] is None:
+            # The token before a masked first position anchors the block, as in training.
+            left = known[canvas.start - 1 : canvas.start]
+        slot = 0 if self.traits.context == "full" else canvas.start
+        segments.append(canvas.rows(self.traits, left, slot))
         history = (
-            (*known[len(self.tokens) :], *filled)
+            (*known[len(self.tokens) :], *canvas.filled())
             if canvas.start >= len(self.tokens)
             else tuple(token for token in canvas.ids[len(self.tokens) - canvas.start :] if token is not None)
         )
-        shift = 1 if self.traits.shift else 0
-        return [
-            Read(first_row + canvas.start + i - shift, canvas.start + i, "mask", history=history)
-            for i in canvas.masked()
-            if not (i == 0 and self._from_base(canvas))
-        ]
-
-    def _noisy_rows(self, canvas: _Canvas, known: list[int]) -> Segment:
-        mask = self.traits.mask_token_id
-        ids = [mask if token is None else token for token in canvas.ids]
-        masked = [token is None for token in canvas.ids]
-        start = sees = slot = canvas.start
-        if self.traits.context == "full":
-            # Everything sees everything, the masks up to the end of the answer included.
-            future = max(0, self.limit - canvas.start - len(ids))
-            ids = [*known[: canvas.start], *ids, *([mask] * future)]
-            masked = [*([False] * canvas.start), *masked, *([True] * future)]
-            start = sees = slot = 0
-        elif self.traits.context == "causal" and canvas.ids[0] is None:
-            # The token before a masked first position anchors the block, as in training.
-            ids, masked = [known[start - 1], *ids], [False, *masked]
-            start, sees = start - 1, start - 1
-        return Segment(tuple(ids), start, slot, sees, span=0, noisy=True, masked=tuple(masked))
+        reads = canvas.reads(before + len(left), self.traits.shift, history)
+        return reads[1:] if self._from_base(canvas) else reads
 
     # -- what to make of it ------------------------------------------------------------------------
 
@@ -189,22 +151,11 @@ class Blocks(Program):
         if self.traits.context != "full":
             self.cached = max(self.cached, canvas.start)
         forced = planned.pop(0) if self._from_base(canvas) else None
-        masked = canvas.masked()
-        if forced is not None:
-            canvas.ids[0], canvas.readings[0] = forced.token, forced
-            masked = masked[1:]
-        decoding = self.task.decoding
-        cap = decoding.max_steps or len(canvas.ids)
-        accepted = settle(decoding, planned, forced, cap - canvas.steps)
-        for i, reading in zip(masked, planned, strict=True):
-            canvas.readings[i] = reading
-        for index in accepted:
-            canvas.ids[masked[index]] = planned[index].token
-        canvas.steps += 1
+        canvas.fill(self.task.decoding, planned, len(canvas.ids), forced)
         self._truncate(canvas)
         self._advance(canvas)
 
-    def _truncate(self, canvas: _Canvas) -> None:
+    def _truncate(self, canvas: MaskedCanvas) -> None:
         """Nothing behind an EOS of the answer is wanted any more."""
         answer_start = max(0, len(self.task.prompt) - canvas.start)
         for i in range(answer_start, canvas.end):
@@ -212,7 +163,7 @@ class Blocks(Program):
                 canvas.end = i + 1
                 break
 
-    def _advance(self, canvas: _Canvas) -> None:
+    def _advance(self, canvas: MaskedCanvas) -> None:
         """Settle what is final; a full canvas becomes a proposal or is done with."""
         end = canvas.start + canvas.end
         changed = [
@@ -246,7 +197,7 @@ class Blocks(Program):
                 return
         self._canvas = None
 
-    def _slide(self, canvas: _Canvas) -> None:
+    def _slide(self, canvas: MaskedCanvas) -> None:
         """Move the canvas behind the settled text: the next pass opens it again, with the base's own token
         first. The positions of a causal model's block gain nothing from standing still."""
         done = len(self.tokens) - canvas.start
@@ -258,7 +209,7 @@ class Blocks(Program):
             length = self.task.decoding.canvas_length(canvas.start - len(self.task.prompt))
             more = min(length, self.limit - canvas.start) - len(canvas.ids)
             canvas.ids += [None] * more
-            canvas.readings += [_FIXED] * more
+            canvas.readings += [UNREAD] * more
         canvas.end = len(canvas.ids)
 
     def _judge(self, planned: list[Reading]) -> bool:
@@ -282,7 +233,7 @@ class Blocks(Program):
         for i in unlikely:
             proposal.before[proposal.start + i] = int(proposal.ids[i] or 0)
             proposal.ids[i] = None
-        self._canvas = _Canvas(
+        self._canvas = MaskedCanvas(
             start=proposal.start + final,
             ids=proposal.ids[final : proposal.end],
             end=proposal.end - final,
@@ -295,12 +246,5 @@ class Blocks(Program):
         return False
 
     def canvas(self) -> list[Open]:
-        view: list[Open] = []
-        for part in (self._proposal, self._canvas):
-            if part is None:
-                continue
-            for i in range(max(0, len(self.tokens) - part.start), part.end):
-                token = part.ids[i]
-                guess = part.readings[i].token if token is None else token
-                view.append(Open(guess, masked=token is None, edited=part.start + i in part.edited))
-        return view
+        parts = [part for part in (self._proposal, self._canvas) if part is not None]
+        return [place for part in parts for place in part.view(len(self.tokens) - part.start)]

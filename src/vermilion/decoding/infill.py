@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vermilion.decoding.between import repeats
 from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.drafting import DraftBudget
+from vermilion.decoding.filling import overlap
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.decoding.speculative import Speculative
@@ -62,9 +62,9 @@ def candidates(
     """Middles to try: `line` follows the settled `before`. None ends as the suffix begins, and none is empty
     unless the base has nothing to say."""
     first = 0 if before or not line else 1
-    ends = [kept for kept in range(first, len(line) + 1) if not repeats((*before, *line[:kept]), task.suffix)]
+    ends = [kept for kept in range(first, len(line) + 1) if not overlap((*before, *line[:kept]), task.suffix)]
     bridges = [
-        tuple(fill) for fill in fills if not task.breaks.intersection(fill) and not repeats(fill, task.suffix)
+        tuple(fill) for fill in fills if not task.breaks.intersection(fill) and not overlap(fill, task.suffix)
     ]
     return [*(Candidate(kept) for kept in ends or [0]), *(Candidate(0, bridge) for bridge in bridges)]
 

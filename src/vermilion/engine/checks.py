@@ -35,6 +35,9 @@ def check_request(request: Request, model: ModelInfo, traits: Traits, num_slots:
     if request.seeds is not None:
         if request.suffix or request.grammar or None not in request.seeds.ids:
             raise BadRequest("A seeded canvas needs an open place, no suffix and no grammar.", "prompt")
+        num_open = request.seeds.ids.count(None)
+        if len(request.seeds.candidates) not in (0, num_open) or not all(request.seeds.candidates):
+            raise BadRequest(f"{num_open} open places need as many lists of candidates, or none.", "prompt")
         num_rows, most = len(request.prompt) + len(request.seeds.ids), min(model.context_length, num_slots)
         if num_rows > most:
             raise ContextLengthExceeded(most, num_rows)

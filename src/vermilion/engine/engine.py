@@ -13,16 +13,15 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
 
-from vermilion.decoding.between import Between
 from vermilion.decoding.blocks import Blocks
 from vermilion.decoding.decoders import DECODERS
+from vermilion.decoding.filling import GapFilling
 from vermilion.decoding.grammar import Grammars
 from vermilion.decoding.infill import Infill
 from vermilion.decoding.jobs import Job, Wanted
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.penalties import Penalties, needed
 from vermilion.decoding.program import CLOSING_TOKENS, Program, Task
-from vermilion.decoding.seeded import Seeded
 from vermilion.decoding.speculative import Speculative
 from vermilion.engine.adapters import Adapters, Holder
 from vermilion.engine.checks import check_memory, check_request
@@ -141,10 +140,10 @@ class Engine:
             stop_repetition=sampling.stop_repetition and not sampling.ignore_eos and not request.existing,
         )
         if request.seeds is not None:
-            return Seeded(task, self.traits)
+            return GapFilling(task, self.traits)
         if request.suffix and self.tokenizer.decode(request.suffix).strip():
             if not self.traits.has_next_token:
-                return Between(task, self.traits)
+                return GapFilling(task, self.traits)
             return Infill(replace(task, breaks=self.line_breaks), self.traits)
         if request.grammar is not None:
             return self._constrained(task, request.grammar)

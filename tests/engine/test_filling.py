@@ -8,8 +8,7 @@ import pytest
 
 from tests import tiny
 from tests.engine.test_matches_reference import BLOCK_DECODINGS, outcome, prompt
-from vermilion.decoding.reference import Result
-from vermilion.decoding.reference_seeded import fill_seeds, read_seeds
+from vermilion.decoding.reference import Result, fill_seeds, read_seeds
 from vermilion.errors import BadRequest
 from vermilion.types import Decoding, Finish, Request, Sampling, Seeds, Text
 

@@ -29,7 +29,7 @@ from vermilion.decoding.jobs import Wanted
 from vermilion.decoding.lookup import MATCH
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import Adjustments, adjustments, needed
-from vermilion.decoding.reference_following import levels_of
+from vermilion.decoding.reference.reference_drafts import levels_of
 from vermilion.decoding.repetition import RepetitionWatch
 from vermilion.decoding.sampling import read
 from vermilion.models.adapters import DENOISER
@@ -63,7 +63,7 @@ class Reference:
 
         `adapter` is a name that the model's products know.
         """
-        answer = _Answer(self._model, self._traits, list(prompt), sampling, decoding)
+        answer = ReferenceAnswer(self._model, self._traits, list(prompt), sampling, decoding)
         answer.adapter = adapter
         if sampling.stop_repetition and not sampling.ignore_eos:
             answer.watch = RepetitionWatch()
@@ -79,7 +79,7 @@ class Reference:
         return Result(tuple(answer.tokens[len(prompt) :]), answer.passes - prefills, answer.edits)
 
 
-class _Answer:
+class ReferenceAnswer:
     """The text so far, and the two questions to ask of the model: what a clean row, what a canvas says."""
 
     def __init__(

@@ -9,10 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from vermilion.decoding.between import HEAD, canvas_start, lengths, surest, trimmed
-from vermilion.decoding.decoders import settle
-from vermilion.decoding.infill import HEAD as SCORED
 from vermilion.decoding.infill import (
+    HEAD,
     REACH,
     RIGHT,
     Candidate,
@@ -22,9 +20,9 @@ from vermilion.decoding.infill import (
     chosen,
     line_decoding,
 )
-from vermilion.decoding.passes import Reading
 from vermilion.decoding.program import Task
-from vermilion.decoding.reference import Result, _Answer
+from vermilion.decoding.reference.reference_answer import ReferenceAnswer, Result
+from vermilion.decoding.reference.reference_filling import fill_gap
 from vermilion.models.families import Traits
 from vermilion.models.transformer import Transformer
 from vermilion.types import Request
@@ -34,14 +32,14 @@ def infill(
     model: Transformer, traits: Traits, request: Request, breaks: frozenset[int] = frozenset()
 ) -> Result:
     """The middle of `request`, by the decoding it names; `breaks`: the tokens that hold a line break."""
-    answer = _Answer(model, traits, list(request.prompt), request.sampling, request.decoding)
+    if not traits.has_next_token:
+        return fill_gap(model, traits, request)
+    answer = ReferenceAnswer(model, traits, list(request.prompt), request.sampling, request.decoding)
     answer.adapter = request.adapter
-    if traits.has_next_token:
-        return _continued(answer, request, breaks)
-    return _denoised(answer, request)
+    return _continued(answer, request, breaks)
 
 
-def _continued(answer: _Answer, request: Request, breaks: frozenset[int]) -> Result:
+def _continued(answer: ReferenceAnswer, request: Request, breaks: frozenset[int]) -> Result:
     limit, count = answer.limit, len(request.prompt)
     task = Task(
         request.prompt,
@@ -65,7 +63,7 @@ def _continued(answer: _Answer, request: Request, breaks: frozenset[int]) -> Res
         answer.passes += 1
         line = answer.tokens[start:]
         tried = candidates(task, answer.tokens[count:start], line, fills)
-        scores = [_scores(answer, start, candidate, request.suffix[:SCORED]) for candidate in tried]
+        scores = [_scores(answer, start, candidate, request.suffix[:HEAD]) for candidate in tried]
         logprobs = [
             answer.base(answer.tokens[:p], [p], [answer.tokens[p]], since=p)[0].target_logprobs[0]
             for p in range(start, len(answer.tokens))
@@ -77,7 +75,7 @@ def _continued(answer: _Answer, request: Request, breaks: frozenset[int]) -> Res
         start, fills = len(answer.tokens), []
 
 
-def _write(answer: _Answer, limit: int, breaks: frozenset[int]) -> bool:
+def _write(answer: ReferenceAnswer, limit: int, breaks: frozenset[int]) -> bool:
     """Grow the continuation; whether an end of text or of the line stopped it."""
     ends = (*answer.traits.eos_token_ids, *breaks)
     answer.limit, answer.eos = min(limit, len(answer.tokens) + REACH), ends
@@ -89,13 +87,13 @@ def _write(answer: _Answer, limit: int, breaks: frozenset[int]) -> bool:
     return answer.tokens[-1] in ends
 
 
-def _bridges(answer: _Answer, request: Request, length: int) -> list[tuple[int, ...]]:
+def _bridges(answer: ReferenceAnswer, request: Request, length: int) -> list[tuple[int, ...]]:
     wanted = [len(request.prompt) + i for i in range(length)]
     block = [*([None] * length), *request.suffix[:RIGHT]]
     return bridges_of(answer.canvas(request.prompt, block, wanted, ()))
 
 
-def _scores(answer: _Answer, start: int, candidate: Candidate, head: Sequence[int]) -> list[float]:
+def _scores(answer: ReferenceAnswer, start: int, candidate: Candidate, head: Sequence[int]) -> list[float]:
     context = answer.tokens[: start + candidate.kept]
     text = [*context, *candidate.bridge, *head]
     # The whole continuation counts for the penalties, and nothing else.
@@ -103,45 +101,3 @@ def _scores(answer: _Answer, start: int, candidate: Candidate, head: Sequence[in
         answer.base(text[:p], [p], [text[p]], since=sys.maxsize)[0].target_logprobs[0]
         for p in range(len(context), len(text))
     ]
-
-
-def _denoised(answer: _Answer, request: Request) -> Result:
-    answer.limit = 0  # No masks behind the suffix.
-    known, suffix = len(request.prompt), request.suffix
-    right = suffix if answer.traits.context == "full" else suffix[:HEAD]
-    sizes = lengths(request.sampling.max_tokens)
-    tried = [_look(answer, [None] * size, right) for size in sizes]
-    passes = _passes_of(known - canvas_start(answer.traits, known) + len(right), sizes)
-    readings: Sequence[Reading] = tried[surest(tried)]
-    middle: list[int | None] = [None] * len(readings)
-    cap = request.decoding.max_steps or len(middle)
-    step = 0
-    while True:
-        masked = [i for i, token in enumerate(middle) if token is None]
-        for index in settle(request.decoding, readings, None, cap - step):
-            middle[masked[index]] = readings[index].token
-        step += 1
-        if all(token is not None for token in middle):
-            break
-        readings = _look(answer, middle, right)
-        passes += 1
-    ends = frozenset((*answer.eos, answer.traits.mask_token_id))
-    tokens = trimmed([token for token in middle if token is not None], suffix, ends)
-    return Result(tokens, passes - (answer.traits.context != "full"), 0)
-
-
-def _look(answer: _Answer, middle: Sequence[int | None], right: Sequence[int]) -> list[Reading]:
-    start = canvas_start(answer.traits, len(answer.tokens))
-    wanted = [len(answer.tokens) + i for i, token in enumerate(middle) if token is None]
-    history = [token for token in middle if token is not None]
-    return answer.canvas(answer.tokens[:start], [*answer.tokens[start:], *middle, *right], wanted, history)
-
-
-def _passes_of(fixed: int, sizes: Sequence[int], rows: int = 96) -> int:
-    """Forwards that trying `sizes` takes, as many as fit in each."""
-    passes, used = 0, rows + 1
-    for size in sizes:
-        if used + size + fixed > rows:
-            passes, used = passes + 1, 0
-        used += size + fixed
-    return passes
