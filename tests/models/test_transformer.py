@@ -299,6 +299,36 @@ def test_attention_equals_a_plain_masked_softmax(kind: str, passes: list[list[Se
         torch.testing.assert_close(got, wanted, atol=1e-12, rtol=0)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("sizes", [(7, 300), (1, 2000), (130, 700)])
+def test_flex_attention_on_a_gpu_equals_dense(sizes: tuple[int, int]) -> None:
+    """Compiled, in bfloat16, over scattered slots and a sliding window."""
+    num_rows, length = sizes
+    generator = torch.Generator("cuda").manual_seed(0)
+    pool = torch.randn(4096, 2, 2, 64, generator=generator, device="cuda", dtype=torch.bfloat16)
+    q = torch.randn(2 * num_rows, 8, 64, generator=generator, device="cuda", dtype=torch.bfloat16)
+    table = torch.randperm(4096, generator=generator, device="cuda").view(2, 2048)
+    before = length - num_rows
+    ends = [before + row + 1 for row in range(num_rows)]
+    requests = [
+        Visibility(
+            [*range(index * num_rows, (index + 1) * num_rows)],
+            [before] * num_rows,
+            [before] * num_rows,
+            ends,
+            length,
+            index,
+            lowest=[max(0, end - 100) for end in ends] if index else [],
+        )
+        for index in range(2)
+    ]
+    dense, flex = (
+        ATTENTION_KINDS[kind](8, pool).plan(requests, table, 2 * num_rows)(q, pool)
+        for kind in ("dense", "flex")
+    )
+    torch.testing.assert_close(flex, dense, atol=2e-2, rtol=2e-2)
+
+
 def test_prefill_through_scrambled_pages_leaves_the_keys_of_one_forward() -> None:
     model = tiny.model("causal-shift")
     ids = tuple(range(2, 31))

@@ -212,3 +212,19 @@ def test_a_blocks_answer_does_not_depend_on_the_text_it_is_to_give() -> None:
         assert torch.equal(after[:, : j + 1], before[:, : j + 1])
         if j + 1 < LENGTH:
             assert not torch.equal(after[:, j + 1], before[:, j + 1])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_layers_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    model, one = tiny.model("causal-shift"), text()
+    denoiser = next(model.products())[0].adapters[DENOISER]
+    found = []
+    for compiled in (False, True):
+        forward = Forward(model, compiled=compiled)
+        seen = forward.seen(one.layout)
+        _, past = forward.clean(one.ids, one.position, seen)
+        hidden = forward.noisy(one.noisy, one.position, seen, past)
+        found.append([hidden, *torch.autograd.grad(hidden.square().sum(), [denoiser.a, *denoiser.b])])  # type: ignore[list-item,misc]
+    for plain, traced in zip(*found, strict=True):
+        torch.testing.assert_close(traced, plain, rtol=1e-9, atol=1e-12)
