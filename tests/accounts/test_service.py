@@ -380,6 +380,26 @@ async def test_an_organisations_requests_share_stored_prefixes_with_nobody_elses
     assert salts == [secret.key.organisation_id, other.key.organisation_id, secret.key.organisation_id]
 
 
+async def test_nobody_reads_deletes_or_goes_on_from_anothers_response(
+    opened: Open, store: Database, secret: Secret
+) -> None:
+    other = organisations.create_organisation(store, NewOrganisation("Other", "b@example.org"))[2]
+    theirs = {"authorization": f"Bearer {other.text}"}
+    async with opened(secret.text) as client:
+        id = (await client.post("/v1/responses", json={"input": "hi"})).json()["id"]
+        on = {"input": "more", "previous_response_id": id}
+        for method, path, body, status in (
+            ("GET", f"/v1/responses/{id}", None, 404),
+            ("DELETE", f"/v1/responses/{id}", None, 404),
+            ("POST", "/v1/responses", on, 400),
+            ("POST", "/v1/responses/input_tokens", on, 400),
+        ):
+            reply = await client.request(method, path, json=body, headers=theirs)
+            assert (reply.status_code, id in reply.json()["error"]["message"]) == (status, True)
+        assert (await client.get(f"/v1/responses/{id}")).status_code == 200
+        assert (await client.post("/v1/responses", json=on)).status_code == 200
+
+
 async def test_an_idempotency_key_answers_again_without_the_engine_or_a_charge(
     opened: Open, ledger: Callable[[], list[Any]], secret: Secret, backend: FakeBackend
 ) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from clients.editing import BEFORE
 from clients.running import Running, running
 
 Proven = Callable[[str, str, str], None]
@@ -31,6 +33,23 @@ def proven(request: pytest.FixtureRequest) -> Proven:
         rows.append((client, version, what))
 
     return tell
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    home = tmp_path / "home"
+    home.mkdir()
+    return home
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """The file to be changed, in a folder of its own."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    notes = folder / "notes.txt"
+    notes.write_text(BEFORE)
+    return notes
 
 
 @pytest.fixture

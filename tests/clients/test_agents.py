@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,12 +18,11 @@ from pathlib import Path
 import pytest
 
 from clients.conftest import Proven
-from clients.installed import Ran, environment, installed, node_version, run
+from clients.editing import AFTER, BEFORE, asking, changed, connect
+from clients.installed import environment, installed, node_version, run
 from clients.running import Running, running
 
 pytestmark = [pytest.mark.model, pytest.mark.clients, pytest.mark.timeout(1200)]
-BEFORE, AFTER = "Helo, world\n", "Hello, world"
-_COMMAND = [sys.executable, "-c", "from vermilion.cli import main; raise SystemExit(main())"]
 _TIMEOUT_S = 500.0
 
 
@@ -34,47 +32,6 @@ def demanding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     settings = ['serve.demanded_tools=["editor", "Write", "edit"]']
     with running(tmp_path_factory.mktemp("demanding") / "log", settings) as service:
         yield service
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    home = tmp_path / "home"
-    home.mkdir()
-    return home
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    """The file to be changed, in a folder of its own."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    notes = folder / "notes.txt"
-    notes.write_text(BEFORE)
-    return notes
-
-
-def connect(client: str, service: Running, home: Path, *options: str) -> Ran:
-    """What `vermilion connect` says, for a user whose home is `home`."""
-    env = environment(home, {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)})
-    ran = run([*_COMMAND, "connect", client, "--url", service.url, *options], env, home)
-    assert ran.status == 0, ran.errors
-    assert "FAILED" not in ran.errors
-    return ran
-
-
-def changed(notes: Path, service: Running, num_before: int, ran: Ran) -> None:
-    """Asserts that the file is what was asked for, and that the service was asked for it."""
-    said = f"{ran.output}\n{ran.errors}\n{service.requests()[num_before:]}"
-    assert notes.read_text().rstrip("\n") == AFTER, said
-    asked = service.requests()[num_before:]
-    # The call, and then the words about its result.
-    assert asked.count("POST /v1/chat/completions 200") >= 2, said
-    # When an agent is done it hangs up on what it no longer needs, such as a title for the session.
-    assert all(request.endswith((" 200", " 499")) for request in asked), said
-
-
-def asking(tool: str, **arguments: str) -> str:
-    return f"Call {tool} with {json.dumps(arguments)}"
 
 
 def test_continues_agent_writes_a_file(demanding: Running, home: Path, notes: Path, proven: Proven) -> None:

@@ -69,8 +69,10 @@ def test_openais_client_reads_responses(service: Running, tmp_path: Path, proven
     assert json.loads(found["callArguments"]) == {"level": found["call"]["level"]}
     assert found["answered"] in ("completed", "incomplete")
     assert found["cut"] == "max_output_tokens"
-    assert (found["stored"]["status"], found["stored"]["param"]) == (400, "previous_response_id")
-    what = "responses: create, stream, text parsed by zod, a function called and answered; nothing is stored"
+    assert found["continued"]
+    assert found["kept"] == ANSWER
+    assert (found["gone"]["status"], found["gone"]["param"]) == (400, "previous_response_id")
+    what = "responses: create, stream, zod, a function called and answered; one kept, gone on from, deleted"
     proven("openai (Node)", node_version("openai"), what)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import socket
 import threading
 import tomllib
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,54 +17,20 @@ import yaml
 from llguidance import LLMatcher, LLTokenizer
 from typer.testing import CliRunner, Result
 
-from serving.fake import MODEL, FakeBackend, served
+from serving.fake import MODEL, FakeBackend
+from serving.threaded import threaded
 from vermilion.accounts import database as stores
-from vermilion.accounts.accounts_config import AccountsConfig
 from vermilion.cli import app
 from vermilion.errors import BadParameter, EngineFailure, VermilionError
 from vermilion.integrations.clients import CLIENTS
 from vermilion.integrations.endpoint import discover
-from vermilion.serving.backend import Served
-from vermilion.serving.http.server import serve
-from vermilion.serving.serve_config import ServeConfig
 
-
-@contextmanager
-def running(accounts: str = "", loaded: threading.Event | None = None) -> Iterator[str]:
-    """A service on its own thread and loop, which loads until `loaded` is set: its address."""
-    found: list[str] = []
-    ready = threading.Event()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-    config = ServeConfig(port=0, accounts=AccountsConfig(url=accounts))
-
-    @asynccontextmanager
-    async def load() -> AsyncIterator[Served]:
-        if loaded is not None:
-            await asyncio.to_thread(loaded.wait, 20)
-        yield served(FakeBackend(model=replace(MODEL, context_length=8192)))
-
-    def opened(address: str) -> None:
-        found.append(address)
-        ready.set()
-
-    def run() -> None:
-        loop.run_until_complete(serve(config, load, stop, opened))
-        loop.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        assert ready.wait(20)
-        yield found[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(20)
+BACKEND = FakeBackend(model=replace(MODEL, context_length=8192))
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with running() as url:
+    with threaded(BACKEND) as url:
         yield url
 
 
@@ -77,7 +41,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
     store = stores.connect(where)
     stores.migrate(store)
     store.close()
-    with running(where) as url:
+    with threaded(BACKEND, where) as url:
         reply = httpx.post(f"{url}/v1/accounts", json={"email": "ada@example.org"})
         yield url, reply.json()["key"]["secret"]
 
@@ -191,7 +155,7 @@ def test_a_service_that_still_loads_is_waited_for() -> None:
         told.append(words)
         loaded.set()
 
-    with running(loaded=loaded) as url:
+    with threaded(BACKEND, loaded=loaded) as url:
         assert discover(url, "", None, waiting).model == "tiny-diffusion"
     assert told == [f"{url} still loads its model ..."]
 

@@ -43,7 +43,11 @@ const input = [{ role: "user", content: question }, made, output];
 told.answered = (await client.responses.create({ ...asked, input, tools, max_output_tokens: 8 })).status;
 
 told.cut = (await client.responses.create({ ...asked, max_output_tokens: 2 })).incomplete_details.reason;
-told.stored = await client.responses
+const next = await client.responses.create({ ...asked, previous_response_id: whole.id });
+told.continued = next.usage.input_tokens > whole.usage.input_tokens;
+told.kept = (await client.responses.retrieve(whole.id)).output_text;
+await client.responses.delete(whole.id);
+told.gone = await client.responses
   .create({ ...asked, previous_response_id: whole.id })
   .catch((error) => ({ status: error.status, param: error.param, message: error.message }));
 console.log(JSON.stringify(told));

@@ -299,7 +299,9 @@ async def test_a_demanded_call_is_one_unless_several_are_asked_for(
     backend.model = replace(MODEL, context_length=4096)
     backend.words = ('<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>',)
     hosted = {"type": "web_search_20250305", "name": "web_search", "max_uses": 3}
-    reply = (await ask(client, tools=[hosted, TOOL], tool_choice=choice)).json()
+    answer = await ask(client, tools=[hosted, TOOL], tool_choice=choice)
+    assert answer.headers["x-schema-ignored"] == "tools: web_search_20250305"
+    reply = answer.json()
     assert reply["stop_reason"] == "tool_use"
     assert [(block["type"], block["name"]) for block in reply["content"]] == [("tool_use", "f")]
     grammar = backend.requests[0].grammar

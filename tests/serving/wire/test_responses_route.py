@@ -237,7 +237,9 @@ async def test_a_stream_ends_as_open_responses_says(client: httpx.AsyncClient) -
 
 async def test_tools_at_openai_are_left_out(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     backend.model = replace(MODEL, context_length=4096)
-    body = await ask(client, tools=[*HOSTED, TOOL])
+    reply = await client.post("/v1/responses", json={"input": "hi", "tools": [*HOSTED, TOOL]})
+    assert reply.headers["x-schema-ignored"].split(", ") == [f"tools: {tool['type']}" for tool in HOSTED]
+    body = reply.json()
     assert [tool["name"] for tool in body["tools"]] == ["weather"]
     assert "weather" in prompt(backend) and "web_search" not in prompt(backend)
     await ask(client, tools=HOSTED)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, model_validator
 
 from vermilion.errors import BadRequest
+from vermilion.serving.http.notices import note_ignored
 from vermilion.serving.http.parsing import convert
 from vermilion.serving.wire.content_blocks import block_text, blocks_text
 from vermilion.serving.wire.openai_bodies import (
@@ -207,6 +208,12 @@ class MessagesBody(BaseModel):
         return "required" if self.tool_choice.type == "any" else self.tool_choice.type
 
     @property
+    def _offered_tools(self) -> list[OfferedTool]:
+        own = [tool for tool in self.tools or () if tool.type in (None, "custom")]
+        note_ignored(f"tools: {tool.type}" for tool in self.tools or () if tool not in own)
+        return [OfferedTool(function=tool.function) for tool in own]
+
+    @property
     def _response_format(self) -> ResponseFormat | None:
         given = (self.output_config.format if self.output_config else None) or self.output_format
         if given is None:
@@ -237,11 +244,7 @@ class MessagesBody(BaseModel):
         choice, effort = self.tool_choice, self.output_config.effort if self.output_config else None
         return ChatBody.model_construct(
             messages=messages,
-            tools=[
-                OfferedTool(function=tool.function)
-                for tool in self.tools or ()
-                if tool.type in (None, "custom")
-            ],
+            tools=self._offered_tools,
             tool_choice=self._openai_choice,
             parallel_tool_calls=choice.parallel if choice else None,
             stop=[stop for stop in self.stop_sequences or () if stop],

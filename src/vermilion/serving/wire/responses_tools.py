@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from vermilion.errors import BadParameter
+from vermilion.serving.http.notices import note_ignored
 from vermilion.serving.wire.openai_bodies import WIRE, NamedFunction, NamedTool, ToolFunction
 
 _BETWEEN = "__"
@@ -105,12 +106,14 @@ def called_name(name: str, namespace: str | None) -> str:
 
 
 def flattened(tools: Iterable[ResponseTool]) -> list[FlatTool]:
-    """Every tool that can be called here."""
+    """Every tool that can be called here; the reply's headers name the others."""
     flat: list[FlatTool] = []
     for tool in tools:
         if isinstance(tool, NamespaceTool):
             flat += [_flat(one, tool) for one in tool.tools]
-        elif not isinstance(tool, HostedTool):
+        elif isinstance(tool, HostedTool):
+            note_ignored([f"tools: {tool.type}"])
+        else:
             flat.append(_flat(tool, None))
     return flat
 
