@@ -9,6 +9,7 @@ import pytest
 
 from tests import tiny
 from tests.engine.test_matches_reference import outcome, prompt
+from vermilion.config import EngineConfig
 from vermilion.decoding.filling import overlap, trimmed
 from vermilion.decoding.infill import MARGIN, Candidate, chosen
 from vermilion.decoding.reference import infill
@@ -138,7 +139,7 @@ def test_a_bridge_wins_by_more_than_the_margin() -> None:
 
 @cache
 def model() -> LLM:
-    return LLM()
+    return LLM(config=EngineConfig(backend="torch"))
 
 
 def filled(before: str, after: str, preset: str = "lossless", **settings: object) -> tuple[str, Finish]:

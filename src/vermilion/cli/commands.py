@@ -14,6 +14,7 @@ from vermilion.cli.ask import complete, run
 from vermilion.cli.build_data import data
 from vermilion.cli.connect import connect
 from vermilion.cli.conversation import chat
+from vermilion.cli.doctor import doctor
 from vermilion.cli.evaluate import EvalOptions, evaluate, report
 from vermilion.cli.manage_accounts import app as accounts
 from vermilion.cli.options import DEFAULT_MODEL, BenchOptions, ServeOptions, with_options
@@ -48,7 +49,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-for command in (run, chat, complete, convert, train, connect, report):
+for command in (run, chat, complete, convert, train, connect, report, doctor):
     app.command()(command)
 app.add_typer(accounts, name="accounts")
 app.add_typer(data, name="data")

@@ -31,6 +31,8 @@ _INSTRUCTION_SETS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "aarch64": {"neon": ("-march=armv8.2-a+dotprod",)},
 }
+_FOR_ZIG = {"-march=armv8.2-a+dotprod": "-mcpu=generic+v8_2a+dotprod"}
+"""Flags that zig's compiler spells in a way of its own."""
 _LANES = {"avxvnni": "avx2", "avx512vnni": "avx512"}
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
@@ -48,8 +50,11 @@ def compilers() -> list[list[str]]:
     return found
 
 
-def compile_library(output: Path = FOLDER / LIBRARY_NAME, *, target: str = "") -> Path:
-    """Compile and link; returns `output`. `target` is a triple for zig, such as aarch64-linux-musl.
+def compile_library(
+    output: Path = FOLDER / LIBRARY_NAME, *, target: str = "", program: Path | None = None
+) -> Path:
+    """Compile and link; returns `output`. `target` is a triple for zig, such as aarch64-linux-musl. With the
+    source of a `program`, that is linked instead, statically where it has a target.
 
     Raises CompileError.
     """
@@ -59,7 +64,7 @@ def compile_library(output: Path = FOLDER / LIBRARY_NAME, *, target: str = "") -
             continue
         machine = target.partition("-")[0] or platform.machine().lower()
         try:
-            _compile([*command, *(["-target", target] if target else [])], machine, output)
+            _compile([*command, *(["-target", target] if target else [])], machine, output, program)
             return output
         except CompileError as error:
             refused.append(str(error))
@@ -68,7 +73,7 @@ def compile_library(output: Path = FOLDER / LIBRARY_NAME, *, target: str = "") -
     )
 
 
-def _compile(compiler: Sequence[str], machine: str, output: Path) -> None:
+def _compile(compiler: Sequence[str], machine: str, output: Path, program: Path | None) -> None:
     sets = _INSTRUCTION_SETS.get(_MACHINES.get(machine, machine), {})
     with tempfile.TemporaryDirectory() as folder:
         jobs = []
@@ -76,22 +81,23 @@ def _compile(compiler: Sequence[str], machine: str, output: Path) -> None:
             defined = (f'-DLANES="lanes_{_LANES.get(name, name)}.h"', f"-DTABLE=kernels_{name}")
             level = "-O2" if name == "scalar" else "-O3"
             jobs.append((SOURCES / "kernels.cpp", Path(folder) / f"{name}.o", (level, *flags, *defined)))
-        for source in sorted(SOURCES.glob("*.cpp")):
-            if source.name != "kernels.cpp":
-                jobs.append((source, Path(folder) / f"{source.stem}.o", ("-O2",)))
+        sources = [source for source in sorted(SOURCES.glob("*.cpp")) if source.name != "kernels.cpp"]
+        for source in [*sources, *([program] if program else [])]:
+            jobs.append((source, Path(folder) / f"{source.stem}.o", ("-O2", f"-I{SOURCES}")))
+        commands = [
+            [*compiler, *_FLAGS, *flags, "-c", str(source), "-o", str(made)] for source, made, flags in jobs
+        ]
+        if "ziglang" in compiler:
+            commands = [[_FOR_ZIG.get(part, part) for part in command] for command in commands]
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            list(
-                pool.map(
-                    lambda job: _run([*compiler, *_FLAGS, *job[2], "-c", str(job[0]), "-o", str(job[1])]),
-                    jobs,
-                )
-            )
+            list(pool.map(_run, commands))
         # Replaced in one step: another process may have the old one open.
         linked = Path(folder) / output.name
-        _run([*compiler, "-shared", "-pthread", "-o", str(linked), *(str(job[1]) for job in jobs)])
+        kind = (["-static"] if "-target" in compiler else []) if program else ["-shared"]
+        _run([*compiler, *kind, "-pthread", "-o", str(linked), *(str(job[1]) for job in jobs)])
         output.parent.mkdir(parents=True, exist_ok=True)
         own = output.with_suffix(f".{os.getpid()}")
-        shutil.copyfile(linked, own)
+        shutil.copy(linked, own)
         os.replace(own, output)
 
 

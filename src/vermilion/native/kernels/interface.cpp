@@ -13,7 +13,7 @@ void run_pass(Session& session, const Pass& pass, Answers& answers) {
     bool any_draft = false;
     for (int read = 0; read < pass.num_reads; read++) any_draft |= pass.reads[read].after != -2;
     answers.num_given = 0;
-    team.run([&](int) {
+    team.run([&] {
         forward.run();
         if (pass.num_reads) reads.run(team);
         if (any_draft && session.model.draft_down.tiles) drafts.run(team);

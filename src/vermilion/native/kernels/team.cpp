@@ -16,7 +16,8 @@ static long process_id() { return getpid(); }
 namespace {
 
 constexpr auto kLongestSpin = std::chrono::microseconds(1000);
-constexpr int kSpinsBeforeYield = 4096;  // some 50 us: longer waits mean that another process has the core
+constexpr int kSpinsBeforeYield = 2048;  // some 30 us: longer waits mean that another process has a core
+constexpr int kClosed = 1 << 30;
 
 void relax() {
 #if defined(__x86_64__)
@@ -26,10 +27,19 @@ void relax() {
 #endif
 }
 
+void wait_a_little(int spins) {
+    if (spins % kSpinsBeforeYield)
+        relax();
+    else
+        std::this_thread::yield();
+}
+
 }  // namespace
 
-Team::Team(int size) : size_(size < 1 ? 1 : size), owner_(process_id()) {
-    for (int member = 1; member < size_; member++) threads_.emplace_back([this, member] { serve(member); });
+thread_local uint32_t Team::own_phase_ = 0;
+
+Team::Team(int size) : size_(size < 1 ? 1 : size), owner_(process_id()), inside_(kClosed) {
+    for (int member = 1; member < size_; member++) threads_.emplace_back([this] { serve(); });
 }
 
 Team::~Team() {
@@ -44,26 +54,39 @@ Team::~Team() {
 
 bool Team::is_orphaned() const { return size_ > 1 && owner_ != process_id(); }
 
-void Team::run(const std::function<void(int)>& work) {
-    if (size_ == 1) return work(0);
+void Team::run(const std::function<void()>& work) {
+    own_phase_ = 0;
+    if (size_ == 1) return work();
     work_ = &work;
+    state_.store(0, std::memory_order_relaxed);
+    inside_.store(0, std::memory_order_release);
     pass_.fetch_add(1);
     if (sleepers_.load()) {
         { std::lock_guard<std::mutex> lock(mutex_); }
         wake_.notify_all();
     }
-    work(0);
-    meet();
+    work();
+    inside_.fetch_or(kClosed);
+    for (int spins = 1; inside_.load(std::memory_order_acquire) != kClosed; spins++) wait_a_little(spins);
 }
 
-void Team::serve(int member) {
+void Team::serve() {
     for (unsigned seen = 0;;) {
         await_work(seen);
-        seen++;
+        seen = pass_.load();
         if (stopping_) return;
-        (*work_)(member);
-        meet();
+        if (!enter()) continue;
+        own_phase_ = 0;
+        (*work_)();
+        inside_.fetch_sub(1, std::memory_order_release);
     }
+}
+
+bool Team::enter() {
+    int inside = inside_.load(std::memory_order_acquire);
+    while (!(inside & kClosed))
+        if (inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) return true;
+    return false;
 }
 
 void Team::await_work(unsigned seen) {
@@ -79,19 +102,22 @@ void Team::await_work(unsigned seen) {
     sleepers_.fetch_sub(1);
 }
 
-// A barrier. The last to arrive resets the counters that the next round uses.
-void Team::meet() {
-    const unsigned round = meeting_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
-        arrived_.store(0, std::memory_order_relaxed);
-        next_.store(0, std::memory_order_relaxed);
-        meeting_.store(round + 1, std::memory_order_release);
-        return;
-    }
-    for (int spins = 1; meeting_.load(std::memory_order_acquire) == round; spins++) {
-        if (spins % kSpinsBeforeYield)
-            relax();
-        else
-            std::this_thread::yield();
-    }
+// The next index of this phase; -1 where none is left or the phase is over.
+int Team::take(uint32_t phase, int count) {
+    uint64_t seen = state_.load(std::memory_order_acquire);
+    while ((uint32_t)(seen >> 32) == phase && (int)(uint32_t)seen < count)
+        if (state_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire))
+            return (int)(uint32_t)seen;
+    return -1;
+}
+
+void Team::finish(uint32_t phase, int count) {
+    if (done_.fetch_add(1, std::memory_order_acq_rel) != count - 1) return;
+    done_.store(0, std::memory_order_relaxed);
+    state_.store((uint64_t)(phase + 1) << 32, std::memory_order_release);
+}
+
+void Team::await_end_of(uint32_t phase) const {
+    for (int spins = 1; (uint32_t)(state_.load(std::memory_order_acquire) >> 32) == phase; spins++)
+        wait_a_little(spins);
 }
