@@ -33,6 +33,7 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise ModelFileError(f"The chat template cannot be read: {error}.") from error
+        self.source = source
         self._variables = dict(special_tokens or {})
         self.takes_tools = bool(re.search(r"\btools\b", source))
         """Whether the template itself writes out tools, calls and results."""

@@ -63,12 +63,15 @@ class FakeTemplate:
     """`role:content` lines."""
 
     takes_tools = False
+    source = "{{ messages }}"
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        return "".join(f"{message['role']}:{message['content']}\n" for message in messages)
 
     def encode(
         self, messages: Sequence[Mapping[str, str]], tokenizer: FakeTokenizer, tools: object = None
     ) -> list[int]:
-        lines = (f"{message['role']}:{message['content']}\n" for message in messages)
-        return tokenizer.encode("".join(lines))
+        return tokenizer.encode(self.render(messages))
 
 
 @dataclass

@@ -28,7 +28,7 @@ class ServeConfig:
     """Other names a client may ask for, each with the id of the model that then answers."""
     mercury_names: bool = True
     """Whether the served model also answers to the names of Inception's, so that a client of theirs needs
-    nothing but another address. Lists of models do not show them."""
+    nothing but another address. /v1/models lists them behind the model's own names."""
     claude_names: bool = True
     """Whether it also answers to every name that begins with `claude-`, so that Claude Code needs nothing but
     another address."""
@@ -47,8 +47,9 @@ class ServeConfig:
     """Web origins whose pages may call the service; `*` for all. Pages of this computer always may."""
     default_preset: str = ""
     """The decoding of a request that names none; empty for the model's own default."""
-    default_max_tokens: int = 4096
-    """The length limit of a chat answer whose request names none."""
+    default_max_tokens: int = 0
+    """The length limit of a chat answer whose request names none; 0 for an eighth of the context, from 256 to
+    4096 tokens."""
 
     max_response_store_bytes: int = 64 * 1024 * 1024
     """Memory for the responses of /v1/responses that may be gone on from or read again; 0 keeps none. One
@@ -82,7 +83,6 @@ class ServeConfig:
         for name in (
             "max_body_bytes",
             "keep_alive_s",
-            "default_max_tokens",
             "max_file_bytes",
             "max_stored_bytes",
         ):

@@ -62,7 +62,8 @@ async def test_an_example_of_the_page_gives_what_the_page_says(
         else:
             assert words[2] == "--json"
             reply = await client.post(path, json=json.loads(words[3]))
-    assert reply.status_code == (400 if '"error": {' in documented else 200), reply.text
+    refused = 501 if path == "/v1/embeddings" else 400
+    assert reply.status_code == (refused if '"error": {' in documented else 200), reply.text
     if kind == "json":
         assert shape(reply.json()) == shape(json.loads(documented))
     else:

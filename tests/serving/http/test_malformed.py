@@ -127,7 +127,7 @@ async def test_a_body_of_megabytes_is_read_when_it_is_allowed(client: httpx.Asyn
         ("GET", "/v1/chat/completions", 405),
         ("DELETE", "/v1/models", 405),
         ("POST", "/v1/chat", 404),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/embeddings", 501),
         ("GET", "/%ff%fe/../../etc/passwd", 404),
         ("GET", "/v1/models/%00%ff", 404),
         ("GET", "//", 200),

@@ -46,7 +46,7 @@ async def test_the_suffix_takes_room_of_the_context(client: httpx.AsyncClient, b
 
 
 @pytest.mark.parametrize(
-    "prompt", ["", [], ["a", "b"], [[1], [2]], [-1], [0x110000], [True], [1.5], 7, None, {"a": 1}]
+    "prompt", ["", [], ["a", ""], [[1], [-2]], [-1], [0x110000], [True], [1.5], 7, None, {"a": 1}]
 )
 async def test_other_prompts_are_refused(client: httpx.AsyncClient, prompt: object) -> None:
     reply = await client.post("/v1/completions", json={"prompt": prompt})

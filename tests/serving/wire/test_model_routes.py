@@ -39,14 +39,16 @@ async def test_a_model_without_a_template_is_not_listed_for_chat(backend: FakeBa
     assert backend.requests[0].prompt == (97,)
 
 
-async def test_mercurys_names_are_answered_and_not_listed_unless_the_operator_minds(open_client) -> None:
+async def test_mercurys_names_are_answered_and_listed_unless_the_operator_minds(open_client) -> None:
     async with open_client(aliases={"mine": "tiny-diffusion", "no": "x"}) as client:
-        assert await ids(client, "/v1/models") == ["tiny-diffusion", "mine"]
+        assert await ids(client, "/v1/models") == ["tiny-diffusion", "mine", *MERCURY_NAMES]
+        assert await ids(client, "/v1/chat/completions/models") == ["tiny-diffusion", "mine"]
         for name in ("mine", *MERCURY_NAMES):
             reply = await client.post("/v1/chat/completions", json={**QUESTION, "model": name})
             assert (reply.status_code, reply.json()["model"]) == (200, "tiny-diffusion")
             assert (await client.get(f"/v1/models/{name}")).json()["name"] == "tiny-diffusion"
     async with open_client(mercury_names=False) as client:
+        assert await ids(client, "/v1/models") == ["tiny-diffusion"]
         reply = await client.post("/v1/chat/completions", json={**QUESTION, "model": "mercury-2"})
         assert reply.status_code == 404
 

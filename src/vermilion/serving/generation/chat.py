@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vermilion.data.conversations import CALL_BEGIN, CALL_END, Said, instructed
 from vermilion.decoding.decoders import DECODERS
@@ -27,7 +27,12 @@ from vermilion.serving.wire.openai_bodies import (
 )
 from vermilion.types import Request
 
+if TYPE_CHECKING:
+    from vermilion.chat_template import ChatTemplate
+
 DEFAULT_COMPLETION_TOKENS = 512
+MAX_ANSWERS = 64
+"""Of one call: prompts times choices."""
 _NO_SUFFIX = "<|endoftext|>"
 """What Continue sends as the suffix where nothing follows the cursor."""
 _COPIED = 64
@@ -56,7 +61,9 @@ async def chat_requests(
     sampling = parameters.sampling(
         body,
         served.backend.model,
-        max_tokens=body.max_completion_tokens or body.max_tokens or config.default_max_tokens,
+        max_tokens=body.max_completion_tokens
+        or body.max_tokens
+        or parameters.default_limit(config, served.backend.model),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     if box is not None:
@@ -129,10 +136,26 @@ async def _drafting(request: Request, existing: str, served: Served) -> Request:
 async def completion_requests(
     body: CompletionBody, served: Served, config: ServeConfig, id: str
 ) -> list[Request]:
-    """One request per choice. Raises `BadRequest` and `ModelNotFound`."""
+    """One request per choice, those of each prompt together. Raises `BadRequest` and `ModelNotFound`."""
+    model_names.check_model(body.model, served.backend.model, config)
+    prompts = body.prompts
+    if len(prompts) * (body.n or 1) > MAX_ANSWERS:
+        given = f"{len(prompts)} prompts with {body.n or 1} choices each"
+        raise BadParameter("prompt", given, f"at most {MAX_ANSWERS} answers in all")
+    requests: list[Request] = []
+    for number, prompt in enumerate(prompts):
+        one = body.model_copy(update={"prompt": prompt})
+        named = id if len(prompts) == 1 else f"{id}-{number}"
+        requests += await _prompt_requests(one, served, config, named)
+    return requests
+
+
+async def _prompt_requests(
+    body: CompletionBody, served: Served, config: ServeConfig, id: str
+) -> list[Request]:
+    """Of the one prompt in `body`."""
     model = served.backend.model
-    model_names.check_model(body.model, model, config)
-    before, after = body.prompt, "" if body.suffix in (None, _NO_SUFFIX) else body.suffix
+    (before,), after = body.prompts, "" if body.suffix in (None, _NO_SUFFIX) else body.suffix
     if isinstance(before, str) and not after:
         before, after = untemplated(before) or (before, after)
     prompt = await _token_ids(before, served)
@@ -202,6 +225,11 @@ async def text_tokens(text: str, served: Served) -> list[int]:
     return await _token_ids(text, served)
 
 
+async def prompt_text(prompt: str | list[int], served: Served) -> str:
+    """A prompt as text. Raises `BadParameter` for ids outside the vocabulary."""
+    return prompt if isinstance(prompt, str) else await text_of(prompt, served)
+
+
 async def text_of(tokens: list[int], served: Served) -> str:
     """Raises `BadParameter` for ids outside the vocabulary."""
     known = await _token_ids(tokens, served, "tokens")
@@ -218,21 +246,9 @@ async def _encode(served: Served, encode: Callable[[], list[int]], size: tuple[i
 
 
 async def chat_tokens(body: ChatBody, served: Served, box: Toolbox | None = None) -> list[int]:
-    template, tokenizer = served.template, served.tokenizer
-    if template is None:
-        raise BadRequest(
-            f"{served.backend.model.id} has no chat template: it continues texts. Use /v1/completions.",
-            code="chat_not_supported",
-        )
+    template, tokenizer = _template(served), served.tokenizer
     native = box is not None and template.takes_tools
-    messages = [_said(message).told(native) for message in body.messages]
-    hints = [] if box is None or native else [box.prompt()]
-    form = wanted_form(body)
-    if form is not None and form.kind == "schema":
-        schema = json.dumps(form.value, ensure_ascii=False)
-        hints.append(f"Answer with one JSON value that fits this schema:\n{schema}")
-    if hints:
-        messages = instructed(messages, "\n\n".join(hints))
+    messages = _messages(body, box, native)
     offers: dict[str, Any] = {}
     if native:
         offers["tools"] = [offer.model_dump(exclude_none=True) for offer in body.tools or ()]
@@ -241,6 +257,33 @@ async def chat_tokens(body: ChatBody, served: Served, box: Toolbox | None = None
         num_characters += len(box.prompt())
     size = num_characters, "messages"
     return await _encode(served, lambda: template.encode(messages, tokenizer, **offers), size)
+
+
+async def chat_text(body: ChatBody, served: Served) -> str:
+    """The prompt of a conversation as text. Raises `BadRequest`."""
+    template = _template(served)
+    messages = _messages(body, None, False)
+    return await offload(lambda: template.render(messages))
+
+
+def _template(served: Served) -> ChatTemplate:
+    if served.template is None:
+        raise BadRequest(
+            f"{served.backend.model.id} has no chat template: it continues texts. Use /v1/completions.",
+            code="chat_not_supported",
+        )
+    return served.template
+
+
+def _messages(body: ChatBody, box: Toolbox | None, native: bool) -> list[dict[str, Any]]:
+    """What the template gets; `native` where it writes out tools itself."""
+    messages = [_said(message).told(native) for message in body.messages]
+    hints = [] if box is None or native else [box.prompt()]
+    form = wanted_form(body)
+    if form is not None and form.kind == "schema":
+        schema = json.dumps(form.value, ensure_ascii=False)
+        hints.append(f"Answer with one JSON value that fits this schema:\n{schema}")
+    return instructed(messages, "\n\n".join(hints)) if hints else messages
 
 
 def _said(message: Message) -> Said:

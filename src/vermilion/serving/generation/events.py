@@ -20,9 +20,13 @@ EventStream = AsyncGenerator[Arrival | None, None]
 
 
 async def generate_events(
-    service: ServiceState, backend: EventSource, requests: Sequence[Request], idle_s: float | None = None
+    service: ServiceState,
+    backend: EventSource,
+    requests: Sequence[Request],
+    idle_s: float | None = None,
+    num_prompts: int = 1,
 ) -> EventStream:
-    """Runs the requests of one call side by side until each has finished; closing it cancels them all.
+    """Runs the requests of one call, as many for each of its prompts, side by side; closing it cancels them.
 
     Yields None after every `idle_s` seconds of silence. Raises what the engine raises, `EngineFailure`
     for a request that ended in an error (no event of it then reads as an answer), and on a service with
@@ -31,7 +35,7 @@ async def generate_events(
     started_s, salt = perf_counter(), service.owner()
     requests = [replace(request, cache_salt=salt) for request in requests] if salt else requests
     unfinished = set(range(len(requests)))
-    metering, silent = Metering(backend.model.id, requests), True
+    metering, silent = Metering(backend.model.id, requests, num_prompts), True
     failure: Exception | None = None
     with service.running() as arrivals:
         replay = await metering.begin()

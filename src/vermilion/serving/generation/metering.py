@@ -22,10 +22,13 @@ _SERVER_ERROR = 500
 class Metering:
     """Of one call; does nothing on a service without accounts."""
 
-    def __init__(self, model: str, requests: Sequence[Request]) -> None:
+    def __init__(self, model: str, requests: Sequence[Request], num_prompts: int = 1) -> None:
+        """Each prompt has as many of the `requests`, one behind the other."""
         self._visit = VISIT.get()
         self._model = requests[0].adapter or model
-        self._num_prompt_tokens = len(requests[0].prompt) + len(requests[0].suffix)
+        self._num_prompts = num_prompts
+        firsts = requests[:: max(1, len(requests) // num_prompts)] if num_prompts > 1 else requests[:1]
+        self._num_prompt_tokens = sum(len(request.prompt) + len(request.suffix) for request in firsts)
         self._usages = [Usage()] * len(requests)
         self._request: LedgerRequest | None = None
         self._kept: list[tuple[int, Event]] | None = None
@@ -70,14 +73,14 @@ class Metering:
             return
         request, self._request = self._request, None
         reply = None if self._kept is None else _written(self._kept)
-        await self._visit.settle(request, self._model, together(self._usages), reply)
+        await self._visit.settle(request, self._model, together(self._usages, self._num_prompts), reply)
 
     def end(self, error: BaseException | None) -> None:
         """For a call that ends otherwise; does nothing after `settle`."""
         if self._visit is None or self._request is None:
             return
         request, self._request = self._request, None
-        usage = together(self._usages)
+        usage = together(self._usages, self._num_prompts)
         if usage == Usage() and _not_taken(error):
             self._visit.give_back(request)
             return
@@ -90,12 +93,14 @@ def _not_taken(error: BaseException | None) -> bool:
     return isinstance(error, VermilionError) and (error.status < _SERVER_ERROR or isinstance(error, Draining))
 
 
-def together(usages: Sequence[Usage]) -> Usage:
-    """Of the choices of one call, which share one prompt: it counts once."""
-    first = next((usage for usage in usages if usage.prompt_tokens), usages[0])
+def together(usages: Sequence[Usage], num_prompts: int = 1) -> Usage:
+    """Of the choices of one call; those that share one of its prompts count it once."""
+    size = max(1, len(usages) // num_prompts)
+    groups = [usages[start : start + size] for start in range(0, len(usages), size)]
+    firsts = [next((usage for usage in group if usage.prompt_tokens), group[0]) for group in groups]
     return Usage(
-        prompt_tokens=first.prompt_tokens,
-        cached_tokens=first.cached_tokens,
+        prompt_tokens=sum(usage.prompt_tokens for usage in firsts),
+        cached_tokens=sum(usage.cached_tokens for usage in firsts),
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         passes=sum(usage.passes for usage in usages),
         edits=sum(usage.edits for usage in usages),

@@ -28,6 +28,7 @@ on the answer's tokens."""
 _SEEDS = 2**63
 _FIRST_SPOKEN = 4
 """Rows of the first canvas of a `realtime` answer, unless it asks for another number."""
+_DEFAULT_TOKENS = 256, 4096
 _LEAST_TOP_P = 1e-6
 MAX_STOP_LENGTH = 2048
 """Characters of all stop strings together: they are looked for behind every piece of text."""
@@ -83,6 +84,12 @@ def _logit_bias(bias: Mapping[str, float], model: ModelInfo) -> dict[int, float]
 
 def decoding(body: Generation, served: Served, config: ServeConfig, preset: str | None = None) -> Decoding:
     return resolve(served.backend.model, preset or body.preset or config.default_preset, body.decoding)
+
+
+def default_limit(config: ServeConfig, model: ModelInfo) -> int:
+    """Most tokens of a chat answer whose request names no limit: seconds, not minutes, of a small model."""
+    least, most = _DEFAULT_TOKENS
+    return config.default_max_tokens or min(most, max(least, model.context_length // 8))
 
 
 def preset_of(effort: str, model: ModelInfo) -> str:

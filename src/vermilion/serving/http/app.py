@@ -25,7 +25,9 @@ from vermilion.serving.jobs import batch_routes, file_routes, fine_tuning_routes
 from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire import (
     anthropic,
+    embeddings,
     llamacpp,
+    llamacpp_server,
     lmstudio,
     mercury,
     model_routes,
@@ -75,6 +77,8 @@ ROUTES = (
     *ollama.ROUTES,
     *lmstudio.ROUTES,
     *llamacpp.ROUTES,
+    *llamacpp_server.ROUTES,
+    *embeddings.ROUTES,
     Route("GET", "/health", health, openapi.HEALTH, scopes=OPEN, needs_model=False),
     Route("GET", "/ready", ready, openapi.READY, scopes=OPEN),
     Route("GET", "/metrics", metrics, openapi.METRICS, scopes=OPERATE, needs_model=False),

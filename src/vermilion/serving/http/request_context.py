@@ -55,22 +55,22 @@ class RequestContext:
         (choice,) = await while_connected(self.http.receive, fold(answers, 1))
         return choice
 
-    async def whole(self, requests: Sequence[Request]) -> list[Choice]:
+    async def whole(self, requests: Sequence[Request], num_prompts: int = 1) -> list[Choice]:
         """The finished answers, in order. Raises what the engine raises, `ClientGone` if nobody waits."""
         if BACKGROUND.get():
             requests = [replace(request, background=True) for request in requests]
-        answers = generate_events(self.service, self.served.backend, requests)
+        answers = generate_events(self.service, self.served.backend, requests, num_prompts=num_prompts)
         return await while_connected(self.http.receive, fold(answers, len(requests)))
 
-    def stream(self, requests: Sequence[Request], renderer: StreamRenderer) -> Response:
+    def stream(self, requests: Sequence[Request], renderer: StreamRenderer, num_prompts: int = 1) -> Response:
         """The answers as they come."""
         answers = generate_events(
-            self.service, self.served.backend, requests, self.service.config.keep_alive_s
+            self.service, self.served.backend, requests, self.service.config.keep_alive_s, num_prompts
         )
         return FrameStream(frames(answers, renderer, self.service.metrics), renderer.media_type)
 
 
-def json_response(content: Mapping[str, Any]) -> Response:
+def json_response(content: Mapping[str, Any] | Sequence[Any]) -> Response:
     """Text that is no Unicode, such as half of a surrogate pair, shows as a question mark."""
     encoded = json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
     return Response(encoded, media_type="application/json")

@@ -107,7 +107,7 @@ class RouteTable:
                 self._exact.setdefault(route.path, []).append(route)
         versioned = {route.path.split("/")[2] for route in routes if route.path.startswith(f"{_VERSION}/")}
         bare = {route.path.split("/")[1] for route in routes if not route.path.startswith(f"{_VERSION}/")}
-        self._versioned = tuple(f"/{name}" for name in (versioned | {"embeddings"}) - bare)
+        self._versioned = versioned - bare
         self._only_versioned = tuple(f"{_VERSION}/{name}" for name in versioned & bare)
 
     def scopes(self, method: str, path: str) -> tuple[str, ...]:
@@ -131,7 +131,8 @@ class RouteTable:
             return bare
         if bare == _VERSION or bare.startswith(f"{_VERSION}/"):
             bare = bare.removeprefix(_VERSION)
-        return f"{_VERSION}{bare}" if bare.startswith(self._versioned) else bare or "/"
+        first = bare.split("/", 2)[1] if bare else ""
+        return f"{_VERSION}{bare}" if first in self._versioned else bare or "/"
 
 
 def deployment(path: str) -> str | None:

@@ -1,14 +1,14 @@
-"""llama.cpp's route for editors that complete code."""
+"""llama.cpp's routes that generate: /infill, for editors that complete code, and /completion."""
 
 from __future__ import annotations
 
 import json
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, FiniteFloat
 
 from vermilion.errors import VermilionError
 from vermilion.serving.generation import chat
@@ -18,10 +18,10 @@ from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import Route
 from vermilion.serving.http.sse import EVENT_STREAM
-from vermilion.serving.wire.openai_bodies import WIRE, CompletionBody, Generation
+from vermilion.serving.wire.openai_bodies import WIRE, CompletionBody, Generation, Prompt
 from vermilion.serving.wire.openai_replies import scored
 from vermilion.serving.wire.openai_streams import KEEP_ALIVE
-from vermilion.types import Event, Finish, Text, TokenInfo
+from vermilion.types import Event, Finish, Request, Text, TokenInfo
 
 _LEAST_S = 1e-9
 _STOP_TYPES = {"stop": "eos", "length": "limit"}
@@ -34,6 +34,19 @@ class ExtraFile(BaseModel):
     text: str = Field(description="What of it matters here.")
 
 
+NumPredict = Annotated[
+    int | None,
+    Field(ge=-2, description="Wins over `max_tokens`; 0 only readies the prompt, below 0 is no limit."),
+]
+NumProbs = Annotated[
+    int | None,
+    Field(ge=0, le=20, description="Send each token's log probability and so many likeliest beside it."),
+]
+RepeatPenalty = Annotated[
+    FiniteFloat | None, Field(gt=0, le=10, description="Another name of `repetition_penalty`.")
+]
+
+
 class InfillBody(Generation):
     """Body of POST /infill."""
 
@@ -43,45 +56,52 @@ class InfillBody(Generation):
         None, description="Pieces of other files, the most telling last; the first are left out for room."
     )
     prompt: str | None = Field(None, description="How the text in the gap begins.")
-    n_predict: int | None = Field(
-        None, ge=-2, description="Wins over `max_tokens`; 0 only readies the prompt, below 0 is no limit."
-    )
-    n_probs: int | None = Field(
-        None, ge=0, le=20, description="Send each token's log probability and so many likeliest beside it."
-    )
-    repeat_penalty: float | None = Field(
-        None, gt=0, le=10, allow_inf_nan=False, description="Another name of `repetition_penalty`."
-    )
-
-    @property
-    def readies(self) -> bool:
-        return self.n_predict == 0
+    n_predict: NumPredict = None
+    n_probs: NumProbs = None
+    repeat_penalty: RepeatPenalty = None
 
     def completion(self, context_length: int) -> CompletionBody:
         """The same in OpenAI's terms, as one answer."""
-        given = {name: getattr(self, name) for name in Generation.model_fields}
-        given["n"] = 1
-        if self.n_predict is not None:
-            # The prompt is prefilled for the sake of a token, and is then found in the cache.
-            given["max_tokens"] = context_length if self.n_predict < 0 else max(1, self.n_predict)
-        if self.readies:
-            given["min_tokens"] = None
-        if self.repeat_penalty is not None:
-            given["repetition_penalty"] = self.repeat_penalty
-        if self.seed == -1:
-            given["seed"] = None
         prompt = self.input_prefix + (self.prompt or "")
-        return CompletionBody.model_construct(
-            # An editor asks in an empty file too.
-            prompt=prompt or ("" if self.input_suffix else "\n"),
-            suffix=self.input_suffix,
-            logprobs=self.n_probs or None,
-            **given,
-        )
+        # An editor asks in an empty file too.
+        prompt = prompt or ("" if self.input_suffix else "\n")
+        return _completion(self, prompt, self.input_suffix, context_length)
 
     @property
     def context(self) -> list[tuple[str, str]]:
         return [(extra.filename, extra.text) for extra in self.input_extra or ()]
+
+
+class LlamaCompletionBody(Generation):
+    """Body of POST /completion."""
+
+    prompt: Prompt
+    n_predict: NumPredict = None
+    n_probs: NumProbs = None
+    repeat_penalty: RepeatPenalty = None
+
+    def completion(self, context_length: int) -> CompletionBody:
+        """The same in OpenAI's terms, as one answer."""
+        return _completion(self, self.prompt, None, context_length)
+
+
+def _completion(
+    body: InfillBody | LlamaCompletionBody, prompt: str | list[int], suffix: str | None, context_length: int
+) -> CompletionBody:
+    given = {name: getattr(body, name) for name in Generation.model_fields}
+    given["n"] = 1
+    if body.n_predict is not None:
+        # The prompt is prefilled for the sake of a token, and is then found in the cache.
+        given["max_tokens"] = context_length if body.n_predict < 0 else max(1, body.n_predict)
+    if body.n_predict == 0:
+        given["min_tokens"] = None
+    if body.repeat_penalty is not None:
+        given["repetition_penalty"] = body.repeat_penalty
+    if body.seed == -1:
+        given["seed"] = None
+    return CompletionBody.model_construct(
+        prompt=prompt, suffix=suffix, logprobs=body.n_probs or None, **given
+    )
 
 
 class InfillStream:
@@ -161,10 +181,24 @@ async def infill(context: RequestContext, body: InfillBody) -> Response:
     requests = await chat.infill_requests(
         completion, body.context, context.served, context.service.config, id
     )
+    return await _answered(context, body, requests)
+
+
+async def completion(context: RequestContext, body: LlamaCompletionBody) -> Response:
+    asked = body.completion(context.model.context_length)
+    id = f"cmpl-{secrets.token_hex(12)}"
+    requests = await chat.completion_requests(asked, context.served, context.service.config, id)
+    return await _answered(context, body, requests)
+
+
+async def _answered(
+    context: RequestContext, body: InfillBody | LlamaCompletionBody, requests: list[Request]
+) -> Response:
+    readies = body.n_predict == 0
     if body.stream:
-        return context.stream(requests, InfillStream(context.model.id, body.readies))
+        return context.stream(requests, InfillStream(context.model.id, readies))
     (choice,) = await context.whole(requests)
-    if body.readies:
+    if readies:
         choice.texts.clear()
         choice.tokens.clear()
     return json_response(infill_reply(context.model.id, choice))
@@ -180,4 +214,15 @@ INFILL = operation(
 )
 
 
-ROUTES = (Route("POST", "/infill", infill, INFILL, InfillBody),)
+COMPLETION = operation(
+    "llama.cpp",
+    "Continue a text",
+    "As /v1/completions, in llama.cpp's terms; one prompt a request.",
+    {"Continue": {"prompt": "Once upon a time", "n_predict": 32}},
+    {"content": ", there was", "stop": True, "tokens_predicted": 32, "tokens_evaluated": 4, "timings": {}},
+    'data: {"index":0,"content":", there","tokens":[],"stop":false}\n\n',
+)
+ROUTES = (
+    Route("POST", "/infill", infill, INFILL, InfillBody),
+    Route("POST", "/completion", completion, COMPLETION, LlamaCompletionBody),
+)

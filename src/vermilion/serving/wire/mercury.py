@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import Any
 
 from fastapi.responses import Response
 
+from vermilion.errors import VermilionError
 from vermilion.serving.generation import chat, model_names
 from vermilion.serving.generation.choices import Choice
+from vermilion.serving.generation.edit_markers import MarkerFilter, without_markers
 from vermilion.serving.generation.edits import APPLY, EDIT, EditBody, fenced, parse_apply, parse_edit
 from vermilion.serving.generation.events import EventStream
 from vermilion.serving.generation.merge import merged
@@ -19,7 +22,7 @@ from vermilion.serving.wire.mercury_bodies import FIM, FimBody
 from vermilion.serving.wire.openai import complete
 from vermilion.serving.wire.openai_replies import Head, chat_reply
 from vermilion.serving.wire.openai_streams import ChatStream
-from vermilion.types import Finish, Request, Text
+from vermilion.types import Event, Finish, Request, Text
 
 
 async def fim_completions(context: RequestContext, body: FimBody) -> Response:
@@ -31,7 +34,8 @@ async def edit_completions(context: RequestContext, body: EditBody) -> Response:
     head = Head(f"cmpl-{secrets.token_hex(12)}", context.answering(body.model))
     request = await chat.edit_request(edit, body, context.served, context.service.config, head.id)
     (choice,) = await context.whole([request])
-    choice.texts = [fenced(choice.text, edit)]
+    region = without_markers(choice.text, f"{edit.file}\n{edit.region}")
+    choice.texts = [fenced(region, edit)]
     return _told(context, body, head, choice, "edit.completion")
 
 
@@ -40,15 +44,19 @@ async def apply_completions(context: RequestContext, body: EditBody) -> Response
     text = body.text
     context.served.check_length(len(text))
     whole = await context.offload(lambda: _merged(text))
+    tagged = parse_apply(text)
+    source = tagged[0] if tagged else text
     if whole is not None:
         model_names.check_model(body.model, context.model, context.service.config)
         prompt = await chat.text_tokens(text, context.served)
-        choice = await context.ready(Request(head.id, tuple(prompt)), whole)
+        choice = await context.ready(Request(head.id, tuple(prompt)), without_markers(whole, source))
         return _told(context, body, head, choice, "apply.completion")
     request = await chat.apply_request(body, context.served, context.service.config, head.id)
     if body.stream:
-        return context.stream([request], ChatStream(head, body.wants_usage_chunk))
+        stream = ChatStream(head, body.wants_usage_chunk)
+        return context.stream([request], MarkerFreeStream(stream, MarkerFilter(source)))
     (choice,) = await context.whole([request])
+    choice.texts = [without_markers(choice.text, source)]
     return _told(context, body, head, choice, "apply.completion")
 
 
@@ -64,6 +72,28 @@ def _told(context: RequestContext, body: EditBody, head: Head, choice: Choice, k
         return FrameStream(frames(_events(choice), renderer, context.service.metrics), renderer.media_type)
     reply: dict[str, Any] = chat_reply(head, [choice], False)
     return json_response({**reply, "object": kind})
+
+
+class MarkerFreeStream:
+    """The stream of one answer without the marks of the edit format."""
+
+    def __init__(self, stream: ChatStream, markers: MarkerFilter) -> None:
+        self._stream = stream
+        self._markers = markers
+        self.media_type = stream.media_type
+        self.keep_alive = stream.keep_alive
+
+    def render(self, index: int, event: Event) -> bytes:
+        if isinstance(event, Text):
+            return self._stream.render(index, replace(event, text=self._markers.push(event.text)))
+        rest = self._markers.finish() if isinstance(event, Finish) else ""
+        return (self._stream.render(index, Text(rest)) if rest else b"") + self._stream.render(index, event)
+
+    def close(self) -> bytes:
+        return self._stream.close()
+
+    def fail(self, error: VermilionError) -> bytes:
+        return self._stream.fail(error)
 
 
 async def _events(choice: Choice) -> EventStream:

@@ -68,7 +68,11 @@ async def _priced(context: RequestContext, row: dict[str, Any]) -> dict[str, Any
 
 async def _listed(context: RequestContext, endpoint: str = "") -> Response:
     served = context.served
-    names = model_names.names(served.backend.model, context.service.config)
+    config = context.service.config
+    names = model_names.names(served.backend.model, config)
+    if not endpoint and config.mercury_names:
+        # Clients look for the name that is written into them before they ask for it.
+        names += tuple(name for name in model_names.MERCURY_NAMES if name not in names)
     rows = [model_body(served, name) for name in names]
     shown = [row for row in rows if not endpoint or endpoint in row["supported_endpoints"]]
     return json_response({"object": "list", "data": [await _priced(context, row) for row in shown]})
@@ -104,6 +108,8 @@ async def tokenize(context: RequestContext, body: TokenizeBody) -> Response:
     tokens = await chat.token_ids(body, context.served, context.service.config)
     head = {"count": len(tokens), "max_model_len": context.model.context_length}
     lists: dict[str, Callable[[int], object]] = {"tokens": int}
+    if body.with_pieces:
+        lists["tokens"] = lambda token: {"id": token, "piece": context.served.tokenizer.token_text(token)}
     if body.return_token_strs:
         lists["token_strs"] = context.served.tokenizer.token_text
     content = await offload(lambda: _listing(head, tokens, lists))

@@ -22,11 +22,19 @@ from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import OPEN, Route
 from vermilion.serving.wire import ollama_bodies
-from vermilion.serving.wire.ollama_bodies import OllamaAsk, OllamaChatBody, OllamaGenerateBody, OllamaShowBody
+from vermilion.serving.wire.ollama_bodies import (
+    OllamaAsk,
+    OllamaChatBody,
+    OllamaGenerateBody,
+    OllamaPullBody,
+    OllamaShowBody,
+)
 from vermilion.serving.wire.openai_bodies import ChatBody
 from vermilion.serving.wire.openai_replies import scored
 from vermilion.types import Event, Finish, ModelInfo, Request, Text, TokenInfo
 
+_NEVER = "9999-12-31T00:00:00Z"
+"""When a model that stays in memory leaves it."""
 API_LEVEL = "0.9.0"
 """The release of Ollama whose routes these are; clients refuse servers that seem older than they need."""
 
@@ -184,6 +192,26 @@ async def ollama_show(context: RequestContext, body: OllamaShowBody) -> Response
     return json_response(_show(context.model, context.served.template is not None))
 
 
+async def ollama_running(context: RequestContext) -> Response:
+    model = context.model
+    names = model_names.names(model, context.service.config)
+    return json_response(
+        {"models": [{**_tag(model, name), "expires_at": _NEVER, "size_vram": 0} for name in names]}
+    )
+
+
+async def ollama_pull(context: RequestContext, body: OllamaPullBody) -> Response:
+    """What is served is there already; nothing else is fetched for a client."""
+    name = ollama_bodies.plain_name(body.model or body.name or "")
+    if not name:
+        raise ModelNotFound("", model_names.names(context.model, context.service.config))
+    model_names.check_model(name, context.model, context.service.config)
+    if body.stream is False:
+        return json_response({"status": "success"})
+    lines = b"".join(_encode({"status": status}) for status in ("pulling manifest", "success"))
+    return Response(lines, media_type=OllamaStream.media_type)
+
+
 def _details() -> dict[str, Any]:
     return {
         "parent_model": "",
@@ -261,10 +289,21 @@ SHOW = operation(
 )
 
 
+RUNNING = operation("ollama", "List the models in memory", "", None, {"models": [_tag(_EXAMPLE, _NAME)]})
+PULL = operation(
+    "ollama",
+    "Make sure that a model is there",
+    "Models that are served are; others are not fetched.",
+    {"By name": {"model": _NAME, "stream": False}},
+    {"status": "success"},
+    {"application/x-ndjson": {"example": '{"status":"success"}\n'}},
+)
 ROUTES = (
     Route("POST", "/api/chat", ollama_chat, CHAT, OllamaChatBody),
     Route("POST", "/api/generate", ollama_generate, GENERATE, OllamaGenerateBody),
     Route("GET", "/api/version", ollama_version, VERSION, scopes=OPEN, needs_model=False),
     Route("GET", "/api/tags", ollama_tags, TAGS),
     Route("POST", "/api/show", ollama_show, SHOW, OllamaShowBody),
+    Route("GET", "/api/ps", ollama_running, RUNNING),
+    Route("POST", "/api/pull", ollama_pull, PULL, OllamaPullBody),
 )

@@ -138,5 +138,15 @@ class OllamaShowBody(BaseModel):
     name: str | None = Field(None, description="The same, as older clients name it.")
 
 
+class OllamaPullBody(BaseModel):
+    """Body of POST /api/pull."""
+
+    model_config = WIRE
+
+    model: str | None = Field(None, description="Id or alias of a served model.")
+    name: str | None = Field(None, description="The same, as older clients name it.")
+    stream: bool | None = Field(None, description="False for one JSON reply; lines of JSON otherwise.")
+
+
 def _refused(param: str, why: str) -> BadRequest:
     return BadRequest(f"{param}: {why}.", param, "unsupported_parameter")

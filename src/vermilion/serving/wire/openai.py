@@ -6,6 +6,7 @@ import secrets
 
 from fastapi.responses import Response
 
+from vermilion.errors import BadParameter
 from vermilion.serving.generation import chat
 from vermilion.serving.generation.choices import Choice
 from vermilion.serving.http import openapi
@@ -14,7 +15,13 @@ from vermilion.serving.http.routes import Route
 from vermilion.serving.http.sse import StreamRenderer
 from vermilion.serving.wire import lmstudio
 from vermilion.serving.wire.openai_bodies import ChatBody, CompletionBody
-from vermilion.serving.wire.openai_replies import Head, chat_reply, completion_reply, name_functions
+from vermilion.serving.wire.openai_replies import (
+    Head,
+    chat_reply,
+    completion_reply,
+    name_functions,
+    usage_body,
+)
 from vermilion.serving.wire.openai_streams import ChatStream, CompletionStream, DiffusionStream
 
 
@@ -61,14 +68,46 @@ async def complete(
     context: RequestContext, body: CompletionBody, delta: bool = False, figures: bool = False
 ) -> Response:
     head = Head(f"cmpl-{secrets.token_hex(12)}", context.answering(body.model))
-    requests = await chat.completion_requests(body, context.served, context.service.config, head.id)
+    _check_completion(body)
+    asked = body
+    if body.best_of is not None:
+        asked = body.model_copy(update={"n": body.best_of, "logprobs": body.logprobs or 0})
+    requests = await chat.completion_requests(asked, context.served, context.service.config, head.id)
+    echoes = [""] * len(body.prompts)
+    if body.echo:
+        echoes = [await chat.prompt_text(prompt, context.served) for prompt in body.prompts]
     if body.stream:
-        stream = CompletionStream(head, body.wants_usage_chunk, len(requests), delta)
+        stream = CompletionStream(head, body.wants_usage_chunk, len(requests), delta, echoes)
         renderer: StreamRenderer = lmstudio.FiguresStream(stream, context.model) if figures else stream
-        return context.stream(requests, renderer)
-    choices = await context.whole(requests)
-    reply = completion_reply(head, choices, body.logprobs is not None)
+        return context.stream(requests, renderer, len(echoes))
+    made = await context.whole(requests, len(echoes))
+    choices = made if body.best_of is None else likeliest(made, body.best_of, body.n or 1)
+    reply = completion_reply(head, choices, body.logprobs is not None, echoes)
+    reply["usage"] = usage_body([choice.usage for choice in made], len(echoes))
     return json_response(reply | _figures(context, choices, figures))
+
+
+def _check_completion(body: CompletionBody) -> None:
+    """Raises `BadParameter` for fields that contradict each other."""
+    if body.echo and body.logprobs is not None:
+        raise BadParameter("echo", True, "false, where logprobs is given", "A prompt's tokens have none.")
+    if body.best_of is not None and body.best_of < (body.n or 1):
+        raise BadParameter("best_of", body.best_of, f"at least n, here {body.n}")
+    if body.best_of is not None and body.best_of > (body.n or 1) and body.stream:
+        raise BadParameter("best_of", body.best_of, "at most n in a stream, which cannot wait for the best")
+
+
+def likeliest(choices: list[Choice], num_made: int, num_kept: int) -> list[Choice]:
+    """Of every `num_made` choices those with the highest log-probability per token, the likeliest first."""
+    kept: list[Choice] = []
+    for start in range(0, len(choices), num_made):
+        ranked = sorted(choices[start : start + num_made], key=_log_probability, reverse=True)
+        kept += ranked[:num_kept]
+    return kept
+
+
+def _log_probability(choice: Choice) -> float:
+    return sum(token.logprob for token in choice.tokens) / max(1, len(choice.tokens))
 
 
 def _figures(context: RequestContext, choices: list[Choice], wanted: bool) -> dict[str, object]:

@@ -51,6 +51,13 @@ def list_stops(stop: object) -> object:
     return [text for text in stops if text != ""] if isinstance(stops, list) else stops
 
 
+def listed_prompts(prompt: object) -> object:
+    """One prompt, or a list of several; a list of token ids is a prompt itself."""
+    if isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int):
+        return [single_prompt(one) for one in prompt]
+    return single_prompt(prompt)
+
+
 def single_prompt(prompt: object) -> object:
     """The one prompt out of a list of one; a list of token ids is a prompt itself."""
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
@@ -341,9 +348,26 @@ Prompt = Annotated[
 class CompletionBody(Generation):
     """Body of POST /v1/completions."""
 
-    prompt: Prompt
+    prompt: Annotated[
+        str | list[int] | list[str | list[int]],
+        BeforeValidator(listed_prompts, json_schema_input_type=str | list[int] | list[str | list[int]]),
+        Field(
+            description="Text to go on from, unchanged by any chat template, or its token ids; or a list of "
+            "such, each answered with choices of its own."
+        ),
+    ]
     suffix: str | None = Field(None, description="Text right of the gap: the answer fills in between.")
+    echo: bool | None = Field(None, description="Let the text begin with the prompt; not with `logprobs`.")
+    best_of: int | None = Field(
+        None, ge=1, le=MOST_CHOICES, description="Make so many answers; `n` of the likeliest are sent."
+    )
     logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each token.")
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One or several."""
+        several = isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int)
+        return self.prompt if several else [self.prompt]  # type: ignore[list-item,return-value]
 
 
 class TokenizeBody(BaseModel):
@@ -358,6 +382,7 @@ class TokenizeBody(BaseModel):
         None, max_length=MAX_MESSAGES, description="A conversation, through the chat template."
     )
     return_token_strs: bool | None = Field(None, description="Send each token's text as well.")
+    with_pieces: bool | None = Field(None, description="llama.cpp's: a list of `id` and `piece`.")
 
     @property
     def text(self) -> str:

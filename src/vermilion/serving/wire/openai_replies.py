@@ -70,14 +70,18 @@ def call_body(id: str, name: str, arguments: str) -> dict[str, Any]:
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def completion_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> dict[str, Any]:
-    return _reply(
+def completion_reply(
+    head: Head, choices: Sequence[Choice], logprobs: bool, echoes: Sequence[str] = ("",)
+) -> dict[str, Any]:
+    """`echoes` has a text for each prompt that its choices begin with."""
+    size = max(1, len(choices) // len(echoes))
+    reply = _reply(
         head,
         "text_completion",
         [
             {
                 "index": index,
-                "text": choice.text,
+                "text": echoes[index // size] + choice.text,
                 "logprobs": completion_logprobs(choice.tokens, TokenOffsets()) if logprobs else None,
                 "finish_reason": choice.reason,
                 **stopped_by(choice.stop_string),
@@ -86,6 +90,7 @@ def completion_reply(head: Head, choices: Sequence[Choice], logprobs: bool) -> d
         ],
         choices,
     )
+    return {**reply, "usage": usage_body([choice.usage for choice in choices], len(echoes))}
 
 
 def _reply(
@@ -101,9 +106,9 @@ def _reply(
     }
 
 
-def usage_body(usages: Sequence[Usage]) -> dict[str, Any]:
-    """Usage in OpenAI's nested and Mercury's flat style; choices share one prompt, which counts once."""
-    total = together(usages)
+def usage_body(usages: Sequence[Usage], num_prompts: int = 1) -> dict[str, Any]:
+    """Usage in OpenAI's nested and Mercury's flat style; choices of one prompt count it once."""
+    total = together(usages, num_prompts)
     return {
         "prompt_tokens": total.prompt_tokens,
         "completion_tokens": total.completion_tokens,

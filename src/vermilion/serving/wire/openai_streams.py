@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from vermilion.errors import VermilionError
 from vermilion.serving.generation.choices import Choice
@@ -41,6 +42,7 @@ class _Stream:
             f'"model":{_quote(head.model)},"choices":['
         )
         self._usages: dict[int, Usage] = {}
+        self._num_prompts = 1
         self._include_usage = include_usage
 
     def chunk(self, choice: str, more: str = "") -> str:
@@ -50,7 +52,7 @@ class _Stream:
     def close(self) -> bytes:
         if not self._include_usage:
             return DONE
-        usage = usage_body([self._usages[index] for index in sorted(self._usages)])
+        usage = usage_body([self._usages[index] for index in sorted(self._usages)], self._num_prompts)
         return self.chunk("", f',"usage":{_quote(usage)}').encode() + DONE
 
     def fail(self, error: VermilionError) -> bytes:
@@ -225,10 +227,21 @@ def changed(before: str, after: str) -> tuple[int, int, str]:
 class CompletionStream(_Stream):
     """Appending chunks of plain completion; with `delta` each says its text in chat's form as well."""
 
-    def __init__(self, head: Head, include_usage: bool, num_choices: int, delta: bool = False) -> None:
+    def __init__(
+        self,
+        head: Head,
+        include_usage: bool,
+        num_choices: int,
+        delta: bool = False,
+        echoes: Sequence[str] = ("",),
+    ) -> None:
+        """`echoes` has a text for each prompt that its choices begin with."""
         super().__init__(head, "text_completion", include_usage)
         self._offsets = [TokenOffsets() for _ in range(num_choices)]
         self._delta = delta
+        self._num_prompts = len(echoes)
+        size = max(1, num_choices // len(echoes))
+        self._echoes = {index: echoes[index // size] for index in range(num_choices)}
 
     def render(self, index: int, event: Event) -> bytes:
         text, logprobs, reason = "", "null", "null"
@@ -241,7 +254,7 @@ class CompletionStream(_Stream):
             reason = f'"{event.reason}"{_stopped_by(event)}'
         else:
             return b""
-        quoted = _quote(text)
+        quoted = _quote(self._echoes.pop(index, "") + text)
         delta = f'"delta":{{"content":{quoted}}},' if self._delta else ""
         return self.chunk(
             f'{{"index":{index},"text":{quoted},{delta}"logprobs":{logprobs},"finish_reason":{reason}}}'
