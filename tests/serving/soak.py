@@ -62,7 +62,7 @@ def main() -> int:
     given = parser.parse_args()
     command = [sys.executable, "-c", _COMMAND, "serve", "--port", str(given.port)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
     try:
         calm, attacked = asyncio.run(soak(f"http://127.0.0.1:{given.port}", given.minutes, given.attackers))
         alive, memory_mb = process.poll() is None, peak_mb(process.pid)

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from vermilion.errors import BadParameter
 
-SCOPES = ("generate", "manage", "operate")
-"""`generate`: every route of a model. `manage`: the organisation's own keys, usage and invoices.
-`operate`: the service's metrics; only the command line gives it."""
+SCOPES = ("generate", "jobs", "manage", "operate")
+"""`generate`: every route of a model. `jobs`: files and fine-tuning. `manage`: the organisation's own keys,
+usage, invoices and fine-tuned models. `operate`: the service's metrics and adapters; only the command line
+gives it."""
 
 _MARK = "vm-"
 _ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"

@@ -43,7 +43,7 @@ class NewOrganisation:
 @dataclass(frozen=True, slots=True)
 class NewKey:
     name: str = ""
-    scopes: frozenset[str] = frozenset(("generate", "manage"))
+    scopes: frozenset[str] = frozenset(("generate", "jobs", "manage"))
     expires_at_us: int | None = None
     limits: RateLimits = field(default_factory=RateLimits)
     user_id: str | None = None

@@ -25,6 +25,14 @@ class AccountInactive(VermilionError):
         super().__init__(f"Account is inactive: {reason}")
 
 
+class QuotaReached(VermilionError):
+    """The organisation has as many files, jobs or batches as it may have at once."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "quota_reached"
+
+
 class BudgetReached(VermilionError):
     """The month's budget of the key or of the organisation is spent."""
 

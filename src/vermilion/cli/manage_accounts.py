@@ -225,7 +225,7 @@ def list_keys(organisation: OrganisationId, accounts: Where = "", as_json: Json 
 def create_key(
     organisation: OrganisationId,
     name: Annotated[str, typer.Option(help="A name to recognise it by.")] = "",
-    scopes: Annotated[str, typer.Option(help="Some of generate,manage,operate.")] = "generate",
+    scopes: Annotated[str, typer.Option(help="Some of generate,jobs,manage,operate.")] = "generate",
     expires: Annotated[str | None, typer.Option(help="Expiry date, as 2026-12-31.")] = None,
     accounts: Where = "",
 ) -> None:

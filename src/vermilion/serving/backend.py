@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,6 +48,34 @@ class Backend(EventSource, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class OrganisationView:
+    """A backend as one organisation sees it: without the adapters of others."""
+
+    backend: Backend
+    hidden: frozenset[str]
+
+    @property
+    def model(self) -> ModelInfo:
+        model = self.backend.model
+        return replace(model, adapters=tuple(name for name in model.adapters if name not in self.hidden))
+
+    def generate(self, request: Request) -> AsyncGenerator[Event, None]:
+        return self.backend.generate(request)
+
+    def stats(self) -> EngineStats:
+        return self.backend.stats()
+
+    def prefilled(self, request_id: str) -> Usage:
+        return self.backend.prefilled(request_id)
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        await self.backend.load_adapter(name, folder)
+
+    async def unload_adapter(self, name: str) -> None:
+        await self.backend.unload_adapter(name)
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """A source whose one answer is known already; it costs its prompt and no pass of the model."""
 
@@ -71,11 +99,11 @@ class Served:
     source: str = ""
     """What `vermilion train` calls the model: a name of `vermilion models` or a folder; empty if nothing."""
 
-    def check_length(self, num_characters: int, param: str = "messages") -> None:
-        """Raises `ContextLengthExceeded` for texts that cannot fit whatever their tokens are, which takes no
-        time to see; tokenising them would."""
+    def check_length(self, num_bytes: int, param: str = "messages") -> None:
+        """Raises `ContextLengthExceeded` for texts of at least `num_bytes` that cannot fit whatever their
+        tokens are: that takes no time to see, tokenising them would."""
         length, longest = self.backend.model.context_length, self.tokenizer.longest_token_bytes
-        if num_characters > length * longest:
-            error = ContextLengthExceeded(length, -(-num_characters // longest))
+        if num_bytes > length * longest:
+            error = ContextLengthExceeded(length, -(-num_bytes // longest))
             error.param = param
             raise error

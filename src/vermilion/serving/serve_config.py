@@ -68,6 +68,10 @@ class ServeConfig:
     """Largest upload to /v1/files."""
     max_stored_bytes: int = 10 * 1024 * 1024 * 1024
     """All files together."""
+    organisation_stored_bytes: int = 1024 * 1024 * 1024
+    """Files of one organisation together, on a service with accounts."""
+    organisation_jobs: int = 4
+    """Fine-tuning jobs of one organisation that are not over, and its batches, on a service with accounts."""
 
     def __post_init__(self) -> None:
         if self.open and self.accounts.url:
@@ -85,6 +89,8 @@ class ServeConfig:
             "keep_alive_s",
             "max_file_bytes",
             "max_stored_bytes",
+            "organisation_stored_bytes",
+            "organisation_jobs",
         ):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not allowed; it must be above 0.")

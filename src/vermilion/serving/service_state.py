@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from vermilion.accounts.gate import Accounts
 from vermilion.errors import Draining, VermilionError
 from vermilion.serving.admin.answer_log import AnswerLog
 from vermilion.serving.admin.metrics import Metrics
-from vermilion.serving.backend import Served
+from vermilion.serving.backend import OrganisationView, Served
 from vermilion.serving.http import auth
 from vermilion.serving.http.parsing import LARGE_AT_ONCE
 from vermilion.serving.jobs.background import BackgroundJobs, NoBackgroundJobs
@@ -68,12 +69,21 @@ class ServiceState:
         self._idle.set()
 
     def admit(self) -> Served:
-        """The model, for a new request. Raises `Draining` or `ModelLoading`."""
+        """The model, for a new request, as its organisation sees it. Raises `Draining` or `ModelLoading`."""
         if self.draining:
             raise Draining()
         if self.served is None:
             raise ModelLoading()
-        return self.served
+        owner = self.owner()
+        hidden = frozenset(name for name, of in self.adapter_owners.items() if of != owner)
+        if not hidden:
+            return self.served
+        return replace(self.served, backend=OrganisationView(self.served.backend, hidden))
+
+    @property
+    def adapter_owners(self) -> Mapping[str, str]:
+        """Organisation of each fine-tuned model that is served; other adapters are everybody's."""
+        return {} if isinstance(self.background, NoBackgroundJobs) else self.background.tuner.owners
 
     def offline(self) -> BackgroundJobs:
         """Files, jobs and batches. Raises `NoBackgroundJobs`, `Draining` and `ModelLoading`."""

@@ -26,7 +26,7 @@ from vermilion.serving.wire.openai_bodies import WIRE
 _HOUR_US = DAY_US // 24
 _MOST_BODY_BYTES = 65_536
 _CREATED = 201
-_GIVEN_SCOPES = ("generate", "manage")
+_GIVEN_SCOPES = ("generate", "jobs", "manage")
 """What a key may hand on; `operate` is for whoever has the command line."""
 
 _Limit = Annotated[int | None, Field(ge=1, lt=2**53)]
@@ -47,7 +47,9 @@ class KeyBody(BaseModel):
     model_config = WIRE
 
     name: str = Field("", max_length=200, description="A name for people.")
-    scopes: list[str] | None = Field(None, description="`generate`, `manage` or both; both if left out.")
+    scopes: list[str] | None = Field(
+        None, description="Some of `generate`, `jobs`, `manage`; all if left out."
+    )
     expires_at: str | None = Field(None, description="Until when it is good, as 2026-12-31T00:00:00Z.")
     requests_per_minute: _Limit = Field(None, description="No limit of its own if left out.")
     tokens_per_minute: _Limit = Field(None, description="No limit of its own if left out.")
@@ -179,7 +181,7 @@ _KEY = {
     "id": "k3v9x2m7q4pa",
     "name": "laptop",
     "prefix": "vm-k3v9x2m7q4pa",
-    "scopes": ["generate", "manage"],
+    "scopes": ["generate", "jobs", "manage"],
     "created_at": "2026-01-01T00:00:00Z",
     "expires_at": None,
     "revoked_at": None,

@@ -7,9 +7,10 @@ from pydantic import BaseModel, Field
 
 from vermilion.errors import BadParameter, BadRequest, ModelFileError
 from vermilion.serving.generation import model_names
+from vermilion.serving.http.auth import VISIT
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
-from vermilion.serving.http.routes import OPERATE, Route
+from vermilion.serving.http.routes import MANAGE, OPERATE, Route
 from vermilion.serving.jobs.background import BackgroundJobs
 from vermilion.serving.wire.openai_bodies import WIRE
 
@@ -64,6 +65,11 @@ async def delete(context: RequestContext, id: str) -> Response:
     name = model_names.adapter_of(id, served.backend.model, context.service.config)
     if not name:
         raise BadParameter("model", id, ", ".join(served.backend.model.adapters) or "no model: there is one")
+    visit = VISIT.get()
+    own = context.service.adapter_owners.get(name) == context.service.owner()
+    if visit is not None and not own:
+        # An adapter that the operator has loaded is everybody's.
+        visit.require(*OPERATE)
     with context.service.changing_adapter(name):
         await served.backend.unload_adapter(name)
     if isinstance(context.service.background, BackgroundJobs):
@@ -99,5 +105,5 @@ DELETE = operation(
 ROUTES = (
     Route("POST", "/v1/load_lora_adapter", load, LOAD, LoadBody, OPERATE),
     Route("POST", "/v1/unload_lora_adapter", unload, UNLOAD, UnloadBody, OPERATE),
-    Route("DELETE", "/v1/models/{id:path}", delete, DELETE, None, OPERATE),
+    Route("DELETE", "/v1/models/{id:path}", delete, DELETE, None, (*MANAGE, *OPERATE)),
 )

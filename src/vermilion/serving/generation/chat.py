@@ -39,7 +39,7 @@ _COPIED = 64
 """Most tokens of a text to be edited that one pass takes over."""
 _INLINE_CHARACTERS = 4096
 """Longer prompts are tokenised on a thread: 0.6 us a character would hold up every other stream."""
-_MESSAGE_CHARACTERS = 32
+_TEXT_CHARACTERS = 32
 """What a message costs besides its text, in characters: the template writes it."""
 
 
@@ -236,13 +236,19 @@ async def text_of(tokens: list[int], served: Served) -> str:
     return await offload(lambda: served.tokenizer.decode(known))
 
 
-async def _encode(served: Served, encode: Callable[[], list[int]], size: tuple[int, str]) -> list[int]:
-    """`size`: how many characters there are, and in which parameter. Raises `ContextLengthExceeded`."""
-    num_characters, _ = size
-    if num_characters < _INLINE_CHARACTERS:
+async def _encode(
+    served: Served, encode: Callable[[], list[int]], texts: Sequence[str], param: str
+) -> list[int]:
+    """What `encode` makes of `texts`, which are in parameter `param`. Raises `ContextLengthExceeded`."""
+    if sum(map(len, texts)) + _TEXT_CHARACTERS * len(texts) < _INLINE_CHARACTERS:
         return encode()
-    served.check_length(*size)
-    return await offload(encode)
+
+    def work() -> list[int]:
+        served.check_length(sum(len(text.encode("utf-8", "replace")) for text in texts), param)
+        return encode()
+
+    served.check_length(sum(map(len, texts)), param)
+    return await offload(work)
 
 
 async def chat_tokens(body: ChatBody, served: Served, box: Toolbox | None = None) -> list[int]:
@@ -252,11 +258,10 @@ async def chat_tokens(body: ChatBody, served: Served, box: Toolbox | None = None
     offers: dict[str, Any] = {}
     if native:
         offers["tools"] = [offer.model_dump(exclude_none=True) for offer in body.tools or ()]
-    num_characters = sum(len(message["content"]) + _MESSAGE_CHARACTERS for message in messages)
+    texts = [message["content"] for message in messages]
     if native and box is not None:
-        num_characters += len(box.prompt())
-    size = num_characters, "messages"
-    return await _encode(served, lambda: template.encode(messages, tokenizer, **offers), size)
+        texts.append(box.prompt())
+    return await _encode(served, lambda: template.encode(messages, tokenizer, **offers), texts, "messages")
 
 
 async def chat_text(body: ChatBody, served: Served) -> str:
@@ -293,8 +298,7 @@ def _said(message: Message) -> Said:
 
 async def _token_ids(prompt: str | list[int], served: Served, param: str = "prompt") -> list[int]:
     if isinstance(prompt, str):
-        size = len(prompt), param
-        return await _encode(served, lambda: served.tokenizer.encode(prompt, special=False), size)
+        return await _encode(served, lambda: served.tokenizer.encode(prompt, special=False), [prompt], param)
     if prompt:
         # The least and the greatest stand for all: a loop of our own over 400,000 would hold up every stream.
         for token in (min(prompt), max(prompt)):

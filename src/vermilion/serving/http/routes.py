@@ -25,6 +25,7 @@ Handler = Callable[..., Awaitable[Response]]
 """Takes the `RequestContext`, the `body` if the route has one, and parameters of path and query by name."""
 
 GENERATE = ("generate",)
+JOBS = ("jobs",)
 MANAGE = ("manage",)
 OPERATE = ("operate",)
 OPEN: tuple[str, ...] = ()

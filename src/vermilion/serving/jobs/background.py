@@ -65,7 +65,9 @@ async def opened(
         _log.warning("%s", error)
         yield NoBackgroundJobs(str(error))
         return
-    background = BackgroundJobs(store, FineTuningWorker(store, served), BatchWorker(store, app, accounts))
+    background = BackgroundJobs(
+        store, FineTuningWorker(store, served, accounts), BatchWorker(store, app, accounts)
+    )
     working = [asyncio.create_task(background.tuner.run()), asyncio.create_task(background.batcher.run())]
     try:
         yield background

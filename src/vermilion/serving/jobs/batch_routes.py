@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi.responses import Response
@@ -13,13 +14,18 @@ from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import Route
 from vermilion.serving.jobs import batches
 from vermilion.serving.jobs.pagination import page
+from vermilion.serving.jobs.quotas import check_open
 
 _MOST_LISTED, _USUAL = 100, 20
 
 
 async def create(context: RequestContext, body: batches.BatchBody) -> Response:
     background, visit = context.service.offline(), auth.VISIT.get()
-    record = batches.create(background.store, context.service.owner(), visit.key.id if visit else "", body)
+    owner = context.service.owner()
+    check_open(background.store, "batch", owner, batches.FINAL, context.service.config.organisation_jobs)
+    record = await asyncio.to_thread(
+        batches.create, background.store, owner, visit.key.id if visit else "", body
+    )
     background.batcher.wake()
     return json_response(record.body)
 

@@ -18,10 +18,11 @@ from vermilion.serving.http.connection import ClientGone
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.parsing import BodyTooLarge
 from vermilion.serving.http.request_context import RequestContext, json_response
-from vermilion.serving.http.routes import Route
+from vermilion.serving.http.routes import JOBS, Route
 from vermilion.serving.jobs.file_contents import check_examples, content_of, keep, swept
 from vermilion.serving.jobs.job_store import JobStore, Record
 from vermilion.serving.jobs.pagination import page
+from vermilion.serving.jobs.quotas import check_stored
 
 PURPOSES = ("fine-tune", "batch")
 _MOST_LISTED = 10_000
@@ -74,7 +75,7 @@ def _expiry(form: FormData) -> int | None:
 
 
 async def _upload(context: RequestContext) -> Record:
-    offline, config = context.service.offline(), context.service.config
+    offline, config, owner = context.service.offline(), context.service.config, context.service.owner()
     form = await _form(context.http, config.max_file_bytes)
     try:
         file, purpose = form.get("file"), form.get("purpose")
@@ -86,6 +87,7 @@ async def _upload(context: RequestContext) -> Record:
         stored = sum(record.body["bytes"] for record in offline.store.all("file"))
         if stored + (file.size or 0) > config.max_stored_bytes:
             raise StorageFull(config.max_stored_bytes)
+        check_stored(offline.store, owner, file.size or 0, config.organisation_stored_bytes)
         if not file.size:
             raise BadRequest("file: it is empty.", "file", "invalid_file_format")
         if purpose == "fine-tune":
@@ -168,9 +170,9 @@ DELETE = operation(
 
 
 ROUTES = (
-    Route("POST", "/v1/files", upload, UPLOAD),
-    Route("GET", "/v1/files", files, LIST),
-    Route("GET", "/v1/files/{id}", file, RETRIEVE),
-    Route("GET", "/v1/files/{id}/content", content, CONTENT),
-    Route("DELETE", "/v1/files/{id}", delete, DELETE),
+    Route("POST", "/v1/files", upload, UPLOAD, scopes=JOBS),
+    Route("GET", "/v1/files", files, LIST, scopes=JOBS),
+    Route("GET", "/v1/files/{id}", file, RETRIEVE, scopes=JOBS),
+    Route("GET", "/v1/files/{id}/content", content, CONTENT, scopes=JOBS),
+    Route("DELETE", "/v1/files/{id}", delete, DELETE, scopes=JOBS),
 )

@@ -65,14 +65,25 @@ class JobBody(BaseModel):
         nested = self.method.supervised if self.method else None
         return (nested.hyperparameters if nested else None) or self.hyperparameters or Hyperparameters()
 
+    @property
+    def num_epochs(self) -> float:
+        return _number(self.asked.n_epochs, _AUTO_EPOCHS)
 
-def create(store: JobStore, owner: str, body: JobBody, base_id: str, adapter: Path | None) -> Record:
-    """A queued job with its own copies of the files; `adapter` is where training starts from, if anywhere.
+
+def num_training_bytes(store: JobStore, owner: str, body: JobBody) -> int:
+    """Raises what `create` raises."""
+    return _examples(store, owner, body.training_file, "training_file").stat().st_size
+
+
+def create(store: JobStore, of: tuple[str, str], body: JobBody, base_id: str, adapter: Path | None) -> Record:
+    """A queued job with its own copies of the files, `of` an organisation and the key that is charged;
+    `adapter` is where training starts from, if anywhere.
 
     Raises BadParameter, and NotHere for files that are not there.
     """
     if body.integrations:
         raise BadRequest("integrations: none are supported.", "integrations", "unsupported_parameter")
+    owner, key_id = of
     files = {"training": body.training_file, "validation": body.validation_file}
     sources = {name: _examples(store, owner, id, f"{name}_file") for name, id in files.items() if id}
     record = store.new("job", owner)
@@ -87,7 +98,7 @@ def create(store: JobStore, owner: str, body: JobBody, base_id: str, adapter: Pa
                 link(path, folder / "start" / path.name)
     asked = body.asked
     chosen = {
-        "n_epochs": _number(asked.n_epochs, _AUTO_EPOCHS),
+        "n_epochs": body.num_epochs,
         "batch_size": _number(asked.batch_size, _AUTO_ROWS),
         "learning_rate_multiplier": _number(asked.learning_rate_multiplier, 1.0),
     }
@@ -95,6 +106,8 @@ def create(store: JobStore, owner: str, body: JobBody, base_id: str, adapter: Pa
     record.own = {
         "name": f"ft:{base_id}{middle}:{secrets.token_hex(4)}",
         "wish": None,
+        "key_id": key_id,
+        "charged": False,
         "number": len(store.all("job")),
     }
     record.body |= {
@@ -219,6 +232,30 @@ def shown(row: Mapping[str, float]) -> dict[str, float]:
     """A logged step in OpenAI's names."""
     names = {"loss": "train_loss", "held_out_next": "valid_loss", "right": "train_mean_token_accuracy"}
     return {theirs: row[ours] for ours, theirs in names.items() if ours in row}
+
+
+class LogReader:
+    """The rows of a running job's log, each once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What has been written since the last call."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def log_reader(store: JobStore, record: Record) -> LogReader:
+    """Of the figures of every step, as `vermilion train` logs them."""
+    return LogReader(run_folder(store, record) / "log.jsonl")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ from fastapi.responses import Response
 
 from vermilion.errors import BadParameter, BadRequest
 from vermilion.serving.generation import model_names
+from vermilion.serving.http.auth import VISIT
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
-from vermilion.serving.http.routes import Route
+from vermilion.serving.http.routes import JOBS, Route
 from vermilion.serving.jobs import fine_tuning_jobs
 from vermilion.serving.jobs.job_store import JobStore, Record
 from vermilion.serving.jobs.pagination import page
+from vermilion.serving.jobs.quotas import check_open, check_training
 
 _MOST_LISTED, _USUAL = 100, 20
 
@@ -50,8 +53,18 @@ def _halted(context: RequestContext, id: str, wish: str, statuses: tuple[str, ..
 async def create(context: RequestContext, body: fine_tuning_jobs.JobBody) -> Response:
     offline, owner = context.service.offline(), context.service.owner()
     start = _start(context, body.model)
-    base_id = context.model.id
-    record = fine_tuning_jobs.create(offline.store, owner, body, base_id, start)
+    check_open(offline.store, "job", owner, fine_tuning_jobs.FINAL, context.service.config.organisation_jobs)
+    num_bytes = fine_tuning_jobs.num_training_bytes(offline.store, owner, body)
+    await check_training(context.service.accounts, num_bytes, body.num_epochs)
+    visit = VISIT.get()
+    record = await asyncio.to_thread(
+        fine_tuning_jobs.create,
+        offline.store,
+        (owner, visit.key.id if visit else ""),
+        body,
+        context.model.id,
+        start,
+    )
     offline.tuner.wake()
     return json_response(record.body)
 
@@ -85,15 +98,13 @@ async def resume(context: RequestContext, id: str) -> Response:
 
 
 async def events(context: RequestContext, id: str) -> Response:
-    return json_response(
-        page(context.http, fine_tuning_jobs.events(*_found(context, id)), _MOST_LISTED, _USUAL)
-    )
+    rows = await asyncio.to_thread(fine_tuning_jobs.events, *_found(context, id))
+    return json_response(page(context.http, rows, _MOST_LISTED, _USUAL))
 
 
 async def checkpoints(context: RequestContext, id: str) -> Response:
-    return json_response(
-        page(context.http, fine_tuning_jobs.checkpoints(*_found(context, id)), _MOST_LISTED, _USUAL)
-    )
+    rows = await asyncio.to_thread(fine_tuning_jobs.checkpoints, *_found(context, id))
+    return json_response(page(context.http, rows, _MOST_LISTED, _USUAL))
 
 
 _SETTINGS = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 1.0}
@@ -162,12 +173,12 @@ CHECKPOINTS = operation(
 
 
 ROUTES = (
-    Route("POST", "/v1/fine_tuning/jobs", create, CREATE, fine_tuning_jobs.JobBody),
-    Route("GET", "/v1/fine_tuning/jobs", listed, LIST),
-    Route("GET", "/v1/fine_tuning/jobs/{id}", job, RETRIEVE),
-    Route("POST", "/v1/fine_tuning/jobs/{id}/cancel", cancel, CANCEL),
-    Route("POST", "/v1/fine_tuning/jobs/{id}/pause", pause, PAUSE),
-    Route("POST", "/v1/fine_tuning/jobs/{id}/resume", resume, RESUME),
-    Route("GET", "/v1/fine_tuning/jobs/{id}/events", events, EVENTS),
-    Route("GET", "/v1/fine_tuning/jobs/{id}/checkpoints", checkpoints, CHECKPOINTS),
+    Route("POST", "/v1/fine_tuning/jobs", create, CREATE, fine_tuning_jobs.JobBody, scopes=JOBS),
+    Route("GET", "/v1/fine_tuning/jobs", listed, LIST, scopes=JOBS),
+    Route("GET", "/v1/fine_tuning/jobs/{id}", job, RETRIEVE, scopes=JOBS),
+    Route("POST", "/v1/fine_tuning/jobs/{id}/cancel", cancel, CANCEL, scopes=JOBS),
+    Route("POST", "/v1/fine_tuning/jobs/{id}/pause", pause, PAUSE, scopes=JOBS),
+    Route("POST", "/v1/fine_tuning/jobs/{id}/resume", resume, RESUME, scopes=JOBS),
+    Route("GET", "/v1/fine_tuning/jobs/{id}/events", events, EVENTS, scopes=JOBS),
+    Route("GET", "/v1/fine_tuning/jobs/{id}/checkpoints", checkpoints, CHECKPOINTS, scopes=JOBS),
 )

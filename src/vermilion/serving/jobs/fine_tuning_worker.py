@@ -9,9 +9,11 @@ import logging
 import time
 from typing import Any
 
+from vermilion.accounts.gate import Accounts
+from vermilion.accounts.refusals import AccountsUnavailable
 from vermilion.errors import ModelFileError
 from vermilion.serving.backend import Served
-from vermilion.serving.jobs import file_contents, fine_tuning_jobs
+from vermilion.serving.jobs import file_contents, fine_tuning_jobs, quotas
 from vermilion.serving.jobs.job_store import JobStore, Record
 from vermilion.serving.jobs.training_process import TrainingProcess, gone
 
@@ -26,10 +28,13 @@ _log = logging.getLogger(__name__)
 class FineTuningWorker:
     """The queue. `run` serves it until it is cancelled; the others are called between its steps."""
 
-    def __init__(self, store: JobStore, served: Served) -> None:
+    def __init__(self, store: JobStore, served: Served, accounts: Accounts | None) -> None:
         self._store = store
         self._served = served
+        self._accounts = accounts
         self._wake = asyncio.Event()
+        self.owners: dict[str, str] = {}
+        """Organisation of each model that it has served; an entry outlives the model."""
 
     def wake(self) -> None:
         """There is a new job, or a wish about an old one."""
@@ -38,6 +43,7 @@ class FineTuningWorker:
     async def run(self) -> None:
         await self._restore()
         while True:
+            await self._charge_ended()
             record = next((r for r in self._store.all("job") if r.body["status"] == "queued"), None)
             if record is None:
                 self._wake.clear()
@@ -76,8 +82,26 @@ class FineTuningWorker:
                 except ModelFileError as error:
                     _log.warning("%s is not served: %s", record.own["name"], error)
 
+    async def _charge_ended(self) -> None:
+        """Write the jobs that are over into the ledger, where there are accounts."""
+        for record in self._store.all("job"):
+            if record.body["status"] not in fine_tuning_jobs.FINAL or record.own.get("charged", True):
+                continue
+            rows = await asyncio.to_thread(fine_tuning_jobs.figures, self._store, record)
+            num_tokens = int(rows[-1]["tokens"]) if rows else 0
+            try:
+                model = self._served.backend.model.id
+                await quotas.charge_training(self._accounts, record, model, num_tokens)
+            except AccountsUnavailable:
+                _log.warning("fine-tuning job %s is charged later: the accounts cannot be reached", record.id)
+                continue
+            record.own["charged"] = True
+            self._store.save(record)
+
     async def _serve(self, record: Record) -> None:
         folder = fine_tuning_jobs.adapter_folder(self._store, record)
+        # Before anybody can see it.
+        self.owners[record.own["name"]] = record.owner
         await self._served.backend.load_adapter(record.own["name"], folder)
 
     async def _train(self, record: Record) -> None:
@@ -87,11 +111,12 @@ class FineTuningWorker:
         record.own |= {"pid": trainer.pid, "wish": None}
         self._store.save(record)
         fine_tuning_jobs.tell(self._store, record, "Training has begun.")
-        told = len(fine_tuning_jobs.figures(self._store, record))
+        log = fine_tuning_jobs.log_reader(self._store, record)
+        await asyncio.to_thread(log.rows)
         try:
             while trainer.code is None and record.own["wish"] is None:
                 await trainer.wait(_LOOK_S)
-                told = self._follow(record, told)
+                self._follow(record, await asyncio.to_thread(log.rows))
         finally:
             # Also when the service stops: the job then stays `running`, and is taken up at the next start.
             await trainer.stop()
@@ -99,7 +124,7 @@ class FineTuningWorker:
             self._halt(record, record.own["wish"])
         elif trainer.code:
             self._fail(record, "training_failed", trainer.said())
-        elif not self._is_whole(record):
+        elif not await asyncio.to_thread(self._is_whole, record):
             record.body["status"] = "queued"
             self._store.save(record)
             fine_tuning_jobs.tell(
@@ -113,10 +138,9 @@ class FineTuningWorker:
         rows = fine_tuning_jobs.figures(self._store, record)
         return bool(rows) and rows[-1].get("done", 1.0) >= 1.0
 
-    def _follow(self, record: Record, told: int) -> int:
-        """Tell of the steps behind the first `told`; how many there are now."""
-        rows = fine_tuning_jobs.figures(self._store, record)
-        for row in rows[told:]:
+    def _follow(self, record: Record, rows: list[dict[str, Any]]) -> None:
+        """Tell of new steps."""
+        for row in rows:
             step = int(row["step"])
             if step % _EVERY and "held_out_next" not in row and step > 1:
                 continue
@@ -125,11 +149,10 @@ class FineTuningWorker:
             fine_tuning_jobs.tell(
                 self._store, record, f"Step {step}: {words}", figures={"step": step, **seen}
             )
-        if len(rows) > told and rows[-1].get("done"):
+        if rows and rows[-1].get("done"):
             last = rows[-1]
             left_s = last["seconds"] * (1 - last["done"]) / last["done"]
             record.body["estimated_finish"] = int(time.time() + left_s)
-        return len(rows)
 
     async def _succeed(self, record: Record) -> None:
         try:
@@ -137,9 +160,14 @@ class FineTuningWorker:
         except ModelFileError as error:
             self._fail(record, "training_failed", str(error))
             return
-        rows = fine_tuning_jobs.figures(self._store, record)
-        results = file_contents.keep(
-            self._store, record.owner, "fine-tune-results", "step_metrics.csv", _table(rows)
+        rows = await asyncio.to_thread(fine_tuning_jobs.figures, self._store, record)
+        results = await asyncio.to_thread(
+            file_contents.keep,
+            self._store,
+            record.owner,
+            "fine-tune-results",
+            "step_metrics.csv",
+            _table(rows),
         )
         record.body["fine_tuned_model"] = record.own["name"]
         record.body["trained_tokens"] = int(rows[-1]["tokens"]) if rows else 0

@@ -99,7 +99,9 @@ class JobStore:
 
     def all(self, kind: Kind, owner: str | None = None) -> list[Record]:
         """Oldest first; of everybody if no owner is given."""
-        found = (r for r in self._records[kind].values() if owner is None or r.owner == owner)
+        # A list first: another thread may be adding one.
+        records = list(self._records[kind].values())
+        found = (record for record in records if owner is None or record.owner == owner)
         return sorted(found, key=lambda record: (record.body["created_at"], record.own.get("number", 0)))
 
     def remove(self, record: Record) -> None:
