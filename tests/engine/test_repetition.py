@@ -110,3 +110,13 @@ def test_a_grammar_is_brought_to_its_end(model: Transformer) -> None:
         assert set(json.loads(grammars.text(events))["a"]) == {"x"}
         texts.add(grammars.text(events))
     assert len(texts) == 1
+
+
+@pytest.mark.usefixtures("short")
+def test_text_that_a_grammar_forces_may_repeat_itself(model: Transformer) -> None:
+    grammar = Grammar("json_schema", json.dumps({"const": "ha " * 60}))
+    for decoding in grammars.DECODINGS[:2]:
+        one = grammars.request("x", grammar, decoding, max_tokens=300)
+        events = tiny.run(grammars.engine(model), [one])["x"]
+        assert json.loads(grammars.text(events)) == "ha " * 60
+        assert not grammars.finish(events).repetition

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from vermilion.decoding.passes import Choices, Reading
 from vermilion.types import Decoding
 
-_LONGEST_MATCH = 16
+_MAX_MATCH = 16
 
 
 def surest(readings: Sequence[Reading]) -> list[int]:
@@ -147,7 +147,7 @@ def copied(existing: Sequence[int], answer: Sequence[int], size: int) -> tuple[N
     for place in range(1, len(existing) + 1):
         length = 0
         while (
-            length < min(_LONGEST_MATCH, place, len(answer))
+            length < min(_MAX_MATCH, place, len(answer))
             and existing[place - 1 - length] == answer[-1 - length]
         ):
             length += 1

@@ -37,10 +37,10 @@ def overlap(middle: Sequence[int], suffix: Sequence[int]) -> int:
     return next((size for size in sizes if tuple(middle[-size:]) == tuple(suffix[:size])), 0)
 
 
-def lengths(most: int) -> list[int]:
-    """MaskedCanvas lengths to try: powers of two up to `most`, at most `MAX_LENGTH`, and that itself."""
-    most = min(most, MAX_LENGTH)
-    return [2**i for i in range(most.bit_length()) if 2**i < most] + [most]
+def lengths(max_tokens: int) -> list[int]:
+    """Canvas lengths to try: powers of two up to `max_tokens`, at most `MAX_LENGTH`, and that itself."""
+    longest = min(max_tokens, MAX_LENGTH)
+    return [2**i for i in range(longest.bit_length()) if 2**i < longest] + [longest]
 
 
 def first_row(traits: Traits, known: int, begins_open: bool = True) -> int:

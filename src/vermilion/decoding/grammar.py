@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vermilion.text import Tokenizer
 
-_KEPT = 64
+_MAX_COMPILED = 64
 """Compiled grammars kept: an application sends the same few schemas again and again."""
 _MAX_CHARACTERS = 200_000
 """Of a grammar; compiling takes time that grows with it."""
@@ -228,7 +228,7 @@ class Grammars:
         with self._lock:
             self._compiled[grammar] = found
             self._compiled.move_to_end(grammar)
-            while len(self._compiled) > _KEPT:
+            while len(self._compiled) > _MAX_COMPILED:
                 self._compiled.popitem(last=False)
             matcher = found if isinstance(found, str) else found.deep_copy()
         if isinstance(matcher, str):

@@ -129,13 +129,15 @@ class Program(ABC):
         self.tokens.append(chosen)
         self.settled.append(Settled(chosen, reading, self.passes))
         constraint = self.task.constraint
+        # Text that a grammar forces may repeat itself as it likes.
+        watch = None if constraint is not None and constraint.forced() is not None else self._watch
         if constraint is not None:
             constraint.settle(chosen)
         if chosen in self.task.eos or (constraint is not None and constraint.complete):
             self.finish = "stop"
         elif len(self.tokens) >= self.limit:
             self.finish = "length"
-        elif self._watch is not None and self._watch.push(chosen):
+        elif watch is not None and watch.push(chosen):
             self._stop_repetition()
 
     def _stop_repetition(self) -> None:

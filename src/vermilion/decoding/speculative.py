@@ -34,9 +34,9 @@ from vermilion.decoding.drafting import (
     worthwhile,
     worthwhile_guesses,
 )
-from vermilion.decoding.lookup import Repeats
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
+from vermilion.decoding.prompt_lookup import PromptLookup
 from vermilion.decoding.repetition import RepetitionWatch
 from vermilion.models.families import Traits
 
@@ -59,7 +59,7 @@ class Speculative(Program):
         self._source: Source = "denoiser"
         """Where they come from."""
         self._branches: dict[int, list[Read]] = {}
-        self._repeats = Repeats()
+        self._prompt_lookup = PromptLookup()
         self._moves: tuple[tuple[int, int], ...] = ()
         """Keys of accepted drafts that lie in another slot than their position's."""
 
@@ -255,7 +255,7 @@ class Speculative(Program):
             return self._kept(copied(self.task.existing, answer, min(decoding.draft_nodes, room)))
         if not (decoding.lookup and self.lossless):
             return ()
-        return self._kept(chained(self._repeats.follow(self.tokens, min(decoding.lookup, room))))
+        return self._kept(chained(self._prompt_lookup.follow(self.tokens, min(decoding.lookup, room))))
 
     def _drafted(self, guesses: Sequence[Reading]) -> tuple[Node, ...]:
         levels = [self._level(guess) for guess in guesses]

@@ -51,14 +51,14 @@ class PageCache:
     def num_held(self) -> int:
         return self.num_pages - self.num_available
 
-    def match(self, tokens: Sequence[int], most: int, salt: str = "") -> tuple[list[int], Digest]:
-        """Take hold of the longest remembered run of whole pages at the start of `tokens`, `most` tokens
+    def match(self, tokens: Sequence[int], max_tokens: int, salt: str = "") -> tuple[list[int], Digest]:
+        """Take hold of the longest remembered run of whole pages at the start of `tokens`, `max_tokens`
         at the most. Returns the pages and the digest of the last. What was stored under one salt, such as
         an adapter's name, is not found under another."""
         pages: list[int] = []
         digest = chain(self.root + salt.encode(), ()) if salt else self.root
         size = self.page_size
-        while self.share and (len(pages) + 1) * size <= most:
+        while self.share and (len(pages) + 1) * size <= max_tokens:
             following = chain(digest, tokens[len(pages) * size : (len(pages) + 1) * size])
             page = self._by_digest.get(following)
             if page is None:

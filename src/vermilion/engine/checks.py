@@ -38,9 +38,12 @@ def check_request(request: Request, model: ModelInfo, traits: Traits, num_slots:
         num_open = request.seeds.ids.count(None)
         if len(request.seeds.candidates) not in (0, num_open) or not all(request.seeds.candidates):
             raise BadRequest(f"{num_open} open places need as many lists of candidates, or none.", "prompt")
-        num_rows, most = len(request.prompt) + len(request.seeds.ids), min(model.context_length, num_slots)
-        if num_rows > most:
-            raise ContextLengthExceeded(most, num_rows)
+        num_rows, max_rows = (
+            len(request.prompt) + len(request.seeds.ids),
+            min(model.context_length, num_slots),
+        )
+        if num_rows > max_rows:
+            raise ContextLengthExceeded(max_rows, num_rows)
 
 
 def check_memory(program: Program, max_draft_rows: int, num_slots: int) -> None:

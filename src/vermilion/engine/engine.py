@@ -46,7 +46,7 @@ from vermilion.types import (
 )
 
 _FAILED = "The engine failed while working on this request."
-_NO_WAY_ON = (
+_DEAD_END = (
     "response_format: the grammar cannot be followed any further: it became too complex, or nothing may "
     "follow the text so far."
 )
@@ -294,7 +294,7 @@ class Engine:
             return []
         constraint = program.task.constraint
         if constraint is not None and constraint.error:
-            return [self._fail(sequence, _NO_WAY_ON, "invalid_value")]
+            return [self._fail(sequence, _DEAD_END, "invalid_value")]
         events = [(name, event) for event in sequence.output.take(program)]
         if program.finish is not None:
             del self._sequences[name]

@@ -7,7 +7,7 @@ from vermilion.text import Detokenizer, StopScanner, Tokenizer
 from vermilion.types import Canvas, Event, Finish, FinishReason, Request, Span, Text, TokenInfo, Usage
 
 _SENTENCE_ENDS = ".!?\u2026\u3002\uff01\uff1f"
-_CLOSERS = "\"'\u201d\u2019\u00bb)]*_"
+_CLOSING_MARKS = "\"'\u201d\u2019\u00bb)]*_"
 """What may close behind a sentence's end and still be its end."""
 
 
@@ -125,7 +125,7 @@ class Output:
 
 def _before_sentence_end(text: str) -> tuple[str, str]:
     """`text` cut before the marks of a sentence's end that it closes with: "3." may go on as "3.14"."""
-    kept = text.rstrip(_CLOSERS)
+    kept = text.rstrip(_CLOSING_MARKS)
     if not kept.endswith(tuple(_SENTENCE_ENDS)):
         return text, ""
     kept = kept.rstrip(_SENTENCE_ENDS)

@@ -20,7 +20,7 @@ from vermilion.engine.cache import Digest, PageCache
 from vermilion.engine.output import Output
 from vermilion.types import Request
 
-_MOST_OVERTAKEN = 4
+_MAX_OVERTAKEN = 4
 _MIN_SHARE = 256
 """Rows that a request's guesses may take of a step, whatever the budget of a step is."""
 
@@ -101,7 +101,7 @@ class Scheduler:
         at = len(self.waiting) if sequence.request.background else self._num_waiting_live()
         while sequence.request.realtime and at:
             before = self.waiting[at - 1]
-            if before.request.realtime or before.program.settled or before.overtaken >= _MOST_OVERTAKEN:
+            if before.request.realtime or before.program.settled or before.overtaken >= _MAX_OVERTAKEN:
                 break
             before.overtaken += 1
             at -= 1

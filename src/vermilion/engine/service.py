@@ -29,7 +29,7 @@ class Service:
 
     def __init__(self, engine: Engine, max_waiting: int) -> None:
         self._engine = engine
-        self._most = engine.scheduler.limits.max_running + max_waiting
+        self._max_requests = engine.scheduler.limits.max_running + max_waiting
         self._commands: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._listeners: dict[str, _Listener] = {}
         self._closing = False
@@ -51,15 +51,17 @@ class Service:
         """
         if self._closing:
             raise Draining
-        if request.grammar is None:
+        if request.grammar is None and not request.suffix:
             program = self._engine.check(request)
         else:
-            # Compiling a grammar takes a while, which is nobody else's business.
+            # Compiling a grammar takes a while, and so does the first look for a vocabulary's line breaks.
             program = await asyncio.to_thread(self._engine.check, request)
         if request.id in self._listeners:
             raise BadRequest(f"A request with id {request.id!r} is already running.", param="id")
-        if len(self._listeners) >= self._most:
-            raise Overloaded(f"All {self._most} places are taken, waiting ones included. Try again shortly.")
+        if len(self._listeners) >= self._max_requests:
+            raise Overloaded(
+                f"All {self._max_requests} places are taken, waiting ones included. Try again shortly."
+            )
         events: asyncio.Queue[Event] = asyncio.Queue()
         self._listeners[request.id] = (asyncio.get_running_loop(), events)
         self._commands.put(lambda: self._submit(request, program))

@@ -26,9 +26,9 @@ from vermilion.decoding.commit import (
 )
 from vermilion.decoding.decoders import settle
 from vermilion.decoding.jobs import Wanted
-from vermilion.decoding.lookup import MATCH
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import Adjustments, adjustments, needed
+from vermilion.decoding.prompt_lookup import NGRAM_LENGTH
 from vermilion.decoding.reference.reference_drafts import levels_of
 from vermilion.decoding.repetition import RepetitionWatch
 from vermilion.decoding.sampling import read
@@ -138,8 +138,8 @@ class ReferenceAnswer:
     def _repeated(self, count: int) -> list[int]:
         """What stood behind the latest earlier place of the last tokens."""
         count = min(count, self.limit - 1 - len(self.tokens))
-        for end in range(len(self.tokens) - 1, MATCH - 1, -1):
-            if not self.ended and self.tokens[end - MATCH : end] == self.tokens[-MATCH:]:
+        for end in range(len(self.tokens) - 1, NGRAM_LENGTH - 1, -1):
+            if not self.ended and self.tokens[end - NGRAM_LENGTH : end] == self.tokens[-NGRAM_LENGTH:]:
                 return self.tokens[end : end + max(0, count)]
         return []
 

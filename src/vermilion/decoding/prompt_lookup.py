@@ -7,24 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MATCH = 3
+NGRAM_LENGTH = 3
 """Tokens that must agree."""
 
 
-class Repeats:
-    """The last place of every run of `MATCH` tokens of a growing text."""
+class PromptLookup:
+    """The last place of every run of `NGRAM_LENGTH` tokens of a growing text."""
 
     def __init__(self) -> None:
         self._behind: dict[tuple[int, ...], int] = {}
-        self._known = MATCH
+        self._known = NGRAM_LENGTH
 
     def follow(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
-        """Up to `count` tokens that stood behind the latest earlier place of the last `MATCH` tokens.
+        """Up to `count` tokens that stood behind the latest earlier place of the last `NGRAM_LENGTH` tokens.
 
         Every call's `tokens` must begin with the last call's.
         """
         for end in range(self._known, len(tokens)):
-            self._behind[tuple(tokens[end - MATCH : end])] = end
+            self._behind[tuple(tokens[end - NGRAM_LENGTH : end])] = end
         self._known = max(self._known, len(tokens))
-        place = self._behind.get(tuple(tokens[-MATCH:]))
+        place = self._behind.get(tuple(tokens[-NGRAM_LENGTH:]))
         return () if place is None else tuple(tokens[place : place + count])
