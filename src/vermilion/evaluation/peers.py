@@ -92,15 +92,21 @@ class LlamaCpp:
         answer: str = self._answer(prompt)["choices"][0]["text"]
         return answer
 
-    def _answer(self, prompt: Sequence[int]) -> dict[str, Any]:
-        reply: dict[str, Any] = self._server.handle_completions(
-            {
-                "prompt": list(prompt),
-                "n_predict": self._setup.max_tokens,
-                "temperature": 0,
-                "cache_prompt": False,
-            }
-        )
+    def timed(self, prompt: Sequence[int], num_tokens: int, *, goes_on: bool) -> float:
+        """Seconds for exactly `num_tokens` greedy tokens behind a prompt; where it goes on from the last one,
+        what is cached of that counts."""
+        began = time.perf_counter()
+        self._answer(prompt, n_predict=num_tokens, ignore_eos=True, cache_prompt=goes_on)
+        return time.perf_counter() - began
+
+    def _answer(self, prompt: Sequence[int], **changed: Any) -> dict[str, Any]:
+        body = {
+            "prompt": list(prompt),
+            "n_predict": self._setup.max_tokens,
+            "temperature": 0,
+            "cache_prompt": False,
+        }
+        reply: dict[str, Any] = self._server.handle_completions(body | changed)
         if "choices" not in reply:
             raise ConfigError(f"llama.cpp refused a prompt of {len(prompt)} tokens: {reply}")
         return reply
