@@ -17,7 +17,7 @@ from clients.conftest import Proven
 from clients.editing import asking, changed, connect
 from clients.installed import environment, installed, node_version, run
 from clients.running import Running
-from clients.scripted import scripted
+from clients.scripted import ANSWER, scripted
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
 _TIMEOUT_S = 300.0
@@ -39,6 +39,25 @@ def test_claude_code_edits_a_file(service: Running, home: Path, notes: Path, pro
     ran = run(command, environment(home), notes.parent, _TIMEOUT_S)
     changed(notes, service, num_before, ran, "/v1/messages")
     what = "an existing file edited by an Edit call, simple mode"
+    proven("Claude Code", node_version("@anthropic-ai/claude-code"), what)
+
+
+def test_claude_code_compacts_a_conversation_that_is_too_long(
+    service: Running, home: Path, notes: Path, proven: Proven
+) -> None:
+    program = installed("node/node_modules/.bin/claude")
+    connect("claude", service, home, "--write")
+    num_before = len(service.requests())
+    words = f"Remember: {'lorem ipsum ' * 450}"
+    for more in ([], ["-c"], ["-c"]):
+        ran = run([program, "-p", *more, words], environment(home), notes.parent, _TIMEOUT_S)
+        assert (ran.status, ran.output.strip()) == (0, ANSWER), ran.errors
+    asked = service.requests()[num_before:]
+    # The third does not fit, which the refusal's words say; what is then asked does.
+    assert asked.count("POST /v1/messages 200") >= 4
+    assert "POST /v1/messages 400" in asked
+    assert asked[-1] == "POST /v1/messages 200"
+    what = "a conversation that no longer fits is compacted and goes on"
     proven("Claude Code", node_version("@anthropic-ai/claude-code"), what)
 
 

@@ -9,7 +9,7 @@ from vermilion.integrations.endpoint import Endpoint
 
 STOCK_AGENT = 20_000
 """Tokens of context below which the prompts and tools that agents bring leave no room: Kilo Code's take
-14,800, and the first requests of Codex, Claude Code and Qwen Code are bodies of 40, 48 and 60 kB."""
+14,800, and the first requests of Codex, Claude Code, Copilot CLI and Qwen Code are bodies of 40 to 60 kB."""
 _PROMPT = "You read and edit files with your tools.\n"
 _SPARE = 512
 """Tokens between a prompt that is still sent and the context's end, for what clients count otherwise."""
@@ -62,7 +62,8 @@ def claude(c: Endpoint) -> str:
 
 def codex(c: Endpoint) -> str:
     """A profile, so that the user's own configuration stays as it is."""
-    limit = c.context_length - answer_length(c) - _SPARE
+    # Room for the next message: a prompt that was refused it does not compact any more.
+    limit = c.context_length // 2 if is_small(c) else c.context_length * 4 // 5
     lines = [
         f"model = {json.dumps(c.model)}",
         'model_provider = "vermilion"',

@@ -388,7 +388,7 @@ async def test_input_tokens_are_those_a_response_uses(
 
 
 async def test_a_prompt_that_is_too_long_is_an_event_of_a_stream(client: httpx.AsyncClient) -> None:
-    """The status is what clients of whole replies read, the event what Codex compacts after."""
+    """The status is what clients of whole replies read, the event what Codex understands."""
     reply = await client.post("/v1/responses", json={"input": "x" * 300})
     error = reply.json()["error"]
     assert (reply.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "input")

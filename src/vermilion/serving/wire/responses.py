@@ -195,7 +195,7 @@ async def responses(context: RequestContext, body: ResponsesBody) -> Response:
         error.param = "input"
         if not body.stream:
             raise
-        # Codex compacts the conversation after this event, never after a status.
+        # Codex knows what this event means; of a status it only says that the request was wrong.
         context.service.metrics.errors.labels(error.code).inc()
         return Response(stream.fail(error), media_type=EVENT_STREAM)
     if body.stream:
