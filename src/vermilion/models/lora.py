@@ -44,8 +44,9 @@ class Lora(nn.Module):
     def forward(self, y_NO: Tensor, x_NI: Tensor, rows: slice) -> Tensor:
         """`y_NO`, changed in place: its `rows` get what is added for the same rows of `x_NI`."""
         x_NI = x_NI[rows]
-        # Cast once, where autocast would for every product.
-        given = [tensor.to(y_NO.dtype) for tensor in (x_NI, self.a, *self.b)]
+        given = [x_NI, self.a, *self.b]
+        if not x_NI.dtype == y_NO.dtype == self.a.dtype:  # cast once, where autocast would for every product
+            given = [tensor.to(y_NO.dtype) for tensor in given]
         if torch.compiler.is_compiling():
             # The compiler neither traces a write into an argument nor needs it.
             return self._plain(y_NO, rows, given)
