@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
 from tests import tiny
 from vermilion.decoding.reference import Reference, Result
 from vermilion.engine.engine import Engine
+from vermilion.models import adapters
+from vermilion.models.families.names import LLAMA_PRODUCTS
+from vermilion.models.linear import LINEAR_KINDS
+from vermilion.models.transformer import Transformer
 from vermilion.types import Decoding, Finish, Request, Sampling
 
 BLOCK_DECODINGS = [
@@ -111,6 +116,41 @@ def test_drafts_without_a_draft_head_and_what_one_changes(decoding: Decoding) ->
         results.append(expected)
     if decoding.decoder == "lossless":
         assert [one.tokens for one in results[0]] == [one.tokens for one in results[1]]
+
+
+def as_int8(model: Transformer) -> Transformer:
+    """The model with its weights stored as int8, its adapters as they were."""
+    owners = [(model, "embedding"), *((layer, name) for layer in model.layers for name in LLAMA_PRODUCTS)]
+    for owner, name in owners:
+        dense = getattr(owner, name)
+        stored = LINEAR_KINDS["q8"](dense.in_size, dense.part_sizes)
+        for part in range(len(dense.part_sizes)):
+            stored.load_part(part, dense.part_weight(part).detach())
+        stored.adapters = dense.adapters
+        setattr(owner, name, stored)
+    return model
+
+
+def with_second_weights(model: Transformer) -> Transformer:
+    """The model with projections of another for its canvases."""
+    adapters.detach(model, adapters.DENOISER)
+    adapters.attach(model, adapters.DENOISER, adapters.copy(tiny.model("causal-shift", seed=1)))
+    return model
+
+
+@pytest.mark.parametrize("changed", [as_int8, with_second_weights])
+def test_other_kinds_of_weights_and_adapters(changed: Callable[[Transformer], Transformer]) -> None:
+    model = changed(tiny.model("causal-shift"))
+    texts = []
+    for decoding in (Decoding("lossless", block_length=4, draft_nodes=8), Decoding("threshold")):
+        requests = [Request(f"{i}", prompt(9 + i, i), one, decoding) for i, one in enumerate(SAMPLINGS)]
+        reference = Reference(model, tiny.TRAITS["causal-shift"])
+        expected = [reference.generate(r.prompt, r.sampling, r.decoding) for r in requests]
+        assert outcome(tiny.engine("causal-shift", model), requests) == expected
+        texts.append([result.tokens for result in expected])
+    plain = Reference(tiny.model("causal-shift"), tiny.TRAITS["causal-shift"])
+    asked = [(r.prompt, r.sampling, Decoding("threshold")) for r in requests]
+    assert [plain.generate(*each).tokens for each in asked] != texts[1]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in tiny.TRAITS if not kind.startswith("full")])

@@ -71,13 +71,19 @@ class _Place:
 
 
 def build(
-    files: ModelFiles, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    files: ModelFiles,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    kind: str = "dense",
 ) -> BuiltModel:
-    """Raises ModelFileError where files and family disagree, naming the tensor, or a format is not read."""
+    """`kind`: what weights are stored as, of `LINEAR_KINDS`; activations have the dtype.
+
+    Raises ModelFileError where files and family disagree, naming the tensor, or a format is not read.
+    """
     header = read_header(files.base) if files.kind == "gguf" else None
     spec = spec_of(files, header)
     with torch.device("meta"):
-        model = Transformer(spec.architecture)
+        model = Transformer(spec.architecture, kind)
     names: TensorNames = spec.family.names
     source: TensorFolder | GGUFTensors = TensorFolder(files.base)
     if header is not None and spec.family.gguf is not None:
