@@ -170,6 +170,7 @@ async def test_the_history_of_an_agent_is_read_whatever_it_holds(
 ) -> None:
     backend.model = replace(MODEL, context_length=4096)
     picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
+    known = {"type": "tool_reference", "tool_name": "g"}
     used = {"type": "tool_use", "id": "t1", "name": "f", "input": {"a": 1}}
     turns = [
         {"role": "user", "content": "look"},
@@ -183,7 +184,10 @@ async def test_the_history_of_an_agent_is_read_whatever_it_holds(
                 used,
             ],
         },
-        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": [picture]}]},
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": "t1", "content": [known, picture]}],
+        },
         {"role": "system", "content": [{"type": "text", "text": "Be quick."}]},
         {"role": "user", "content": "go on"},
     ]
@@ -193,7 +197,7 @@ async def test_the_history_of_an_agent_is_read_whatever_it_holds(
         "user:look\n"
         "assistant:I would rather not. [server_tool_use left out: this model reads only text]\n"
         '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n'
-        "user:<tool_response>\n[image left out: this model reads only text]\n</tool_response>\n"
+        "user:<tool_response>\n[tool g]\n[image left out: this model reads only text]\n</tool_response>\n"
         "system:Be quick.\n"
         "user:go on\n"
     )

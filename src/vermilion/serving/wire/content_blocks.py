@@ -30,6 +30,8 @@ def block_text(block: object, history: bool) -> str:
         return _string(block, "refusal") if "refusal" in block else _string(block, "text")
     if kind in _UNSEEN:
         return ""
+    if kind == "tool_reference":
+        return f"[tool {_string(block, 'tool_name')}]\n"
     if kind == "document":
         text = _document(block.get("source"), history)
         if text is not None:
