@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from vermilion.config import EngineConfig
-from vermilion.decoding.jobs import Job, Wanted
+from vermilion.decoding.forward_jobs import Job, Wanted
 from vermilion.decoding.passes import Pass, Read, Segment
 from vermilion.engine.llm import LLM
 from vermilion.engine.worker import Worker

@@ -20,7 +20,7 @@ from statistics import median
 
 import torch
 
-from vermilion.decoding.jobs import Job
+from vermilion.decoding.forward_jobs import Job
 from vermilion.decoding.passes import Pass, Segment
 from vermilion.engine.worker import Worker
 from vermilion.models.families import Architecture

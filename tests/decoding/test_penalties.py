@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vermilion.decoding.jobs import Wanted
+from vermilion.decoding.forward_jobs import Wanted
 from vermilion.decoding.penalties import BAN, Adjustment, Adjustments, Penalties, adjustments, needed
 from vermilion.decoding.sampling import read
 from vermilion.types import Sampling

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests import tiny
-from vermilion.decoding.jobs import Wanted
+from vermilion.decoding.forward_jobs import Wanted
 from vermilion.decoding.penalties import BAN, Adjustment, Adjustments
 from vermilion.decoding.sampling import _nucleus, read
 from vermilion.types import Decoding, Request, Sampling

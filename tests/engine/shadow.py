@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from tests import tiny
 from vermilion.decoding.drafting import RowCosts
-from vermilion.decoding.jobs import Job, Wanted
+from vermilion.decoding.forward_jobs import Job, Wanted
 from vermilion.decoding.passes import Read, Reading, Segment
 from vermilion.decoding.penalties import BAN
 from vermilion.engine.cache import PageCache

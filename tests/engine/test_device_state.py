@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests import tiny
-from vermilion.decoding.jobs import Job
+from vermilion.decoding.forward_jobs import Job
 from vermilion.decoding.passes import Pass, Segment
 from vermilion.engine.device_state import DeviceStates
 from vermilion.engine.engine import Engine

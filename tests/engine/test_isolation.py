@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from vermilion.decoding.jobs import Job
+from vermilion.decoding.forward_jobs import Job
 from vermilion.decoding.passes import Pass, Reading
 from vermilion.engine.engine import Engine
 from vermilion.engine.llm import LLM

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from tests import tiny
-from vermilion.decoding.jobs import Job
+from vermilion.decoding.forward_jobs import Job
 from vermilion.decoding.passes import Reading
 from vermilion.engine.engine import Engine, Runner
 from vermilion.engine.service import Service

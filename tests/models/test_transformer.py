@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests import tiny
-from vermilion.decoding.jobs import Job
+from vermilion.decoding.forward_jobs import Job
 from vermilion.decoding.passes import Pass, Segment
 from vermilion.engine.worker import Worker
 from vermilion.models import catalog

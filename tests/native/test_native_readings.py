@@ -14,7 +14,7 @@ from tests.native import tiny_native
 from tests.native.oracle import rms_norm, rounded, unpacked
 from tests.native.tiny_native import causal, packed, runner
 from vermilion.decoding import sampling as oracle
-from vermilion.decoding.jobs import Job, Wanted
+from vermilion.decoding.forward_jobs import Job, Wanted
 from vermilion.decoding.passes import Choices, Pass, Read, Reading, Segment
 from vermilion.decoding.penalties import Adjustment, Adjustments
 from vermilion.native import library

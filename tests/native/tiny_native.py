@@ -11,7 +11,7 @@ import pytest
 from tests import tiny
 from tests.engine import test_grammar
 from vermilion.config import EngineConfig
-from vermilion.decoding.jobs import Job, Wanted
+from vermilion.decoding.forward_jobs import Job, Wanted
 from vermilion.decoding.passes import Pass, Read, Segment
 from vermilion.engine.engine import Engine
 from vermilion.engine.loading import engine_over

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vermilion.decoding.jobs import Wanted
+from vermilion.decoding.forward_jobs import Wanted
 from vermilion.decoding.passes import Reading
 from vermilion.types import Sampling
 

@@ -16,15 +16,15 @@ from typing import Protocol
 from vermilion.decoding.blocks import Blocks
 from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.filling import GapFilling
+from vermilion.decoding.forward_jobs import Job, Wanted
 from vermilion.decoding.grammar import Grammars
 from vermilion.decoding.infill import Infill
-from vermilion.decoding.jobs import Job, Wanted
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.penalties import Penalties, needed
 from vermilion.decoding.program import CLOSING_TOKENS, Program, Task
 from vermilion.decoding.speculative import Speculative
-from vermilion.engine.adapters import Adapters, Holder
 from vermilion.engine.checks import check_memory, check_request
+from vermilion.engine.loaded_adapters import Adapters, Holder
 from vermilion.engine.output import Output
 from vermilion.engine.row_costs import measure
 from vermilion.engine.scheduler import Scheduler, Sequence, Work

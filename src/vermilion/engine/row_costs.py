@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vermilion.decoding.drafting import RowCosts
-from vermilion.decoding.jobs import Job, Wanted
+from vermilion.decoding.forward_jobs import Job, Wanted
 from vermilion.decoding.passes import Pass, Purpose, Read, Reading, Segment
 from vermilion.types import Sampling
 

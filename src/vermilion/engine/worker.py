@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vermilion.decoding.jobs import Job
+from vermilion.decoding.forward_jobs import Job
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.sampling import read
 from vermilion.engine.device_state import DeviceState, DeviceStates

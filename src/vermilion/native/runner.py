@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vermilion.decoding.jobs import Job, Wanted
+from vermilion.decoding.forward_jobs import Job, Wanted
 from vermilion.decoding.passes import Choices, Read, Reading
 from vermilion.decoding.penalties import Adjustments
 from vermilion.models.families import Architecture

@@ -22,7 +22,7 @@ from vermilion.training.export import write_model
 from vermilion.training.loop import OnStep, train
 from vermilion.training.opening import dataset_of, device_of, dtype_of
 from vermilion.training.recipe import CONVERSIONS, PROJECTIONS, Recipe
-from vermilion.training.run import Adapter, Progress, Run
+from vermilion.training.run import AdapterMetadata, Progress, Run
 
 
 def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     model = build(start, torch.float32, device).model
     facts, own = {"base": files.base.name}, adapters.rank_and_scale(model, adapters.DENOISER)
     rank, alpha = (own[0], own[0] * own[1]) if own else (recipe.rank, recipe.alpha)
-    adapter = Adapter(rank, alpha, traits, files.name, dtype_of(recipe), recipe.longest_block, facts)
+    adapter = AdapterMetadata(rank, alpha, traits, files.name, dtype_of(recipe), recipe.longest_block, facts)
     if recipe.method == "adapter" and own is None:
         pairs = adapters.fresh_pairs(model, rank, PROJECTIONS, recipe.seed)
         adapters.attach(model, adapters.DENOISER, adapters.lora(model, pairs, adapter.scale, folded=True))

@@ -20,7 +20,7 @@ from vermilion.models.denoiser_file import DenoiserFile, Weights
 from vermilion.models.lora_folder import PEFT_PREFIX
 from vermilion.models.transformer import Transformer
 from vermilion.training.distributed import World, whole
-from vermilion.training.run import TUNED, Adapter, Run
+from vermilion.training.run import TUNED, AdapterMetadata, Run
 
 _SIDE_FILES = ("*.json", "*.jinja", "*.safetensors")
 
@@ -133,7 +133,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return whole(tensor.detach()).to("cpu", dtype).contiguous()
 
 
-def _write_lora(folder: Path, tensors: Mapping[str, Tensor], adapter: Adapter) -> None:
+def _write_lora(folder: Path, tensors: Mapping[str, Tensor], adapter: AdapterMetadata) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors), folder / "adapter_model.safetensors")
     modules = {name.split(".lora_")[0].rpartition(".")[2] for name in tensors}

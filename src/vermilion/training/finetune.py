@@ -20,7 +20,7 @@ from vermilion.training.export import settle, write_adapter, write_model
 from vermilion.training.loop import OnStep, train
 from vermilion.training.opening import dataset_of, device_of, dtype_of
 from vermilion.training.recipe import TUNINGS, Recipe
-from vermilion.training.run import TUNED, Adapter, Progress, Run
+from vermilion.training.run import TUNED, AdapterMetadata, Progress, Run
 
 DEFAULTS: Mapping[str, Any] = {
     "base": "smollm2-135m-diffusion",
@@ -95,7 +95,7 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
         adapters.attach(model, TUNED, adapters.lora(model, pairs, scale))
     elif own := adapters.rank_and_scale(model, adapters.DENOISER):
         rank, scale = own
-    adapter = Adapter(rank, scale * rank, traits, files.name, dtype_of(recipe))
+    adapter = AdapterMetadata(rank, scale * rank, traits, files.name, dtype_of(recipe))
     return Run(model, dataset_of(recipe, files, spec), recipe, adapter)
 
 

@@ -35,8 +35,8 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
-    """What an adapter's own files say of it."""
+class AdapterMetadata:
+    """The metadata that is written beside an adapter's tensors."""
 
     rank: int
     alpha: float
@@ -61,7 +61,7 @@ class Run:
     """On its device, with all that is to be trained attached."""
     dataset: Dataset
     recipe: Recipe
-    adapter: Adapter
+    adapter: AdapterMetadata
 
 
 def trainable(model: Transformer, method: Method) -> dict[str, nn.Parameter]:

@@ -25,7 +25,7 @@ from vermilion.decoding.commit import (
     reopen,
 )
 from vermilion.decoding.decoders import settle
-from vermilion.decoding.jobs import Wanted
+from vermilion.decoding.forward_jobs import Wanted
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import Adjustments, adjustments, needed
 from vermilion.decoding.prompt_lookup import NGRAM_LENGTH
