@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from serving.fake import MODEL, FakeBackend, fake_service
 from vermilion.accounts import organisations, reports
 from vermilion.accounts.database import Database
 from vermilion.accounts.gate import Accounts
+from vermilion.accounts.keys import RateLimits
 from vermilion.accounts.organisations import NewKey, NewOrganisation, Secret
 from vermilion.accounts.schema import ledger
 from vermilion.serving.http.app import create_app
@@ -170,3 +172,26 @@ async def test_training_needs_free_tokens_that_will_do(store: Database, tmp_path
         asked = {"model": MODEL.id, "training_file": file}
         reply = await client.post("/v1/fine_tuning/jobs", json=asked, headers=by(mine.text))
         assert (reply.status_code, reply.json()["error"]["code"]) == (402, "account_inactive")
+
+
+async def test_a_line_that_can_never_fit_fails_and_holds_up_nobody(store: Database, tmp_path: Path) -> None:
+    tight = organisation(store, "tight", limits=RateLimits(tokens_per_minute=5))
+    other = organisation(store, "other")
+    url = "/v1/chat/completions"
+    lines = [{"custom_id": f"{n}", "method": "POST", "url": url, "body": QUESTION} for n in range(3)]
+    content = "\n".join(map(json.dumps, lines)).encode()
+    async with opened(store, tmp_path) as client:
+        ended = {}
+        for secret in (tight, other):
+            form = {"data": {"purpose": "batch"}, "files": {"file": ("a.jsonl", content)}}
+            file = (await client.post("/v1/files", headers=by(secret.text), **form)).json()["id"]
+            asked = {"input_file_id": file, "endpoint": url, "completion_window": "24h"}
+            batch = await client.post("/v1/batches", json=asked, headers=by(secret.text))
+            ended[secret.text] = batch.json()["id"]
+        for token, id in ended.items():
+            while (batch := (await client.get(f"/v1/batches/{id}", headers=by(token))).json())["status"] != (
+                "completed"
+            ):
+                await asyncio.sleep(0.02)
+            counts = batch["request_counts"]
+            assert (counts["completed"], counts["failed"]) == ((0, 3) if token == tight.text else (3, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import time
@@ -19,6 +20,9 @@ from serving import toy
 from serving.fake import FakeBackend, served
 from vermilion.serving.backend import Served
 from vermilion.serving.jobs import batches
+from vermilion.serving.jobs.batch_worker import _is_busy
+from vermilion.serving.jobs.internal_requests import InternalReply
+from vermilion.serving.jobs.job_store import JobStore, Record
 from vermilion.serving.serve_config import ServeConfig
 
 pytestmark = pytest.mark.anyio
@@ -167,6 +171,79 @@ async def test_a_restart_asks_only_what_was_not_answered(tmp_path: Path) -> None
         assert done.status == "completed"
         assert (await rows(client, done.output_file_id)).keys() == {f"{n}" for n in range(60)}
     assert len(again.requests) == 60 - num_before
+
+
+async def test_a_broken_line_fails_alone(tmp_path: Path) -> None:
+    broken = {
+        "deep": line("deep", {**TALK, "x": 1}).replace('"x": 1', '"x": ' + "[" * 100_000 + "]" * 100_000),
+        "digits": line("digits", {**TALK, "seed": 1}).replace('"seed": 1', '"seed": ' + "9" * 5000),
+        "half": line("half", {"messages": [{"role": "user", "content": "\ud800"}]}),
+        None: line("\ud800", TALK),
+    }
+    async with serving(FakeBackend(), tmp_path) as client:
+        lines = [line("first", TALK), *broken.values(), line("last", TALK)]
+        batch = await over(client, (await submit(client, lines)).id)
+        assert batch.status == "completed" and batch.request_counts is not None
+        assert batch.request_counts.model_dump() == {"total": 6, "completed": 2, "failed": 4}
+        assert (await rows(client, batch.output_file_id)).keys() == {"first", "last"}
+        errors = await rows(client, batch.error_file_id)
+        assert errors.keys() == broken.keys()
+        told = {name: (row["error"] or {}).get("message", "") for name, row in errors.items()}
+        assert "deeply" in told["deep"] and "digits" in told["digits"] and "surrogate" in told[None]
+        assert errors[None]["error"]["line"] == 5
+        assert errors["half"]["response"]["status_code"] == 400
+
+
+async def test_a_full_disk_ends_the_batch_with_an_error_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = batches.note
+
+    def full(store: JobStore, record: Record, name: str, outcome: batches.Outcome) -> None:
+        if name == "5":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        note(store, record, name, outcome)
+
+    monkeypatch.setattr(batches, "note", full)
+    async with serving(FakeBackend(), tmp_path) as client:
+        first = await submit(client, [line(f"{n}", TALK) for n in range(10)])
+        second = await submit(client, [line("a", TALK)])
+        batch = await over(client, first.id)
+        assert batch.status == "failed" and batch.errors and batch.errors.data
+        assert batch.errors.data[0].code == "storage_error"
+        assert (await over(client, second.id)).status == "completed"
+
+
+async def test_a_disk_that_takes_nothing_at_all_ends_the_batch_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(FakeBackend(step_s=0.05), tmp_path) as client:
+        batch = await submit(client, [line(f"{n}", TALK) for n in range(40)])
+
+        def full(*given: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(batches, "note", full)
+        monkeypatch.setattr(JobStore, "save", full)
+        assert (await over(client, batch.id)).status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "code", "busy"),
+    [
+        (429, {"retry-after": "3"}, "rate_limit_exceeded", True),
+        (429, {}, "rate_limit_exceeded", False),
+        (503, {}, "model_loading", True),
+        (409, {"retry-after": "1"}, "idempotency_key_in_use", True),
+        (409, {}, "idempotency_key_reused", False),
+        (400, {}, "invalid_value", False),
+        (200, {}, None, False),
+    ],
+)
+def test_only_what_may_yet_succeed_is_asked_again(
+    status: int, headers: dict[str, str], code: str | None, busy: bool
+) -> None:
+    assert _is_busy(InternalReply(status, headers, {"error": {"code": code}})) is busy
 
 
 async def test_a_busy_service_is_asked_again(tmp_path: Path) -> None:

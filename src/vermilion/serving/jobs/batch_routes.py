@@ -45,7 +45,7 @@ async def cancel(context: RequestContext, id: str) -> Response:
     if record.body["status"] in batches.FINAL:
         raise BadRequest(f"The batch is {record.body['status']} and cannot be cancelled.", "id")
     if record.body["status"] != "cancelling":
-        background.batcher.cancel(record)
+        await background.batcher.cancel(record)
     return json_response(record.body)
 
 

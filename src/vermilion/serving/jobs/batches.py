@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ WINDOW_S = 24 * 3600
 MOST_LINES = 50_000
 _MOST_REPORTED = 100
 _OK = range(200, 300)
+_LONGEST_LINE = 8 * 1024 * 1024
+_CUSTOM_ID = re.compile(rb'"custom_id"\s{0,8}:\s{0,8}"([\x20\x21\x23-\x5b\x5d-\x7e]{1,200})"')
 
 
 class BatchBody(BaseModel):
@@ -43,7 +46,40 @@ class Line:
     """One request of a batch."""
 
     custom_id: str
-    body: Mapping[str, Any]
+    content: bytes
+    """Its body as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenLine:
+    """A line that cannot be asked, whatever it means; the others can."""
+
+    number: int
+    custom_id: str | None
+    message: str
+
+    @property
+    def name(self) -> str:
+        """What tells it from other lines: no custom_id has a null character in front."""
+        return self.custom_id or f"\0{self.number}"
+
+
+@dataclass(slots=True)
+class ReadBatch:
+    """What a file holds."""
+
+    lines: list[Line] = field(default_factory=list)
+    broken: list[BrokenLine] = field(default_factory=list)
+    wrong: list[dict[str, Any]] = field(default_factory=list)
+    """What makes the whole file wrong, in OpenAI's shape."""
+
+
+Outcome = InternalReply | BrokenLine | None
+"""Of a line: its answer, what is wrong with it, None for an answer that came too late."""
+
+
+class _Unreadable(Exception):
+    """A line is broken: (custom_id or None, why)."""
 
 
 def create(store: JobStore, owner: str, key_id: str, body: BatchBody) -> Record:
@@ -87,42 +123,55 @@ def mark(store: JobStore, record: Record, status: str) -> None:
     store.save(record)
 
 
-def read(path: Path, endpoint: str) -> tuple[list[Line], list[dict[str, Any]]]:
-    """The requests of a file, and in OpenAI's shape what is wrong with its lines."""
-    lines: list[Line] = []
-    wrong: list[dict[str, Any]] = []
-    known: set[str] = set()
-    for number, text in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), 1):
-        if not text.strip():
-            continue
-        try:
-            line = _line(text, endpoint)
-            if line.custom_id in known:
-                raise ValueError(
-                    "duplicate_custom_id", f"custom_id {line.custom_id!r} was used before", "custom_id"
-                )
-        except ValueError as error:
-            code, message, param = (
-                error.args if len(error.args) == 3 else ("invalid_json_line", str(error), None)
-            )
-            wrong.append({"code": code, "line": number, "message": message, "param": param})
-            continue
-        known.add(line.custom_id)
-        lines.append(line)
-    if not lines and not wrong:
-        wrong.append({"code": "empty_file", "line": None, "message": "The file has no line.", "param": None})
-    if len(lines) > MOST_LINES:
-        message = f"The file has {len(lines)} lines, at most {MOST_LINES} are allowed."
-        wrong.append({"code": "too_many_lines", "line": None, "message": message, "param": None})
-    return lines, wrong[:_MOST_REPORTED]
+def read(path: Path, endpoint: str) -> ReadBatch:
+    """The requests of a file, and what is wrong with it."""
+    read, known = ReadBatch(), set[str]()
+    with path.open("rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        for number, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            try:
+                line = _line(text, endpoint)
+                if line.custom_id in known:
+                    raise ValueError(
+                        "duplicate_custom_id", f"custom_id {line.custom_id!r} was used before", "custom_id"
+                    )
+            except _Unreadable as error:
+                read.broken.append(BrokenLine(number, *error.args))
+            except ValueError as error:
+                code, message, param = error.args
+                read.wrong.append({"code": code, "line": number, "message": message, "param": param})
+            else:
+                known.add(line.custom_id)
+                read.lines.append(line)
+    num_lines = len(read.lines) + len(read.broken)
+    if not num_lines and not read.wrong:
+        read.wrong.append(
+            {"code": "empty_file", "line": None, "message": "The file has no line.", "param": None}
+        )
+    if num_lines > MOST_LINES:
+        message = f"The file has {num_lines} lines, at most {MOST_LINES} are allowed."
+        read.wrong.append({"code": "too_many_lines", "line": None, "message": message, "param": None})
+    del read.wrong[_MOST_REPORTED:]
+    return read
 
 
 def _line(text: bytes, endpoint: str) -> Line:
-    """Raises ValueError(code, message, param)."""
+    """Raises ValueError(code, message, param) for what makes a whole file wrong, else _Unreadable."""
+    if len(text) > _LONGEST_LINE:
+        raise _Unreadable(_custom_id(text), f"The line is longer than {_LONGEST_LINE} bytes.")
     try:
         row = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError):
+    except json.JSONDecodeError:
         raise ValueError("invalid_json_line", "This line is not parseable as valid JSON.", None) from None
+    except UnicodeDecodeError:
+        raise _Unreadable(_custom_id(text), "The line is not UTF-8.") from None
+    except RecursionError:
+        raise _Unreadable(_custom_id(text), "The line is nested too deeply.") from None
+    except ValueError:
+        raise _Unreadable(_custom_id(text), "The line has a number of too many digits.") from None
     if not isinstance(row, dict):
         raise ValueError("invalid_json_line", "This line is not a JSON object.", None)
     name, body = row.get("custom_id"), row.get("body")
@@ -138,7 +187,19 @@ def _line(text: bytes, endpoint: str) -> Line:
         raise ValueError("missing_required_parameter", "body must be a JSON object.", "body")
     if body.get("stream") or body.get("diffusing"):
         raise ValueError("unsupported_parameter", "A batch cannot stream its answers.", "body.stream")
-    return Line(name, body)
+    try:
+        name.encode()
+        return Line(name, json.dumps(body).encode())
+    except UnicodeEncodeError:
+        raise _Unreadable(None, "custom_id holds half of a surrogate pair.") from None
+    except RecursionError:
+        raise _Unreadable(name, "The line is nested too deeply.") from None
+
+
+def _custom_id(text: bytes) -> str | None:
+    """Of a line that cannot be parsed, as far as that can be told."""
+    found = _CUSTOM_ID.search(text, 0, _LONGEST_LINE)
+    return found[1].decode() if found else None
 
 
 def answered(store: JobStore, record: Record) -> Iterator[tuple[str, bool]]:
@@ -151,20 +212,27 @@ def answered(store: JobStore, record: Record) -> Iterator[tuple[str, bool]]:
             if len(whole) < len(data):
                 # The service was killed in the middle of this line; the request is made again.
                 path.write_bytes(whole)
-            yield from ((json.loads(line)["custom_id"], well) for line in whole.splitlines())
+            for line in whole.splitlines():
+                row = json.loads(line)
+                yield row["custom_id"] or f"\0{row['error']['line']}", well
 
 
-def note(store: JobStore, record: Record, line: Line, reply: InternalReply | None) -> None:
-    """Write down the answer to a line; None for one that came too late."""
-    well = reply is not None and reply.status in _OK
-    row: dict[str, Any] = {"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": line.custom_id}
-    if reply is None:
+def note(store: JobStore, record: Record, name: str, outcome: Outcome) -> None:
+    """Write down what became of the line of that name. Raises OSError where it cannot be written."""
+    well = isinstance(outcome, InternalReply) and outcome.status in _OK
+    row: dict[str, Any] = {"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": name, "response": None}
+    if outcome is None:
         message = "This request could not be executed before the completion window expired."
-        row |= {"response": None, "error": {"code": "batch_expired", "message": message}}
+        row["error"] = {"code": "batch_expired", "message": message}
+    elif isinstance(outcome, BrokenLine):
+        row["custom_id"] = outcome.custom_id
+        row["error"] = {"code": "invalid_line", "message": outcome.message, "line": outcome.number}
     else:
-        request_id = reply.headers.get("x-request-id", "")
-        response = {"status_code": reply.status, "request_id": request_id, "body": reply.body}
-        row |= {"response": response, "error": None}
-    with (store.path(record) / f"{'output' if well else 'errors'}.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        request_id = outcome.headers.get("x-request-id", "")
+        row["response"] = {"status_code": outcome.status, "request_id": request_id, "body": outcome.body}
+        row["error"] = None
+    # What is no Unicode, such as half of a surrogate pair, shows as a question mark.
+    content = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    with (store.path(record) / f"{'output' if well else 'errors'}.jsonl").open("ab") as file:
+        file.write(content)
     record.body["request_counts"]["completed" if well else "failed"] += 1

@@ -8,22 +8,32 @@ from pathlib import Path
 from typing import IO
 
 from vermilion.errors import BadRequest
-from vermilion.serving.jobs.job_store import JobStore, Record
+from vermilion.serving.jobs.job_store import JobStore, Record, link
 
 
 def content_of(store: JobStore, record: Record) -> Path:
     return store.path(record) / "content"
 
 
+def keep_linked(store: JobStore, owner: str, named: tuple[str, str], source: Path) -> Record:
+    """A new file, `named` by its purpose and its name, that shares the content of `source` without a copy."""
+    record = store.new("file", owner)
+    link(source, content_of(store, record))
+    return _kept(store, record, *named)
+
+
 def keep(store: JobStore, owner: str, purpose: str, name: str, source: IO[bytes]) -> Record:
     """A new file with the content of `source`."""
     record = store.new("file", owner)
-    path = content_of(store, record)
-    with path.open("wb") as target:
+    with content_of(store, record).open("wb") as target:
         shutil.copyfileobj(source, target)
+    return _kept(store, record, purpose, name)
+
+
+def _kept(store: JobStore, record: Record, purpose: str, name: str) -> Record:
     record.body |= {
         "object": "file",
-        "bytes": path.stat().st_size,
+        "bytes": content_of(store, record).stat().st_size,
         "filename": name,
         "purpose": purpose,
         "status": "processed",

@@ -27,9 +27,8 @@ class InternalReply:
     body: Any
 
 
-async def post(app: ASGIApp, path: str, body: object, visit: Visit | None) -> InternalReply:
+async def post(app: ASGIApp, path: str, content: bytes, visit: Visit | None) -> InternalReply:
     """POST JSON to a route of `app`, in the background; cancelling this cancels the request."""
-    content = json.dumps(body).encode()
     sent: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
     status, headers, chunks = 500, dict[str, str](), list[bytes]()
 
