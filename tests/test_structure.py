@@ -8,7 +8,8 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -39,7 +40,7 @@ LAYERS = (
     {"training"},
     {"evaluation"},
     {"serving"},
-    {"voice", "integrations"},
+    {"integrations"},
     {"cli", "__init__"},
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
@@ -55,11 +56,12 @@ TORCH_FREE = (
     "serving",
     "engine/scheduler.py",
     "engine/cache.py",
-    "engine/sequence.py",
     "decoding/presets.py",
     "decoding/decoders.py",
     "decoding/commit.py",
 )
+# These import it where a model runs on it; on the native backend it is never loaded.
+TORCH_LATE = ("engine/llm.py", "engine/service.py", "native")
 # Names that stand for two things, each with the reason why it may.
 MODULE_HOMONYMS = {"engine": "the package is named after the class of its main module"}
 CLASS_HOMONYMS: dict[str, str] = {}
@@ -138,22 +140,22 @@ def test_imports_point_down() -> None:
 def test_edge_and_scheduler_name_no_torch() -> None:
     wrong = [
         f"{at(path, line)}: imports {module}"
-        for path in torch_free_sources()
+        for path in sources_of(TORCH_FREE)
         for module, line in imports(path, at_run_time=True)
         if module.split(".")[0] == "torch"
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def torch_free_sources() -> list[Path]:
-    named = [PACKAGE / name for name in TORCH_FREE]
+def sources_of(names: Sequence[str]) -> list[Path]:
+    named = [PACKAGE / name for name in names]
     return [path for path in SOURCES if any(path == name or name in path.parents for name in named)]
 
 
 def test_edge_and_scheduler_load_no_torch() -> None:
     modules = [
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
-        for path in torch_free_sources()
+        for path in sources_of(TORCH_FREE + TORCH_LATE)
     ]
     script = (
         "import importlib, sys\n"
@@ -311,6 +313,17 @@ def repository_files() -> list[Path]:
     if listed.returncode:
         pytest.skip("not a git checkout")
     return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_paths_named_here_and_in_the_package_data_exist() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    patterns = settings["package-data"]["vermilion"]
+    wrong = [
+        f"pyproject.toml: package data {pattern}" for pattern in patterns if not any(PACKAGE.glob(pattern))
+    ]
+    wrong += [f"TORCH_FREE: {name}" for name in TORCH_FREE + TORCH_LATE if not (PACKAGE / name).exists()]
+    wrong += [f"LAYERS: {name}" for name in RANK.keys() - {unit(path) for path in SOURCES}]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_file_is_too_large_for_a_repository() -> None:
