@@ -99,3 +99,29 @@ def test_what_cannot_be_read_is_refused(canvas: Seeds) -> None:
     with pytest.raises(BadRequest):
         engine.submit(Request("x", (5, 6), seeds=canvas))
     assert not engine.has_work
+
+
+def test_more_candidates_than_logprobs_of_an_answer_can_be_read() -> None:
+    engine = tiny.engine("causal-shift", tiny.model("causal-shift"))
+    wanted = Seeds((5, None, 6), (tuple(range(2, 72)),))
+    request = Request("x", (5, 9), Sampling(max_tokens=3, logprobs=70), seeds=wanted)
+    [events] = tiny.run(engine, [request]).values()
+    [info] = [info for event in events if isinstance(event, Text) for info in event.tokens]
+    assert [token for token, _, _ in info.top] == list(range(2, 72))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (Seeds((None,) * 1025), "at most 1024"),
+        (Seeds((None, 5), ((3,), (4,))), "1 open places"),
+        (Seeds((None, 5), ((),)), "candidates"),
+        (Seeds((None, 5), ((tiny.VOCAB,),)), "candidates"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_canvas_that_cannot_be_read_is_refused(wrong: Seeds, reason: str) -> None:
+    engine = tiny.engine("causal-shift", tiny.model("causal-shift"), kv_tokens=4096)
+    with pytest.raises(BadRequest, match=reason):
+        engine.submit(Request("x", (5, 9), Sampling(max_tokens=3), seeds=wrong))
+    assert not engine.has_work

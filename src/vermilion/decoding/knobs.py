@@ -54,7 +54,7 @@ LOGIT_BIAS = Knob(-100, 100, "added to a token's logit")
 MAX_LOGPROBS = 20
 
 
-def check_sampling(sampling: Sampling, vocab_size: int) -> None:
+def check_sampling(sampling: Sampling, vocab_size: int, max_logprobs: int = MAX_LOGPROBS) -> None:
     """Raises `BadParameter` for a value out of range."""
     for name, knob in SAMPLING.items():
         knob.checked(name, getattr(sampling, name))
@@ -62,5 +62,5 @@ def check_sampling(sampling: Sampling, vocab_size: int) -> None:
         if not 0 <= token < vocab_size:
             raise BadParameter("logit_bias", token, f"token ids from 0 to {vocab_size - 1}")
         LOGIT_BIAS.checked(f"logit_bias.{token}", bias)
-    if sampling.logprobs is not None and not 0 <= sampling.logprobs <= MAX_LOGPROBS:
-        raise BadParameter("logprobs", sampling.logprobs, f"0 to {MAX_LOGPROBS}")
+    if sampling.logprobs is not None and not 0 <= sampling.logprobs <= max_logprobs:
+        raise BadParameter("logprobs", sampling.logprobs, f"0 to {max_logprobs}")

@@ -6,17 +6,21 @@ Whatever passes here cannot fail the step that it shares with others.
 from __future__ import annotations
 
 from vermilion.decoding.decoders import check_decoding
-from vermilion.decoding.knobs import check_sampling
+from vermilion.decoding.knobs import MAX_LOGPROBS, check_sampling
 from vermilion.decoding.program import Program
 from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded
 from vermilion.models.families import Traits
 from vermilion.types import ModelInfo, Request, Seeds
 
+MAX_SEEDED_ROWS = 1024
+"""Rows of a seeded canvas, which one step runs at once: up to 3.3 s of one core for the embedded model."""
+
 
 def check_request(request: Request, model: ModelInfo, traits: Traits, num_slots: int) -> None:
     """Raises `BadRequest` and its kinds."""
     _check_tokens(request, model)
-    check_sampling(request.sampling, model.vocab_size)
+    candidates = request.seeds.candidates if request.seeds is not None else ()
+    check_sampling(request.sampling, model.vocab_size, max(MAX_LOGPROBS, *map(len, candidates), 0))
     check_decoding(request.decoding)
     if request.decoding.decoder not in model.decoders:
         raise BadParameter(
@@ -32,18 +36,7 @@ def check_request(request: Request, model: ModelInfo, traits: Traits, num_slots:
     if not 1 <= request.sampling.max_tokens <= room:
         raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
     _check_grammar(request, model, traits)
-    if request.seeds is not None:
-        if request.suffix or request.grammar or None not in request.seeds.ids:
-            raise BadRequest("A seeded canvas needs an open place, no suffix and no grammar.", "prompt")
-        num_open = request.seeds.ids.count(None)
-        if len(request.seeds.candidates) not in (0, num_open) or not all(request.seeds.candidates):
-            raise BadRequest(f"{num_open} open places need as many lists of candidates, or none.", "prompt")
-        num_rows, max_rows = (
-            len(request.prompt) + len(request.seeds.ids),
-            min(model.context_length, num_slots),
-        )
-        if num_rows > max_rows:
-            raise ContextLengthExceeded(max_rows, num_rows)
+    _check_seeds(request, min(model.context_length, num_slots))
 
 
 def check_memory(program: Program, max_draft_rows: int, num_slots: int) -> None:
@@ -89,3 +82,23 @@ def _check_grammar(request: Request, model: ModelInfo, traits: Traits) -> None:
             "response_format",
             "unsupported_parameter",
         )
+
+
+def _check_seeds(request: Request, max_rows: int) -> None:
+    if request.seeds is None:
+        return
+    ids, candidates = request.seeds.ids, request.seeds.candidates
+    if request.suffix or request.grammar or None not in ids:
+        raise BadRequest("A seeded canvas needs an open place, no suffix and no grammar.", "prompt")
+    num_open = ids.count(None)
+    if len(candidates) not in (0, num_open) or not all(candidates):
+        raise BadRequest(f"{num_open} open places need as many lists of candidates, or none.", "prompt")
+    if len(ids) > MAX_SEEDED_ROWS:
+        # All of them see each other, so that no step can do less than all.
+        raise BadRequest(
+            f"The text with open places has {len(ids)} tokens from the first place on; at most "
+            f"{MAX_SEEDED_ROWS}. Ask in several requests.",
+            "prompt",
+        )
+    if len(request.prompt) + len(ids) > max_rows:
+        raise ContextLengthExceeded(max_rows, len(request.prompt) + len(ids))
