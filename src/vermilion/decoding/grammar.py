@@ -7,6 +7,7 @@ model: masks are bits over the vocabulary.
 from __future__ import annotations
 
 import heapq
+import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -234,7 +235,7 @@ class Grammars:
         if isinstance(matcher, str):
             name = grammar.kind.replace("_", " ").replace("json", "JSON")
             raise BadRequest(
-                f"response_format: this {name} cannot be kept to: {matcher}",
+                f"response_format: this {name} cannot be kept to: {matcher}{rule_at_fault(grammar, matcher)}",
                 "response_format",
                 "invalid_value",
             )
@@ -271,6 +272,16 @@ class Grammars:
             token for token, text in enumerate(tokens) if not text or self._tokenizer.is_special(token)
         ]
         return Vocabulary(tokens, special, self._eos, self._tokenizer.encode)
+
+
+def rule_at_fault(grammar: Grammar, reason: str) -> str:
+    """Names the rule of a Lark grammar that the library found the fault in: it says only in which line."""
+    place = re.match(r"at (\d+)\(", reason) if grammar.kind == "lark" else None
+    lines = grammar.text.split("\n")
+    if place is None or not 0 < int(place[1]) <= len(lines):
+        return ""
+    rule = re.match(r"\w+", lines[int(place[1]) - 1])
+    return f" (in the rule {rule[0]})" if rule else ""
 
 
 def _read_json(state: int, text: bytes) -> int:

@@ -6,10 +6,14 @@ from typing import Any
 
 import httpx
 import pytest
+from llguidance import LLMatcher
 
 from serving.fake import FakeBackend, sse
 from serving.generation.test_tools import ASKED, CLOCK, WEATHER, ask, backend
 from serving.walking import fits
+from vermilion.decoding.compile_worker import source_of
+from vermilion.decoding.grammar import rule_at_fault
+from vermilion.serving.generation.tools import Tool, Toolbox
 
 __all__ = ["backend"]
 pytestmark = pytest.mark.anyio
@@ -69,6 +73,7 @@ async def test_references_resolve_within_the_tools_own_schema(
     assert fits(grammar, said("other", '{"a": "x"}'))
 
 
+NEVER = {"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]}
 HARD = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?=x)"}}, "required": ["a"]}
 
 
@@ -82,6 +87,14 @@ async def test_one_tool_that_cannot_be_held_to_leaves_the_others(
         strict = await ask(client, tools=[WEATHER, fun("hard", HARD, strict=True)], tool_choice=choice)
         assert strict.status_code == 400
         assert strict.json()["error"]["message"].startswith("tools: hard: #/properties/a: pattern cannot be")
+
+
+def test_a_grammar_that_cannot_be_used_names_the_tool() -> None:
+    tools = (Tool("good", parameters=WEATHER["function"]["parameters"]), Tool("Bad-1", parameters=NEVER))
+    grammar = Toolbox(tools, demanded=True).grammar
+    assert grammar is not None
+    refused = LLMatcher.validate_grammar(source_of("lark", grammar.text))
+    assert rule_at_fault(grammar, refused) == " (in the rule body1_bad_1)"
 
 
 async def test_a_strict_tool_is_held_to_where_the_model_may_choose(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from vermilion.types import Grammar
 
 MOST_CALLS = 4
 """Calls that one answer may be held to, where several are allowed."""
+_NO_RULE = re.compile(r"[^a-z0-9_]")
+"""What cannot stand in the name of a rule."""
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -68,8 +71,10 @@ class Toolbox:
             rules.append(f'opening[lazy]: /(.|\\n)*/ "{CALL_BEGIN}"')
             rules.append(f"TEXT: /(.|\\n)*/ & ~/(.|\\n)*{CALL_BEGIN}(.|\\n)*/")
         for number, tool in enumerate(self.tools):
-            rules.append(f'call{number}: {opening} body{number} "\\n{CALL_END}"')
-            rules.append(f"body{number}: %json {json.dumps(_call_schema(tool))}")
+            # A refusal names the rule, and so the tool.
+            body = f"body{number}_{_NO_RULE.sub('_', tool.name.lower())}"
+            rules.append(f'call{number}: {opening} {body} "\\n{CALL_END}"')
+            rules.append(f"{body}: %json {json.dumps(_call_schema(tool))}")
         return Grammar("lark", "\n".join(rules), closes=self.demanded)
 
     def prompt(self) -> str:
