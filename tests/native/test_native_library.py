@@ -116,25 +116,27 @@ def test_the_backend_is_chosen_and_told(
 
 def test_a_gguf_runs_with_its_blocks_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the loader: rotated halves, quantised embedding, the cache file."""
-    from vermilion.models import weights
+    from gguf import quantize
+
     from vermilion.models.catalog import ModelFiles
     from vermilion.models.families import FAMILIES
 
     kind = GGMLQuantizationType.Q8_0
-    path = tiny_gguf.write_gguf(tmp_path / "tiny.gguf", random_tensors(tiny_gguf.ARCHITECTURE), kind)
+    tensors = random_tensors(tiny_gguf.ARCHITECTURE)
+    path = tiny_gguf.write_gguf(tmp_path / "tiny.gguf", tensors, kind)
     monkeypatch.setenv("VERMILION_HOME", str(tmp_path / "home"))
     family = next(family for family in FAMILIES if family.gguf is not None and family.gguf.interleaved)
     spec = ModelSpec("tiny", tiny_gguf.ARCHITECTURE, tiny.TRAITS["causal-shift"], family)
     files = ModelFiles("gguf", "tiny", path, None)
     packed = checkpoint_packing.open_packed(files, spec, "q8")
-    tensors = weights._load_gguf(files, spec, weights.torch.float32, "cpu")
     for ours, theirs in {
         "embedding": "model.embed_tokens.weight",
         "1.qkv.0": "model.layers.1.self_attn.q_proj.weight",
         "0.qkv.1": "model.layers.0.self_attn.k_proj.weight",
         "1.down.0": "model.layers.1.mlp.down_proj.weight",
     }.items():
-        assert np.array_equal(unpacked(packed, ours), tensors[theirs].double().numpy())
+        expected = dequantize(quantize(tensors[theirs], kind), kind)
+        assert np.array_equal(unpacked(packed, ours), expected.astype(np.float64))
     assert [each.name for each in (tmp_path / "home" / "packed").iterdir()]
 
 

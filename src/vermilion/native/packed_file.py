@@ -27,6 +27,7 @@ _FORMAT_VERSION = 1
 _ALIGNMENT = 64
 _BLOCK = 32
 _FLOAT32 = 0
+_MAX_HASHED_BYTES = 1 << 26
 Array = np.ndarray[Any, Any]
 
 
@@ -138,13 +139,16 @@ def pack(rows: Array, kind: int, num_inputs: int, bits: int) -> Array:
 
 
 def digest(files: Sequence[Path], settings: str) -> str:
-    """Names what a packed file was made from: the files' names, sizes and times of change, and the settings.
-
-    Contents are not read: hashing a large model takes longer than mapping its packed file.
-    """
-    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
-    text = json.dumps([facts, settings, _FORMAT_VERSION, library.LAYOUT_VERSION])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Names what a packed file was made from: the files' contents, of large ones size and time of change, for
+    hashing a model takes longer than mapping its packed file."""
+    made = hashlib.sha256(f"{settings} {_FORMAT_VERSION} {library.LAYOUT_VERSION}".encode())
+    for file in sorted(files):
+        facts = file.stat()
+        made.update(f"{file.name} {facts.st_size}".encode())
+        made.update(
+            file.read_bytes() if facts.st_size <= _MAX_HASHED_BYTES else f"{facts.st_mtime_ns}".encode()
+        )
+    return made.hexdigest()[:16]
 
 
 def cached(folder: Path, name: str, key: str, write: Callable[[PackWriter], None]) -> PackedFile:
