@@ -317,6 +317,7 @@ async def test_items_of_others_are_passed_over(client: httpx.AsyncClient, backen
             "content": [{"type": "output_text", "text": "No. ", "annotations": []}, REFUSAL],
         },
         {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"},
+        {"type": "reasoning", "id": "rs_2", "summary": []},
         {"type": "function_call", "call_id": "c2", "name": "g", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_image"}]},
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, model_validator
@@ -188,17 +189,16 @@ class ResponsesBody(BaseModel):
 
     def _messages(self) -> list[Message]:
         messages = [Message(role="system", content=self.instructions)] if self.instructions else []
-        for item in self.input:
-            if item.type == "message":
-                messages.append(Message(role=item.role, content=item.content))
-            elif item.type in _OUTPUTS:
-                messages.append(Message(role="tool", content=item.output, tool_call_id=item.call_id))
-            elif item.type in _CALLS:
-                # What the model wrote in one answer, words and calls, is one message of it.
-                last = messages.pop() if messages and messages[-1].role == "assistant" else None
-                calls = [*((last.tool_calls if last else None) or ()), _called(item)]
-                content = last.content if last else ""
+        read = [item for item in self.input if item.type in _READ]
+        # What the model wrote in one answer, words and calls, is one message of it.
+        for calling, items in groupby(read, lambda item: item.type in _CALLS):
+            if calling:
+                said = messages.pop() if messages and messages[-1].role == "assistant" else None
+                content = said.content if said else ""
+                calls = [_called(item) for item in items]
                 messages.append(Message(role="assistant", content=content, tool_calls=calls))
+            else:
+                messages += [_said(item) for item in items]
         if not any(message.role != "system" for message in messages):
             raise BadRequest("input: holds no message; give at least one.", "input")
         return messages
@@ -211,6 +211,13 @@ class ResponsesBody(BaseModel):
             return ResponseFormat.model_validate({"type": "json_object"})
         schema = given.model_dump(by_alias=True, exclude={"type"})
         return ResponseFormat.model_validate({"type": "json_schema", "json_schema": schema})
+
+
+def _said(item: Item) -> Message:
+    """A message, or what a call returned."""
+    if item.type in _OUTPUTS:
+        return Message(role="tool", content=item.output, tool_call_id=item.call_id)
+    return Message(role=item.role, content=item.content)
 
 
 def _called(item: Item) -> CalledTool:
