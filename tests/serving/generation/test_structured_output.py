@@ -114,7 +114,7 @@ async def test_a_form_is_kept_to(
                 }
             },
             "response_format",
-            "response_format: #: not cannot be enforced",
+            "response_format: #: not cannot be enforced: no grammar can hold it. Leave it out",
         ),
     ],
 )

@@ -23,7 +23,13 @@ JSON = {"content-type": "application/json"}
 
 @pytest.mark.parametrize(
     ("encoding", "pack"),
-    [("gzip", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress), ("identity", bytes)],
+    [
+        ("gzip", gzip.compress),
+        ("x-gzip", gzip.compress),
+        ("deflate", zlib.compress),
+        ("identity", bytes),
+        ("", bytes),
+    ],
 )
 async def test_packed_bodies_are_unpacked(client: httpx.AsyncClient, encoding: str, pack: Any) -> None:
     headers = {**JSON, "content-encoding": encoding}

@@ -62,7 +62,8 @@ class _Reader:
 
     def __init__(self, root: Schema | bool, name: str, param: str, strict: bool) -> None:
         self._root = root
-        self._name, self._param, self._strict = name, param, strict
+        self._param, self._strict = param, strict
+        self._title = param if name.partition(".")[0] == param else f"{param}: {name}"
         self._references = SchemaReferences(root)
         self._names: dict[tuple[int, bool], str] = {}
         self._pending: deque[tuple[str, object, _Place]] = deque()
@@ -85,7 +86,7 @@ class _Reader:
         self._num_nodes += 1
         if self._num_nodes > MAX_NODES or place.depth > _MAX_DEPTH:
             raise BadRequest(
-                f"{self._param}: {self._name}: the schema is too large; allowed: {MAX_NODES} schemas within "
+                f"{self._title}: the schema is too large; allowed: {MAX_NODES} schemas within "
                 f"it, nested {_MAX_DEPTH} deep.",
                 self._param,
                 "invalid_value",
@@ -275,7 +276,7 @@ class _Reader:
     def _ignore(self, place: _Place, keyword: str, why: str) -> None:
         if self._strict:
             raise BadRequest(
-                f"{self._param}: {self._name}: #{place.path[:_MAX_SHOWN]}: {keyword} cannot be enforced: "
+                f"{self._title}: #{place.path[:_MAX_SHOWN]}: {keyword} cannot be enforced: "
                 f"{why}. Leave it out, or leave out strict.",
                 self._param,
                 "unsupported_schema",

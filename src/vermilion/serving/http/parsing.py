@@ -105,7 +105,7 @@ def _check_media_type(request: HttpRequest) -> None:
 
 def _unpacked(content: bytes, request: HttpRequest, limit_bytes: int) -> bytes:
     """The body as it was before its Content-Encoding, which may not hide more than `limit_bytes`."""
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = request.headers.get("content-encoding", "").strip().lower() or "identity"
     if encoding == "identity":
         return content
     if encoding not in _WINDOW_BITS:
