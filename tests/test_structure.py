@@ -137,6 +137,17 @@ def test_imports_point_down() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_pages_show_the_layers_and_every_package() -> None:
+    design = (ROOT / "docs" / "DESIGN.md").read_text(encoding="utf-8")
+    shown = re.search(r"^errors < [^`]*", design, re.MULTILINE)
+    assert shown is not None
+    layers = [set(layer.replace(",", " ").split()) for layer in shown[0].split("<")]
+    assert layers == [layer - {"__init__"} for layer in LAYERS]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    packages = {path.name for path in PACKAGE.iterdir() if any(path.glob("*.py"))}
+    assert not [name for name in packages if f"`src/vermilion/{name}/`" not in readme]
+
+
 def test_edge_and_scheduler_name_no_torch() -> None:
     wrong = [
         f"{at(path, line)}: imports {module}"
