@@ -28,7 +28,7 @@ _EXTRAS = {
 def doctor(
     model: Annotated[str, typer.Argument(help="A name of `vermilion models`, or a folder.")] = DEFAULT_MODEL,
 ) -> None:
-    """Print what this machine runs models with: backend, instruction set, threads, files, cost of a pass."""
+    """Show how this machine runs models. Prints backend, instruction set, threads, files, cost of a pass."""
     for name, value in _facts(model):
         print_plain(f"{name:<16} {value}\n")
 
