@@ -96,11 +96,11 @@ class Filling:
             async with aclosing(self.served.backend.generate(step)) as events:
                 async for event in events:
                     choice.add(event)
+                    if isinstance(event, Finish) and event.reason in ("error", "abort"):
+                        yield replace(event, usage=together([*usages, event.usage]))
+                        return
             # The text as it was given is what is asked; the steps read it anew with what they filled in.
             usages.append(replace(choice.usage, prompt_tokens=0, cached_tokens=0))
-            if choice.reason in ("error", "abort"):
-                yield Finish(choice.reason, together(usages))
-                return
             texts = self._texts(choice, at, run)
             self.reasons += [choice.reason] * len(texts)
             spent = together(usages)
