@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from serving.walking import fits
 from vermilion.decoding.compile_worker import source_of
 from vermilion.decoding.grammar import rule_at_fault
 from vermilion.serving.generation.tools import Tool, Toolbox
+from vermilion.types import Decoding
 
 __all__ = ["backend"]
 pytestmark = pytest.mark.anyio
@@ -115,6 +117,18 @@ async def test_a_strict_tool_is_held_to_where_the_model_may_choose(
     )
     await ask(client, tools=[fun("f", number)])
     assert backend.requests[-1].grammar is None
+
+
+async def test_a_model_without_a_next_token_says_that_strict_is_left_out(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    presets = {"fast": Decoding("threshold")}
+    backend.model = replace(backend.model, decoders=("threshold",), presets=presets, default_preset="fast")
+    backend.words = ('<tool_call>\n{"name": "f", "arguments": {"n": "x"}}\n</tool_call>',)
+    reply = await ask(client, tools=[fun("f", {"type": "object"}, strict=True)])
+    assert reply.headers["x-schema-ignored"] == "f#: strict"
+    assert backend.requests[-1].grammar is None
+    assert reply.json()["choices"][0]["finish_reason"] == "tool_calls"
 
 
 async def test_stop_strings_count_outside_of_calls(client: httpx.AsyncClient, backend: FakeBackend) -> None:

@@ -16,6 +16,7 @@ from vermilion.serving.generation.edits import FENCE, Edit, EditBody, apply_chat
 from vermilion.serving.generation.structured_output import grammar_of, wanted_form
 from vermilion.serving.generation.tools import Tool, Toolbox, offered
 from vermilion.serving.heavy_work import offload
+from vermilion.serving.http.notices import note_ignored
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.wire.mercury_bodies import untemplated
 from vermilion.serving.wire.openai_bodies import (
@@ -25,7 +26,7 @@ from vermilion.serving.wire.openai_bodies import (
     NamedTool,
     TokenizeBody,
 )
-from vermilion.types import Request
+from vermilion.types import ModelInfo, Request
 
 if TYPE_CHECKING:
     from vermilion.chat_template import ChatTemplate
@@ -53,7 +54,7 @@ async def chat_requests(
     model_names.check_model(body.model, served.backend.model, config)
     if body.top_logprobs is not None and not body.logprobs:
         raise BadParameter("top_logprobs", body.top_logprobs, "nothing, unless logprobs is true")
-    box = toolbox(body, config)
+    box = toolbox(body, config, served.backend.model)
     grammar = box.grammar if box else None
     if grammar is None:
         grammar = grammar_of(wanted_form(body))
@@ -88,14 +89,20 @@ async def chat_requests(
 async def chat_prompt(body: ChatBody, served: Served, config: ServeConfig, begun: str = "") -> list[int]:
     """The tokens before the answer, of any number. Raises as `chat_requests` does."""
     model_names.check_model(body.model, served.backend.model, config)
-    prompt = await chat_tokens(body, served, toolbox(body, config))
+    prompt = await chat_tokens(body, served, toolbox(body, config, served.backend.model))
     return prompt + await _token_ids(begun, served)
 
 
-def toolbox(body: ChatBody, config: ServeConfig) -> Toolbox | None:
-    """The tools an answer may or must call; None where it cannot call any. Raises `BadParameter`."""
+def toolbox(body: ChatBody, config: ServeConfig, model: ModelInfo) -> Toolbox | None:
+    """The tools an answer may or must call; None where it cannot call any. Raises `BadParameter`.
+
+    A model that predicts no next token keeps to no grammar, so `strict` is left out, which a header says.
+    """
+    strict = not model.decoders or "ar" in model.decoders
+    if not strict:
+        note_ignored(f"{tool.function.name}#: strict" for tool in body.tools or () if tool.function.strict)
     tools = [
-        Tool(tool.name, tool.description or "", tool.parameters or {}, bool(tool.strict))
+        Tool(tool.name, tool.description or "", tool.parameters or {}, bool(tool.strict) and strict)
         for tool in (offer.function for offer in body.tools or ())
     ]
     wanted = body.tool_choice

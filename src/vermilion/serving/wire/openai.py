@@ -45,7 +45,7 @@ async def _chat(context: RequestContext, body: ChatBody, figures: bool = False) 
     head = Head(f"chatcmpl-{secrets.token_hex(12)}", context.answering(body.model))
     functions, body = body.names_functions, body.with_tools
     requests = await chat.chat_requests(body, context.served, context.service.config, head.id)
-    box = chat.toolbox(body, context.service.config)
+    box = chat.toolbox(body, context.service.config, context.model)
     if body.shows_canvas:
         diff = body.diffusing == "diff"
         return context.stream(
