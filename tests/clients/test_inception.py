@@ -55,7 +55,8 @@ def client(service: Running) -> Inception:
 
 
 def test_every_list_of_models_is_read_strictly(client: Inception, proven: Proven) -> None:
-    for models in (client.models.list(), client.models.list_chat(), client.models.list_fim()):
+    assert client.models.list().data[0].id == MODEL
+    for models in (client.models.list_chat(), client.models.list_fim()):
         assert [model.id for model in models.data] == [MODEL]
     (model,) = client.models.list_edit().data
     assert "edit.completions" in model.supported_endpoints
@@ -149,7 +150,8 @@ async def test_the_asynchronous_client_does_the_same(service: Running, proven: P
     async with AsyncInception(
         base_url=service.url, api_key="unused", max_retries=0, _strict_response_validation=True
     ) as client:
-        for listing in (client.models.list, client.models.list_chat, client.models.list_fim):
+        assert (await client.models.list()).data[0].id == MODEL
+        for listing in (client.models.list_chat, client.models.list_fim):
             assert [model.id for model in (await listing()).data] == [MODEL]
         asked = {"model": MODEL, "messages": QUESTION, "max_tokens": 24}
         whole = await client.chat.completions.create(**asked)

@@ -35,9 +35,9 @@ def test_openais_client_does_all_it_can(service: Running, tmp_path: Path, proven
     assert set(found["parsed"]) == {"city"}
     assert json.loads(found["call"]["arguments"])["level"] in (1, 2, 3)
     assert found["completion"]
-    assert found["models"] == [MODEL]
-    assert "/v1/embeddings" in found["embeddings"]
-    what = "chat, stream, parse, tools, completions, models; embeddings: a clear 404"
+    assert found["models"][0] == MODEL
+    assert "not trained to give vectors" in found["embeddings"]
+    what = "chat, stream, parse, tools, completions, models; embeddings: a clear 501"
     proven("openai (Node)", node_version("openai"), what)
 
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from vermilion.errors import ContextLengthExceeded, VermilionError
 
 _UNAUTHORIZED = 401
+_NOT_IMPLEMENTED = 501
 _SERVER_ERROR = 500
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
@@ -51,6 +52,9 @@ def error_response(error: VermilionError, path: str) -> Response:
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     if error.status == _UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.status == _NOT_IMPLEMENTED:
+        # OpenAI's clients ask again after any other 5xx.
+        headers["x-should-retry"] = "false"
     return Response(json.dumps(shape(error)), error.status, headers, "application/json")
 
 
