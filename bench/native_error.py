@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from vermilion.decoding.forward_jobs import Job, Wanted
 from vermilion.decoding.passes import Pass, Read, Segment
 from vermilion.engine.llm import LLM
 from vermilion.engine.worker import Worker
+from vermilion.evaluation.environment import processor
 from vermilion.evaluation.fixed_prompts import CHAT
 from vermilion.models import catalog
 from vermilion.native.runner import NativeRunner
@@ -142,7 +142,7 @@ def main() -> None:
     for (name, kind), row in rows.items():
         count = row["positions"]
         line = {
-            "benchmark": "native_error", "date": f"{datetime.date.today()}", "machine": platform.processor(),
+            "benchmark": "native_error", "date": f"{datetime.date.today()}", "machine": processor(),
             "backend": name, "text": kind, "positions": int(count),
             "max_logit": round(row["max_logit"], 3), "mean_logit": round(row["sum_mean_logit"] / count, 4),
             "argmax_equal": round(row["argmax_equal"] / count, 4),

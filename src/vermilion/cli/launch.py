@@ -48,6 +48,9 @@ _SETTING_OF = {
     "preset": "serve.default_preset",
     "device": "engine.device",
     "dtype": "engine.dtype",
+    "backend": "engine.backend",
+    "quantize": "engine.quantize",
+    "threads": "engine.threads",
 }
 
 

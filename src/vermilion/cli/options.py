@@ -64,6 +64,13 @@ class ServeOptions:
     preset: Annotated[str | None, typer.Option(help="Decoding of requests that name none.")] = None
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = None
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float64.")] = None
+    backend: Annotated[
+        str | None, typer.Option(help="native (C++ kernels, on CPUs), torch or auto; auto unless set.")
+    ] = None
+    quantize: Annotated[
+        str | None, typer.Option(help="q8, q4 or none: bits of the weights on the native backend.")
+    ] = None
+    threads: Annotated[int | None, typer.Option(min=0, help="CPU threads of a pass; 0 for all.")] = None
     accounts: Annotated[
         str | None,
         typer.Option(
