@@ -280,11 +280,22 @@ async def test_every_generating_route_writes_one_row(
     assert row.prompt_tokens > 0
 
 
+async def test_each_of_several_prompts_is_charged_once(
+    opened: Open, ledger: Callable[[], list[Any]], secret: Secret
+) -> None:
+    async with opened(secret.text) as client:
+        reply = await client.post("/v1/completions", json={"prompt": ["ab", "cde"], "n": 2})
+    (row,) = ledger()
+    usage = reply.json()["usage"]
+    assert (row.prompt_tokens, row.completion_tokens) == (5, 16)
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (5, 16)
+
+
 async def test_reading_lists_and_counting_tokens_costs_nothing(
     opened: Open, ledger: Callable[[], list[Any]], secret: Secret
 ) -> None:
     async with opened(secret.text) as client:
-        for path in ("/v1/models", "/api/tags", "/api/v0/models"):
+        for path in ("/v1/models", "/api/tags", "/api/v0/models", "/api/ps", "/props", "/slots"):
             assert (await client.get(path)).status_code == 200
         assert (await client.post("/v1/tokenize", json={"prompt": "hi"})).status_code == 200
     assert ledger() == []
