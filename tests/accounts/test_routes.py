@@ -159,7 +159,8 @@ async def test_odd_questions_are_a_400(client: httpx.AsyncClient, path: str) -> 
 
 async def test_lists_of_models_name_the_price_of_a_token(client: httpx.AsyncClient) -> None:
     await signed_up(client)
-    (model,) = (await client.get("/v1/models")).json()["data"]
+    model, *aliases = (await client.get("/v1/models")).json()["data"]
+    assert all(alias["pricing"] == model["pricing"] for alias in aliases)
     assert model["pricing"] == {
         "prompt": "0.00000025",
         "completion": "0.000001",

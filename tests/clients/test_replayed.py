@@ -122,7 +122,7 @@ def test_proxy_ai_completes_edits_and_applies(service: Running, proven: Proven) 
 
 def test_jetbrains_finds_the_service_as_an_openai_compatible_one(service: Running, proven: Proven) -> None:
     listing, chat = JETBRAINS["openai"]
-    (row,) = ask(service, listing).json()["data"]
+    row = ask(service, listing).json()["data"][0]
     assert (row["id"], row["object"]) == (MODEL, "model")
     reply = ask(service, chat)
     assert spoken(reply) == ANSWER
