@@ -38,11 +38,11 @@ def test_one_free_token_left_lets_a_request_in_and_none_lets_none_in() -> None:
 
 @pytest.mark.parametrize("field", ["revoked_at_us", "expires_at_us"])
 def test_a_key_is_refused_from_the_moment_it_is_revoked_or_expires(field: str) -> None:
-    party = replace(PARTY, key=replace(KEY, **{field: NOW}))
+    subject = replace(PARTY, key=replace(KEY, **{field: NOW}))
     with pytest.raises(InvalidKey):
-        admit(party, LOAD, 1, NOW)
+        admit(subject, LOAD, 1, NOW)
     if field == "expires_at_us":
-        admit(party, LOAD, 1, NOW - 1)
+        admit(subject, LOAD, 1, NOW - 1)
 
 
 def test_a_disabled_organisation_is_inactive() -> None:
@@ -52,11 +52,11 @@ def test_a_disabled_organisation_is_inactive() -> None:
 
 @pytest.mark.parametrize("of", ["key", "organisation"])
 def test_requests_at_once_and_the_budget_hold_for_the_key_and_for_its_organisation(of: str) -> None:
-    party = with_limits(**{of: RateLimits(concurrency=2)})
-    load, _ = admit(party, LOAD, 1, NOW)
-    load, _ = admit(party, load, 1, NOW)
+    subject = with_limits(**{of: RateLimits(concurrency=2)})
+    load, _ = admit(subject, LOAD, 1, NOW)
+    load, _ = admit(subject, load, 1, NOW)
     with pytest.raises(RateLimited, match="2 requests at once") as refused:
-        admit(party, load, 1, NOW)
+        admit(subject, load, 1, NOW)
     assert refused.value.retry_after_s == 1
     spent = replace(LOAD, **{of: replace(getattr(LOAD, of), month_spent=5)})
     with pytest.raises(BudgetReached):
@@ -65,10 +65,10 @@ def test_requests_at_once_and_the_budget_hold_for_the_key_and_for_its_organisati
 
 
 def test_the_headers_tell_of_the_tighter_limit_with_the_request_counted() -> None:
-    party = with_limits(
+    subject = with_limits(
         RateLimits(requests_per_minute=60, tokens_per_minute=1000), RateLimits(requests_per_minute=3)
     )
-    _, left = admit(party, LOAD, 100, NOW)
+    _, left = admit(subject, LOAD, 100, NOW)
     assert left.requests is not None and left.tokens is not None
     assert (left.requests.limit, left.requests.remaining, left.requests.reset_s) == (3, 2, 20.0)
     assert (left.tokens.limit, left.tokens.remaining, left.tokens.reset_s) == (1000, 900, 6.0)
@@ -76,17 +76,17 @@ def test_the_headers_tell_of_the_tighter_limit_with_the_request_counted() -> Non
 
 def test_a_refusal_says_after_how_many_seconds_the_request_fits() -> None:
     limits = RateLimits(requests_per_minute=2)
-    party, load, now = with_limits(limits), LOAD, NOW
+    subject, load, now = with_limits(limits), LOAD, NOW
     for _ in range(2):
-        load, _ = admit(party, replace(load, key=load.key.at(now, limits)), 1, now)
+        load, _ = admit(subject, replace(load, key=load.key.at(now, limits)), 1, now)
     with pytest.raises(RateLimited) as refused:
-        admit(party, replace(load, key=load.key.at(now, limits)), 1, now)
+        admit(subject, replace(load, key=load.key.at(now, limits)), 1, now)
     wait = refused.value.retry_after_s
     assert wait == 30
     later = now + wait * SECOND_US
-    admit(party, replace(load, key=load.key.at(later, limits)), 1, later)
+    admit(subject, replace(load, key=load.key.at(later, limits)), 1, later)
     with pytest.raises(RateLimited):
-        admit(party, replace(load, key=load.key.at(later - SECOND_US, limits)), 1, later - SECOND_US)
+        admit(subject, replace(load, key=load.key.at(later - SECOND_US, limits)), 1, later - SECOND_US)
 
 
 def test_a_prompt_larger_than_the_minutes_tokens_is_told_that_it_never_fits() -> None:
@@ -99,13 +99,13 @@ def test_a_prompt_larger_than_the_minutes_tokens_is_told_that_it_never_fits() ->
 def test_no_minute_passes_more_than_twice_its_limit(arrivals: list[tuple[int, int]]) -> None:
     """The bucket's promise: N at once and N more as it leaks, over any window of a minute."""
     limits = RateLimits(tokens_per_minute=100)
-    party, load, now = with_limits(limits), LOAD, NOW
+    subject, load, now = with_limits(limits), LOAD, NOW
     passed: list[tuple[int, int]] = []
     for gap_us, num_tokens in arrivals:
         now += gap_us
         load = replace(load, key=load.key.at(now, limits))
         try:
-            load, _ = admit(party, load, num_tokens, now)
+            load, _ = admit(subject, load, num_tokens, now)
         except RateLimited:
             continue
         passed.append((now, num_tokens))

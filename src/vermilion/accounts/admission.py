@@ -37,23 +37,23 @@ class Load:
     running_organisation: int
 
 
-def admit(party: Subject, load: Load, num_prompt_tokens: int, now_us: int) -> tuple[Load, Standing]:
-    """The load with the request in it, and what is left. Raises the errors of `errors.py`."""
-    if not party.key.good(now_us):
+def admit(subject: Subject, load: Load, num_prompt_tokens: int, now_us: int) -> tuple[Load, Standing]:
+    """The load with the request in it, and what is left. Raises the errors of `refusals.py`."""
+    if not subject.key.good(now_us):
         raise InvalidKey("This API key is revoked or has expired.")
-    if party.disabled:
+    if subject.disabled:
         raise AccountInactive("it is disabled. Ask whoever runs this service.")
-    if party.plan == FREE and not load.organisation.free_tokens:
+    if subject.plan == FREE and not load.organisation.free_tokens:
         raise AccountInactive("its free tokens are used up. Ask whoever runs this service for more.")
     limited = (
-        ("this API key", party.key.limits, load.key, load.running_key),
-        ("this organisation", party.limits, load.organisation, load.running_organisation),
+        ("this API key", subject.key.limits, load.key, load.running_key),
+        ("this organisation", subject.limits, load.organisation, load.running_organisation),
     )
     left = standing([(limits, meter) for _, limits, meter, _ in limited])
     for name, limits, meter, running in limited:
         _check(name, limits, meter, running, (num_prompt_tokens, left))
     key, organisation = load.key.admitted(num_prompt_tokens), load.organisation.admitted(num_prompt_tokens)
-    left = standing([(party.key.limits, key), (party.limits, organisation)])
+    left = standing([(subject.key.limits, key), (subject.limits, organisation)])
     return Load(key, organisation, load.running_key + 1, load.running_organisation + 1), left
 
 

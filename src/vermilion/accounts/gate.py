@@ -58,7 +58,7 @@ class Accounts:
         *args: _Given.args,
         **kwargs: _Given.kwargs,
     ) -> _Result:
-        """What a function of `parties` or `reports` gives, from a thread. Raises what it raises, and
+        """What a function of `organisations` or `reports` gives, from a thread. Raises what it raises, and
         `AccountsUnavailable`."""
         try:
             return await asyncio.to_thread(work, self.store, *args, **kwargs)
@@ -125,7 +125,7 @@ class Visit:
     async def begin(self, num_prompt_tokens: int) -> tuple[LedgerRequest, str | None]:
         """Admits a call; with it the answer that its idempotency key already has, if any.
 
-        Raises the errors of `errors.py`.
+        Raises the errors of `refusals.py`.
         """
         self._num_calls += 1
         suffix = "" if self._num_calls == 1 else f".{self._num_calls}"

@@ -24,8 +24,8 @@ from vermilion.accounts.schema import admissions, keys, ledger, meters, organisa
 LIMITS = tuple(field.name for field in fields(RateLimits))
 METERS = tuple(field.name for field in fields(Meter))
 KEYS = tuple(column.name for column in keys.columns)
-PARTIES = (*KEYS, "plan", "disabled", *(f"organisation_{name}" for name in LIMITS))
-"""Columns of the statement `parties`, in order."""
+SUBJECT_COLUMNS = (*KEYS, "plan", "disabled", *(f"organisation_{name}" for name in LIMITS))
+"""Columns of the statement `subjects`, in order."""
 
 
 class StatementCursor:
@@ -89,7 +89,7 @@ def _meters(num_names: int) -> sa.Executable:
     )
 
 
-def _parties(num_names: int) -> sa.Executable:
+def _subjects(num_names: int) -> sa.Executable:
     named = [organisations.c[name].label(f"organisation_{name}") for name in LIMITS]
     return (
         sa.select(keys, organisations.c.plan, organisations.c.disabled, *named)
@@ -159,7 +159,7 @@ def _inserting(table: sa.Table) -> Callable[[int], sa.Executable]:
 
 _STATEMENTS: dict[str, Callable[[int], Any]] = {
     "meters": _meters,
-    "parties": _parties,
+    "subjects": _subjects,
     "running": _running,
     "same running": _same_running,
     "same answered": _same_answered,

@@ -20,7 +20,7 @@ from vermilion.accounts.keys import Key, RateLimits
 from vermilion.accounts.meters import Meter, Standing
 from vermilion.accounts.money import Price, charge
 from vermilion.accounts.refusals import IdempotencyConflict, InvalidKey
-from vermilion.accounts.sql import LIMITS, METERS, PARTIES, StatementCursor
+from vermilion.accounts.sql import LIMITS, METERS, SUBJECT_COLUMNS, StatementCursor
 from vermilion.errors import VermilionError
 from vermilion.types import Usage
 
@@ -106,8 +106,8 @@ class _Batch:
         self._cursor = cursor
         self._meters = {row[0]: Meter(*row) for row in self._cursor.rows_of("meters", subjects)}
         key_ids = sorted({request.key_id for request in requests})
-        rows = self._cursor.rows_of("parties", key_ids)
-        self._parties = {party.key.id: party for party in map(_party, rows)}
+        rows = self._cursor.rows_of("subjects", key_ids)
+        self._subjects = {subject.key.id: subject for subject in map(_subject, rows)}
         # Before the running ones are counted: whoever has just ended makes room for the next.
         ended = [{"request_id": job.request.id} for job in jobs if not isinstance(job, Admission)]
         self._cursor.change("end", ended)
@@ -148,20 +148,20 @@ class _Batch:
 
     def _admit(self, job: Admission) -> Admitted:
         request = job.request
-        party = self._parties.get(request.key_id)
-        if party is None:
+        subject = self._subjects.get(request.key_id)
+        if subject is None:
             raise InvalidKey("This API key does not exist.")
         if request.idempotency_key:
             replay = self._answered(request)
             if replay is not None:
                 return Admitted(Standing(), replay)
         load = Load(
-            self._meter(request.key_id, party.key.limits),
-            self._meter(request.organisation_id, party.limits),
+            self._meter(request.key_id, subject.key.limits),
+            self._meter(request.organisation_id, subject.limits),
             self._running.get(request.key_id, 0),
             self._running.get(request.organisation_id, 0),
         )
-        load, left = admit(party, load, request.num_prompt_tokens, self._now_us)
+        load, left = admit(subject, load, request.num_prompt_tokens, self._now_us)
         self._running[request.key_id] = load.running_key
         self._running[request.organisation_id] = load.running_organisation
         self._put(load.key, load.organisation)
@@ -210,12 +210,12 @@ class _Batch:
 
     def _settle(self, job: Settlement) -> None:
         request, usage, now_us = job.request, job.usage, self._now_us
-        party = self._parties[request.key_id]
-        key = self._meter(request.key_id, party.key.limits)
-        organisation = self._meter(request.organisation_id, party.limits)
+        subject = self._subjects[request.key_id]
+        key = self._meter(request.key_id, subject.key.limits)
+        organisation = self._meter(request.organisation_id, subject.limits)
         num_tokens = usage.prompt_tokens + usage.completion_tokens
         price = self._price(job.model)
-        cost = charge(usage, num_tokens if party.plan == FREE else organisation.free_tokens, price)
+        cost = charge(usage, num_tokens if subject.plan == FREE else organisation.free_tokens, price)
         counted = request.num_prompt_tokens
         self._put(key.settled(usage, counted, cost.amount), organisation.settled(usage, counted, cost.amount))
         self._inserts["ledger"].append(
@@ -291,8 +291,8 @@ def key_of(row: Any) -> Key:
     )
 
 
-def _party(values: tuple[Any, ...]) -> Subject:
-    row = SimpleNamespace(**dict(zip(PARTIES, values, strict=True)))
+def _subject(values: tuple[Any, ...]) -> Subject:
+    row = SimpleNamespace(**dict(zip(SUBJECT_COLUMNS, values, strict=True)))
     limits = RateLimits(*(getattr(row, f"organisation_{name}") for name in LIMITS))
     return Subject(key_of(row), row.plan, bool(row.disabled), limits)
 

@@ -1,4 +1,4 @@
-"""Alembic runs this for every migration; `store.py` hands it an open connection."""
+"""Alembic runs this for every migration; `database.py` hands it an open connection."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ async def generate_events(
 
     Yields None after every `idle_s` seconds of silence. Raises what the engine raises, `EngineFailure`
     for a request that ended in an error (no event of it then reads as an answer), and on a service with
-    accounts the errors of `accounts/errors.py` before the engine is asked.
+    accounts the errors of `accounts/refusals.py` before the engine is asked.
     """
     started_s, salt = perf_counter(), service.owner()
     requests = [replace(request, cache_salt=salt) for request in requests] if salt else requests

@@ -1,6 +1,6 @@
 """OpenAI's request bodies, with what is particular to diffusion added. Unknown fields are ignored.
 
-A field that is null or left out takes its default in `chat.py`. The descriptions are the API reference.
+A field that is null or left out takes its default in `generation/`. The descriptions are the API reference.
 """
 
 from __future__ import annotations
