@@ -12,6 +12,7 @@ constexpr const char* kInstructionSet = "avxvnni";
 constexpr const char* kInstructionSet = "avx2";
 #endif
 constexpr int kRowsPerSweep = 4;
+constexpr int kRowsPerPairSweep = 0;  // too few registers for two tiles
 constexpr int kValueVectors = 1;
 
 struct Floats { __m256 low, high; };

@@ -8,6 +8,7 @@ namespace {
 
 constexpr const char* kInstructionSet = "avx512vnni";
 constexpr int kRowsPerSweep = 8;
+constexpr int kRowsPerPairSweep = 6;
 constexpr int kValueVectors = 4;
 
 using Floats = __m512;

@@ -8,6 +8,7 @@ namespace {
 
 constexpr const char* kInstructionSet = "neon";
 constexpr int kRowsPerSweep = 4;
+constexpr int kRowsPerPairSweep = 0;  // too few registers for two tiles
 constexpr int kValueVectors = 1;
 
 struct Floats { float32x4_t at[4]; };

@@ -10,6 +10,7 @@ namespace {
 
 constexpr const char* kInstructionSet = "scalar";
 constexpr int kRowsPerSweep = 4;
+constexpr int kRowsPerPairSweep = 0;  // too few registers for two tiles
 constexpr int kValueVectors = 1;
 
 struct Floats { float at[16]; };

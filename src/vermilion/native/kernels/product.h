@@ -35,68 +35,92 @@ inline Floats scaled(typename Format::Sum sum, const uint8_t* scales, float scal
     return total;
 }
 
-// One tile times kRows rows, so that each weight is read once for all of them.
-template <int kRows, class Format>
-void sweep(const uint8_t* tile, const Activations& x, int row, const Output& y) {
-    const int blocks = x.inputs / kBlock;
+// kTiles tiles times kRows rows: each weight is read once for all rows, each activation once for all tiles.
+template <int kTiles, int kRows, class Format>
+void sweep(const uint8_t* tile, long tile_stride, const Activations& x, int row, const Output& y) {
+    const int blocks = x.inputs / kBlock, scale_stride = x.stride / kBlock;
     const uint8_t* scales = tile + blocks * Format::kCodes;
-    const int scale_stride = x.stride / kBlock;
-    Floats total[kRows];
-    for (int r = 0; r < kRows; r++) total[r] = zero();
+    Floats total[kTiles][kRows];
+    for (auto& of_tile : total)
+        for (Floats& one : of_tile) one = zero();
     for (int block = 0; block < blocks; block++) {
-        typename Format::Sum sum[kRows];
+        typename Format::Sum sum[kTiles][kRows];
         const int at = row * scale_stride + block;
-        for (int r = 0; r < kRows; r++) sum[r] = Format::start(x.totals[at + r * scale_stride]);
+        for (int t = 0; t < kTiles; t++)
+            for (int r = 0; r < kRows; r++) sum[t][r] = Format::start(x.totals[at + r * scale_stride]);
         const int8_t* codes = x.codes + (long)row * x.stride + block * kBlock;
 #pragma GCC unroll 4
         for (int pair = 0; pair < 4; pair++) {
-            Bytes first, second;
-            Format::pair(tile, pair, first, second);
+            Bytes first[kTiles], second[kTiles];
+            for (int t = 0; t < kTiles; t++) Format::pair(tile + t * tile_stride, pair, first[t], second[t]);
 #pragma GCC unroll 8
             for (int r = 0; r < kRows; r++) {
                 const int8_t* eight = codes + (long)r * x.stride + pair * 8;
-                sum[r] = Format::dot(Format::dot(sum[r], first, eight), second, eight + 4);
+                for (int t = 0; t < kTiles; t++)
+                    sum[t][r] = Format::dot(Format::dot(sum[t][r], first[t], eight), second[t], eight + 4);
             }
         }
+        for (int t = 0; t < kTiles; t++) {
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; r++) {
-            const int k = at + r * scale_stride;
-            total[r] = scaled<Format>(sum[r], scales, x.scales[k], x.sums[k], total[r]);
+            for (int r = 0; r < kRows; r++) {
+                const int k = at + r * scale_stride;
+                total[t][r] =
+                    scaled<Format>(sum[t][r], scales + t * tile_stride, x.scales[k], x.sums[k], total[t][r]);
+            }
         }
         tile += Format::kCodes;
         scales += Format::kScales;
     }
-    for (int r = 0; r < kRows; r++) {
-        float* to = y.values + (long)r * y.stride;
-        store(to, y.add ? add(load(to), total[r]) : total[r]);
+    for (int t = 0; t < kTiles; t++) {
+        for (int r = 0; r < kRows; r++) {
+            float* to = y.values + (long)r * y.stride + t * kTile;
+            store(to, y.add ? add(load(to), total[t][r]) : total[t][r]);
+        }
     }
 }
 
-template <class Format>
-void sweep_rows(const uint8_t* tile, const Activations& x, Range rows, Output y) {
-    using Sweep = void (*)(const uint8_t*, const Activations&, int, const Output&);
-    static constexpr Sweep kSweeps[] = {nullptr,           sweep<1, Format>, sweep<2, Format>,
-                                        sweep<3, Format>, sweep<4, Format>, sweep<5, Format>,
-                                        sweep<6, Format>, sweep<7, Format>, sweep<8, Format>};
+template <int kTiles, class Format>
+void sweep_rows(const uint8_t* tile, long tile_stride, const Activations& x, Range rows, Output y) {
+    using Sweep = void (*)(const uint8_t*, long, const Activations&, int, const Output&);
+    constexpr int kMost = kTiles == 1 ? kRowsPerSweep : kRowsPerPairSweep;
+    static constexpr Sweep kSweeps[] = {
+        nullptr,
+        sweep<kTiles, 1, Format>,
+        sweep<kTiles, 2, Format>,
+        sweep<kTiles, 3, Format>,
+        sweep<kTiles, 4, Format>,
+        sweep<kTiles, kMost < 5 ? kMost : 5, Format>,
+        sweep<kTiles, kMost < 6 ? kMost : 6, Format>,
+        sweep<kTiles, kMost < 7 ? kMost : 7, Format>,
+        sweep<kTiles, kMost < 8 ? kMost : 8, Format>,
+    };
     for (int done = 0; done < rows.count;) {
         const int left = rows.count - done;
-        const int now = left < kRowsPerSweep ? left : kRowsPerSweep;
-        kSweeps[now](tile, x, rows.first + done, y);
+        const int now = left < kMost ? left : kMost;
+        kSweeps[now](tile, tile_stride, x, rows.first + done, y);
         y.values += (long)now * y.stride;
         done += now;
     }
 }
 
-void multiply(const Matrix& matrix, Range tiles, const Activations& x, Range rows, const Output& y) {
+template <class Format>
+void multiply_as(const Matrix& matrix, Range tiles, const Activations& x, Range rows, Output y) {
     const long bytes = tile_bytes(matrix.inputs, matrix.bits);
     const uint8_t* tile = matrix.tiles + tiles.first * bytes;
-    for (int i = 0; i < tiles.count; i++, tile += bytes) {
-        const Output here = {y.values + i * kTile, y.stride, y.add};
-        if (matrix.bits == 4)
-            sweep_rows<FourBit>(tile, x, rows, here);
-        else
-            sweep_rows<EightBit>(tile, x, rows, here);
+    int left = tiles.count;
+    // Two tiles at once halve the loads of activations; a single row has none to spare.
+    if constexpr (kRowsPerPairSweep > 0) {
+        for (; rows.count > 1 && left > 1; left -= 2, tile += 2 * bytes, y.values += 2 * kTile)
+            sweep_rows<2, Format>(tile, bytes, x, rows, y);
     }
+    for (; left > 0; left--, tile += bytes, y.values += kTile) sweep_rows<1, Format>(tile, bytes, x, rows, y);
+}
+
+void multiply(const Matrix& matrix, Range tiles, const Activations& x, Range rows, const Output& y) {
+    if (matrix.bits == 4)
+        multiply_as<FourBit>(matrix, tiles, x, rows, y);
+    else
+        multiply_as<EightBit>(matrix, tiles, x, rows, y);
 }
 
 void unpack(const Matrix& matrix, int output, float* values) {
