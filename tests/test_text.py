@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +304,16 @@ def test_lines_end_at_line_feeds_and_in_texts_without_any_at_carriage_returns(te
     assert all(line.count(mark) == 1 and line.endswith(mark) for line in lines[:-1])
     assert [line_end(line) for line in split_lines("a\r\nb\rc\nd")] == ["\r\n", "\n", ""]
     assert [line_end(line) for line in split_lines("a\rb\x0cc\r")] == ["\r", "\r"]
+
+
+@pytest.mark.model
+def test_other_threads_go_on_while_a_long_text_is_encoded() -> None:
+    tokenizer = catalog.tokenizer_of(catalog.find(catalog.DEFAULT_MODEL))
+    thread = threading.Thread(target=tokenizer.encode, args=("def foo(x):\n    return x + 1\n" * 20_000,))
+    thread.start()
+    ticks = 0
+    while thread.is_alive():
+        time.sleep(0.001)
+        ticks += 1
+    # Held by `Tokenizer.encode`, the interpreter's lock left room for two or three.
+    assert ticks > 20

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -43,6 +44,8 @@ _SPARE_TOKENS = (
 the bytes without a token: those least likely to be generated first."""
 _LEAD_BYTES = range(0xC2, 0xF5)
 """The first bytes of UTF-8 characters beyond ASCII."""
+# Texts are encoded one by one, which a pool of threads cannot speed up; it only warns when a process forks.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _REPLACEMENT = "\ufffd".encode()
 
 
@@ -142,14 +145,18 @@ class Tokenizer:
 
     def _ordinary(self, text: str) -> list[int]:
         if self._unspelt is None or not self._unspelt.search(text):
-            return list(self._built.encode(text, add_special_tokens=False).ids)
+            return self._merged(text)
         ids: list[int] = []
         for i, part in enumerate(self._unspelt.split(text)):
             if i % 2:
                 ids.extend(token for character in part for token in self._spelt(character.encode()))
             elif part:
-                ids.extend(self._built.encode(part, add_special_tokens=False).ids)
+                ids.extend(self._merged(part))
         return ids
+
+    def _merged(self, text: str) -> list[int]:
+        # Unlike `encode`, a batch is encoded without the interpreter's lock: other threads go on meanwhile.
+        return list(self._built.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def _spelt(self, character: bytes) -> list[int]:
         """One id per byte; U+FFFD if a byte has neither a token nor a spare one."""
