@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vermilion.cli import main
+from vermilion.cli.doctor import doctor
 from vermilion.native import library
 
 
@@ -15,7 +15,7 @@ def test_it_tells_backend_threads_and_extras(
 ) -> None:
     monkeypatch.setenv("VERMILION_HOME", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert main(["doctor"]) == 0
+    doctor()
     told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert told["threads"].startswith("3 ")
     assert told["smollm2-135m-diffusion"] == "not pulled"
@@ -30,7 +30,7 @@ def test_it_tells_that_the_kernels_are_missing(
     monkeypatch.setattr(library, "LIBRARY_NAME", "_absent.so")
     library.load.cache_clear()
     try:
-        main(["doctor"])
+        doctor()
     finally:
         library.load.cache_clear()
     assert "models run on PyTorch" in capsys.readouterr().out
