@@ -180,9 +180,10 @@ def test_training_meets_what_the_service_tells_the_model(tmp_path: Path, base: c
     tools = [{"type": "function", "function": FUNCTION}]
     file.write_text(json.dumps({"messages": CHAT, "tools": tools}))
     (document,) = read_answers(file, tokenizer, template)
-    served = Served(FakeBackend(), tokenizer, template)
+    backend = FakeBackend()
+    served = Served(backend, tokenizer, template)
     body = ChatBody.model_validate({"messages": CHAT[:-1], "tools": tools})
-    box = toolbox(body, ServeConfig())
+    box = toolbox(body, ServeConfig(), backend.model)
     told = asyncio.run(chat_tokens(body, served, box))
     assert list(document.ids[: document.num_prompt]) == told
     assert "weather" in tokenizer.decode(told)

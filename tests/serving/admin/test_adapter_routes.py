@@ -14,6 +14,7 @@ from serving.running import running
 from vermilion.cli.launch import settings_of
 from vermilion.cli.options import ServeOptions
 from vermilion.errors import BadParameter
+from vermilion.serving.generation.model_names import MERCURY_NAMES
 
 pytestmark = pytest.mark.anyio
 QUESTION = {"messages": [{"role": "user", "content": "hi"}]}
@@ -60,7 +61,8 @@ async def test_an_alias_may_mean_an_adapter(open_client, backend: FakeBackend) -
         assert (await client.post("/v1/chat/completions", json={**QUESTION, "model": "lawyer"})).is_success
         listed = [row["id"] for row in (await client.get("/v1/models")).json()["data"]]
     assert backend.requests[-1].adapter == "legal"
-    assert listed == [BASE, "legal", "ft:tiny-diffusion:support:1a", "lawyer"]
+    assert listed[:4] == [BASE, "legal", "ft:tiny-diffusion:support:1a", "lawyer"]
+    assert set(listed[4:]) == set(MERCURY_NAMES)
 
 
 async def test_openais_client_lists_and_deletes_adapters() -> None:
@@ -69,10 +71,11 @@ async def test_openais_client_lists_and_deletes_adapters() -> None:
         running(backend) as server,
         openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client,
     ):
-        assert [model.id async for model in client.models.list()] == [BASE, *backend.model.adapters]
+        names = [BASE, *backend.model.adapters, *MERCURY_NAMES]
+        assert [model.id async for model in client.models.list()] == names
         assert (await client.models.retrieve("legal")).model_extra["parent"] == BASE  # type: ignore[index]
         assert (await client.models.delete("ft:tiny-diffusion:support:1a")).deleted
-        assert [model.id async for model in client.models.list()] == [BASE, "legal"]
+        assert [model.id async for model in client.models.list()] == [BASE, "legal", *MERCURY_NAMES]
         with pytest.raises(openai.NotFoundError):
             await client.models.delete("ft:tiny-diffusion:support:1a")
         with pytest.raises(openai.BadRequestError, match="allowed: legal"):

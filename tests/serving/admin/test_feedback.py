@@ -21,7 +21,7 @@ CHAT = {"messages": [{"role": "user", "content": "secret"}]}
 async def test_feedback_is_kept_with_its_request(tmp_path: Path) -> None:
     service = fake_service(FakeBackend(words=("private",)))
     store = SimpleNamespace(folder=tmp_path)
-    service.background = BackgroundJobs(store, None, None)  # type: ignore[arg-type]
+    service.background = BackgroundJobs(store, SimpleNamespace(owners={}), None)  # type: ignore[arg-type]
     transport = httpx.ASGITransport(create_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         id = (await client.post("/v1/chat/completions", json={**CHAT, "n": 2})).json()["id"]
