@@ -55,7 +55,7 @@ async def test_it_is_listed_and_asked_with_presets_of_its_own(model: Path, tmp_p
     (wanted,) = llm.generate([llm.chat_prompt(MESSAGES)], Sampling(max_tokens=24))
     assert wanted.text and wanted.usage.passes > 0
     async with service.serving(model, tmp_path) as client:
-        (row,) = (await client.models.list()).data
+        row = (await client.models.list()).data[0]
         assert row.model_extra is not None
         assert (row.id, row.model_extra["default_preset"]) == ("model", "balanced")
         assert row.model_extra["supported_features"] == ["tools"]

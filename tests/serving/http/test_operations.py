@@ -11,6 +11,7 @@ import pytest
 
 from serving.fake import FakeBackend, served, sse
 from vermilion.errors import ConfigError
+from vermilion.serving.generation.model_names import MERCURY_NAMES
 from vermilion.serving.http.app import ROUTES, create_app
 from vermilion.serving.http.routes import RouteTable
 from vermilion.serving.serve_config import ServeConfig
@@ -110,7 +111,8 @@ async def test_a_model_in_azures_path_wins_over_the_bodys(client: httpx.AsyncCli
 async def test_models_are_listed_for_openai_and_mercury_clients(client: httpx.AsyncClient, path: str) -> None:
     listed = (await client.get(path)).json()
     assert listed["object"] == "list"
-    (model,) = listed["data"]
+    model, *aliases = listed["data"]
+    assert [alias["id"] for alias in aliases] == list(MERCURY_NAMES)
     assert (model["id"], model["object"], model["owned_by"], model["created"]) == (
         "tiny-diffusion",
         "model",

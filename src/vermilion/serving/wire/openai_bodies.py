@@ -236,7 +236,9 @@ class Generation(BaseModel):
     guided_choice: list[str] | None = Field(None, description="vLLM's.")
     guided_grammar: str | None = Field(None, description="vLLM's.")
     guided_whitespace_pattern: str | None = Field(None, description="Refused.")
-    structured_outputs: StructuredOutputs | None = None
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="As in vLLM: one of `json`, `regex`, `choice`, `grammar`, `json_object`."
+    )
 
     @property
     def wants_usage_chunk(self) -> bool:

@@ -113,8 +113,12 @@ class ResponsesBody(BaseModel):
     max_output_tokens: int | None = Field(None, ge=1, description="Longest answer; cut to what fits.")
     temperature: FiniteFloat | None = Field(None, ge=0, le=2, description="0, the default, is exact.")
     top_p: FiniteFloat | None = Field(None, ge=0, le=1, description="Sample from this share of probability.")
-    presence_penalty: FiniteFloat | None = Field(None, ge=-2, le=2)
-    frequency_penalty: FiniteFloat | None = Field(None, ge=-2, le=2)
+    presence_penalty: FiniteFloat | None = Field(
+        None, ge=-2, le=2, description="Taken off the logits of tokens that stand in the answer."
+    )
+    frequency_penalty: FiniteFloat | None = Field(
+        None, ge=-2, le=2, description="The same, for each time that a token stands there."
+    )
     top_logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each.")
     include: list[str] | None = Field(None, max_length=64, description=f"`{LOGPROBS}`; others do nothing.")
     stream: bool | None = Field(None, description="Send the answer as server-sent events.")
@@ -123,8 +127,10 @@ class ResponsesBody(BaseModel):
         max_length=256,
         description="Functions, custom tools and namespaces of them; others are left out.",
     )
-    tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
-    parallel_tool_calls: bool | None = None
+    tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = Field(
+        None, description="Whether the answer may or must call a tool, or which one."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="Whether an answer may hold several calls.")
     max_tool_calls: int | None = Field(None, ge=1, description="For tools at OpenAI; repeated in the reply.")
     text: TextSettings | None = Field(None, description="`format`: text, json_object or json_schema.")
     reasoning: Reasoning | None = Field(None, description="`effort`, as `reasoning_effort` of chat.")
@@ -133,9 +139,9 @@ class ResponsesBody(BaseModel):
         None, max_length=128, description="Go on from this stored response; its instructions are not kept."
     )
     background: bool | None = Field(None, description="Refused: an answer comes on its own connection.")
-    metadata: dict[str, str] | None = None
-    safety_identifier: str | None = Field(None, max_length=64)
-    prompt_cache_key: str | None = Field(None, max_length=64)
+    metadata: dict[str, str] | None = Field(None, description="Repeated in the reply.")
+    safety_identifier: str | None = Field(None, max_length=64, description="Repeated in the reply.")
+    prompt_cache_key: str | None = Field(None, max_length=64, description="Repeated in the reply.")
     conversation: Any = Field(None, description="Refused; use previous_response_id.")
     prompt: Any = Field(None, description="Refused: prompts are not stored here.")
     preset: str | None = Field(None, description="As in /v1/chat/completions.")
