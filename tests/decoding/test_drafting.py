@@ -8,6 +8,7 @@ import math
 import pytest
 
 from vermilion.decoding.drafting import (
+    MARGIN,
     Acceptance,
     DraftBudget,
     DraftRecord,
@@ -35,8 +36,8 @@ def test_noise_never_makes_more_rows_cheaper() -> None:
 
 
 def test_a_price_is_what_the_step_would_settle_in_that_time() -> None:
-    assert DraftBudget(CURVE, rows=4, streams=4).price(4) == pytest.approx(4 * 3.4 / 4.6)
-    assert DraftBudget(CURVE, rows=1, streams=1).price(3, noisy=2) == pytest.approx(0.8 / 4.0)
+    assert DraftBudget(CURVE, rows=4, streams=4).price(4) == pytest.approx(MARGIN * 4 * 3.4 / 4.6)
+    assert DraftBudget(CURVE, rows=1, streams=1).price(3, noisy=2) == pytest.approx(MARGIN * 0.8 / 4.0)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7])
@@ -105,3 +106,26 @@ def test_runs_of_text_grow_longer_while_they_are_right() -> None:
     assert first >= 3
     assert second > first
     assert third < second
+
+
+def test_the_curve_follows_what_steps_cost_and_not_how_fast_the_machine_is() -> None:
+    costs = RowCosts((1, 4, 8), (4.0, 5.0, 6.0), noisy_row_ms=0.2)
+    for _ in range(300):
+        costs.note(1, 0, 8.0)
+        costs.note(4, 0, 10.0)
+    assert costs.at(4) / costs.at(1) == pytest.approx(1.25, rel=0.02), "all steps are twice as slow"
+    for _ in range(300):
+        costs.note(1, 0, 4.0)
+        costs.note(4, 0, 8.0)
+    assert costs.at(4) / costs.at(1) == pytest.approx(2.0, rel=0.05)
+    before = costs.noisy_row_ms
+    for _ in range(100):
+        costs.note(1, 0, 4.0)
+        costs.note(5, 4, 12.0)
+    assert costs.noisy_row_ms > before
+
+
+def test_one_interrupted_step_hardly_counts() -> None:
+    costs = RowCosts((1, 4, 8), (4.0, 5.0, 6.0))
+    costs.note(4, 0, 900.0)
+    assert costs.at(4) < 5.3

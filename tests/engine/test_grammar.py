@@ -340,7 +340,7 @@ def test_the_denoiser_rests_where_its_drafts_are_refused(
     grammar = Grammar("regex", "[a-z]{120}")
     decoding = Decoding("lossless", block_length=4, draft_nodes=8)
     built = engine(model)
-    built.scheduler.costs = RowCosts((1, 8), (4.0, 8.0))
+    built.scheduler.costs = RowCosts((1, 8), (4.0, 5.8))
     usage = finish(tiny.run(built, [request("x", grammar, decoding)])["x"]).usage
     assert usage.passes > 60, "nothing in it can be guessed"
     assert 2 <= len(drafted) < 20

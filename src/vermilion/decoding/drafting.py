@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,13 @@ MAX_CHANCE = 0.98
 """No draft counts as certain, so that a long run never looks free."""
 _FORGETTING = 0.9
 """Weight that an observation keeps after the next one: about the last ten drafts count."""
+MARGIN = 1.3
+"""By how much a gain has to exceed its price: chances are estimates, and steps with good drafts settle more
+than one token a stream, which the time is taken from."""
+_PACE_SHARE, _SHAPE_SHARE = 0.2, 0.05
+"""Weights of one step's time in what is known of the machine's pace and of the curve."""
+_MAX_OFF = 2.0
+"""A step that took longer than this many times what was expected was interrupted."""
 _RECOVERY = 0.97
 """Share of the observations that a pass without drafts leaves: after a while drafting is tried again."""
 
@@ -38,8 +46,13 @@ class RowCosts:
         Measurements are noisy, but more rows never cost less: a point below an earlier one is raised to it.
         """
         self.rows = tuple(rows)
-        self.ms = tuple(accumulate(ms, max))
         self.noisy_row_ms = max(0.0, noisy_row_ms)
+        self._pace = 1.0
+        """What steps take now over what the curve says."""
+        self._draw(ms)
+
+    def _draw(self, ms: Sequence[float]) -> None:
+        self.ms = tuple(accumulate(ms, max))
         self._by_rows = [self.ms[0]] * (self.rows[0] + 1)
         for (low, low_ms), (high, high_ms) in pairwise(zip(self.rows, self.ms, strict=True)):
             self._slope = (high_ms - low_ms) / (high - low)
@@ -51,6 +64,25 @@ class RowCosts:
         if rows <= known:
             return self._by_rows[rows]
         return self._by_rows[known] + self._slope * (rows - known)
+
+    def note(self, rows: int, noisy: int, ms: float) -> None:
+        """A step of so many rows took `ms`, host work included: follow what steps really cost.
+
+        Prices depend on the curve's shape alone, so how fast the machine happens to be is taken out first.
+        """
+        off = ms / (self.at(rows) + noisy * self.noisy_row_ms)
+        off = min(_MAX_OFF, max(1 / _MAX_OFF, off))
+        self._pace += _PACE_SHARE * (off - self._pace)
+        bend = _SHAPE_SHARE * (off / self._pace - 1)
+        right = min(max(1, bisect_left(self.rows, rows)), len(self.rows) - 1)
+        low, high = self.rows[right - 1], self.rows[right]
+        share = min(1.0, max(0.0, (rows - low) / (high - low)))
+        changed = list(self.ms)
+        changed[right - 1] *= 1 + (1 - share) * bend
+        changed[right] *= 1 + share * bend
+        if noisy:
+            self.noisy_row_ms *= 1 + bend
+        self._draw(changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +97,10 @@ class DraftBudget:
 
     def price(self, added: int, noisy: int = 0) -> float:
         """Tokens that the step without them would settle in the time that `added` more rows take, `noisy` of
-        them through the denoiser."""
+        them through the denoiser; times the margin."""
         before = self.costs.at(self.rows)
         longer = self.costs.at(self.rows + added) - before + noisy * self.costs.noisy_row_ms
-        return self.streams * longer / before
+        return MARGIN * self.streams * longer / before
 
     def plus(self, rows: int) -> DraftBudget:
         return DraftBudget(self.costs, self.rows + rows, self.streams)
@@ -140,6 +172,8 @@ class DraftRecord:
         self.accepted: Counter[str] = Counter()
         self._by_depth: list[Acceptance] = []
         """Of the denoiser's drafts at each depth of a tree, behind accepted ones."""
+        self._certainty = Acceptance(_PRIORS["denoiser"])
+        """Probability of the tokens that the base chose: where it is sure, drafts tend to be right."""
         self._calibration = Acceptance(1.0)
         """Accepted drafts over what the denoiser's own probabilities promised."""
         self._copied = {source: Acceptance(rate) for source, rate in _PRIORS.items()}
@@ -156,6 +190,8 @@ class DraftRecord:
 
     def guess_chances(self, count: int) -> list[float]:
         """That the first 1, 2, ... guesses of a denoise pass will all be accepted."""
+        for acceptance in self._by_depth:
+            acceptance.prior = self._certainty.rate
         rates = [self._at_depth(depth).rate for depth in range(count)]
         return list(accumulate(rates, operator.mul))
 
@@ -171,6 +207,10 @@ class DraftRecord:
             self._at_depth(depth).note(float(depth < accepted))
         self._calibration.note(accepted, math.fsum(math.exp(logprob) for logprob in logprobs))
 
+    def note_chosen(self, logprob: float) -> None:
+        """The base chose a token of this log-probability."""
+        self._certainty.note(math.exp(logprob))
+
     def note_useless(self) -> None:
         """The denoiser was asked, and nothing that it guessed could be a draft."""
         self._at_depth(0).note(0.0)
@@ -183,5 +223,5 @@ class DraftRecord:
 
     def _at_depth(self, depth: int) -> Acceptance:
         while len(self._by_depth) <= depth:
-            self._by_depth.append(Acceptance(_PRIORS["denoiser"]))
+            self._by_depth.append(Acceptance(self._certainty.rate))
         return self._by_depth[depth]

@@ -196,6 +196,8 @@ class Speculative(Program):
         self._moves = tuple(
             (settled + index, settled + depth) for depth, index in enumerate(path) if index != depth
         )
+        for one in self.settled[settled - len(self.tokens) :]:
+            self.record.note_chosen(one.reading.logprob)
         if tree:
             depths, logprobs = [node.depth for node in tree], [node.logprob for node in tree]
             self.record.note(self._source, depths, logprobs, len(path))

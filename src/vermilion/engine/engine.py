@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence as Listing
 from dataclasses import replace
@@ -251,6 +252,7 @@ class Engine:
         What fails in one request's planning, reading or text ends that request. A forward that fails is
         repeated request by request, so that only one which fails alone ends.
         """
+        began = time.perf_counter()
         planned = self.scheduler.plan()
         events = [self._fail(sequence, _FAILED) for sequence in self.scheduler.take_failed()]
         jobs: list[Job] = []
@@ -279,7 +281,15 @@ class Engine:
             except Exception:
                 log.exception("a request could not take in its readings")
                 events.append(self._fail(work.sequence, _FAILED))
+        self._note_cost(ready, 1e3 * (time.perf_counter() - began))
         return events
+
+    def _note_cost(self, ready: Listing[Work], ms: float) -> None:
+        """A step without prefill took so long, from its planning to its events."""
+        if self.scheduler.costs is not None and not any(work.prefill for work in ready):
+            segments = [segment for work in ready for segment in work.rows.segments]
+            noisy = sum(len(segment.ids) for segment in segments if segment.noisy)
+            self.scheduler.costs.note(sum(len(segment.ids) for segment in segments), noisy, ms)
 
     def _applied(self, work: Work, readings: Listing[Reading]) -> list[tuple[str, Event]]:
         """Take in what one request's rows said; its events."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from vermilion.decoding.drafting import RowCosts
 from vermilion.decoding.forward_jobs import Job, Wanted
 from vermilion.decoding.passes import Pass, Purpose, Read, Reading, Segment
+from vermilion.decoding.speculative import CHOICES
 from vermilion.types import Sampling
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -16,6 +17,7 @@ _CONTEXT = 256
 """Slots that every row sees. A row's own cost hardly depends on it; what it reads beside the weights does."""
 _BUDGET_S = 0.6
 _MAX_ROUNDS = 5
+_IN_A_ROW = 3
 
 
 class Runs(Protocol):
@@ -41,9 +43,13 @@ def measure(worker: Runs, page_size: int, num_pages: int, *, denoises: bool) -> 
     for _ in range(_MAX_ROUNDS):
         for rows, noisy in best:
             job = _job(pages, context, rows, noisy=noisy)
-            started = time.perf_counter()
-            worker.run([job])
-            best[(rows, noisy)] = min(best[(rows, noisy)], 1e3 * (time.perf_counter() - started))
+            # The first of several alike finds the caches full of what the one before it needed.
+            for _ in range(_IN_A_ROW):
+                started = time.perf_counter()
+                worker.run([job])
+                best[(rows, noisy)] = min(best[(rows, noisy)], 1e3 * (time.perf_counter() - started))
+                if time.perf_counter() - began > _BUDGET_S / 2:
+                    break
         if time.perf_counter() - began > _BUDGET_S / 2:
             break
     added = (best[(8, True)] - best[(8, False)]) / 8 if denoises and 8 in sizes else 0.0
@@ -54,5 +60,9 @@ def _job(pages: Sequence[int], context: int, rows: int, *, noisy: bool) -> Job:
     purpose: Purpose = "draft" if noisy else "next"
     ids, masked = (0,) * rows, (noisy,) * rows
     segment = Segment(ids, context, context, context, span=0 if noisy else 1, noisy=noisy, masked=masked)
-    reads = tuple(Read(row, context + row + 1, purpose) for row in range(rows))
-    return Job(pages, Pass((segment,), reads), [Wanted(Sampling(), read.position) for read in reads])
+    top = CHOICES if noisy else 0
+    reads = tuple(
+        Read(row, context + row + 1, purpose, top=top, after=row - 1 if noisy else -1) for row in range(rows)
+    )
+    wanted = [Wanted(Sampling(), read.position, top=top) for read in reads]
+    return Job(pages, Pass((segment,), reads), wanted)
