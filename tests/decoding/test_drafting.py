@@ -129,3 +129,10 @@ def test_one_interrupted_step_hardly_counts() -> None:
     costs = RowCosts((1, 4, 8), (4.0, 5.0, 6.0))
     costs.note(4, 0, 900.0)
     assert costs.at(4) < 5.3
+
+
+def test_a_row_beside_prompts_costs_what_it_costs_elsewhere() -> None:
+    """Else every draft would look cheap beside a long prompt, whose first text would wait for it."""
+    costs = RowCosts((1, 256), (4.0, 106.0))
+    alone, beside = DraftBudget(costs, 16, 16).price(1), DraftBudget(costs, 200, 16).price(1)
+    assert beside == pytest.approx(alone)

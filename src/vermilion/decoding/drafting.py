@@ -96,11 +96,19 @@ class DraftBudget:
     """Requests that the step brings on by at least one token."""
 
     def price(self, added: int, noisy: int = 0) -> float:
-        """Tokens that the step without them would settle in the time that `added` more rows take, `noisy` of
-        them through the denoiser; times the margin."""
-        before = self.costs.at(self.rows)
-        longer = self.costs.at(self.rows + added) - before + noisy * self.costs.noisy_row_ms
-        return MARGIN * self.streams * longer / before
+        """Tokens that steps without drafts settle in the time that `added` more rows take, `noisy` of them
+        through the denoiser; times the margin.
+
+        Those are steps of one row a stream: a step that also reads prompts takes longer for each token.
+        """
+        longer = self.costs.at(self.rows + added) - self.costs.at(self.rows)
+        longer += noisy * self.costs.noisy_row_ms
+        return MARGIN * self.streams * longer / self.costs.at(self.streams)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether not even a draft that is almost certain is worth its row."""
+        return self.price(1) >= MAX_CHANCE
 
     def plus(self, rows: int) -> DraftBudget:
         return DraftBudget(self.costs, self.rows + rows, self.streams)

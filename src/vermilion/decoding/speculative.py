@@ -60,6 +60,8 @@ class Speculative(Program):
         """Where they come from."""
         self._branches: dict[int, list[Read]] = {}
         self._prompt_lookup = PromptLookup()
+        self._hopeless = False
+        """Whether rows cost too much for any draft in the planned pass: with many streams at once."""
         self._moves: tuple[tuple[int, int], ...] = ()
         """Keys of accepted drafts that lie in another slot than their position's."""
 
@@ -93,6 +95,7 @@ class Speculative(Program):
         self._moves = ()
 
     def plan(self, budget: DraftBudget | None = None) -> Pass:
+        self._hopeless = budget is not None and budget.hopeless
         self._verifying, self._source = self._chosen(budget)
         settled, tree = len(self.tokens), self._verifying
         stored = self.cached + len(self._moves)
@@ -133,6 +136,8 @@ class Speculative(Program):
         """The drafts to verify: those from text or the denoiser's, whichever promise more; without a budget
         those from text where there are any, and as many as there are."""
         copied = self._copies
+        if self._hopeless:
+            return (), "denoiser"
         if budget is None:
             return (self._run, copied) if self._run else (self._tree, "denoiser")
         run = self.record.run_chances(copied, len(self._run))
@@ -143,7 +148,7 @@ class Speculative(Program):
 
     def _ends(self) -> tuple[int, ...]:
         """Outcomes of this pass to draft behind."""
-        if self.task.decoding.decoder == "ar":
+        if self.task.decoding.decoder == "ar" or self._hopeless:
             return ()
         return likeliest_ends(self._verifying, self.task.decoding.branches) if self._verifying else (-1,)
 
@@ -216,7 +221,7 @@ class Speculative(Program):
                     if not self._tree:
                         self.record.note_useless()
                 at += len(wanted)
-        if self.finish is None and self.task.decoding.decoder != "ar":
+        if self.finish is None and self.task.decoding.decoder != "ar" and not self._hopeless:
             self._run = self._copied()
 
     def _verified(self, readings: Sequence[Reading]) -> list[int]:
