@@ -20,7 +20,7 @@ def test_it_tells_backend_threads_and_extras(
     assert told["threads"].startswith("3 ")
     assert told["smollm2-135m-diffusion"] == "not pulled"
     assert told["backend"].startswith("not known")
-    assert "[serve]" in told
+    assert "[eval]" in told and "[serve]" not in told
 
 
 def test_it_tells_that_the_kernels_are_missing(

