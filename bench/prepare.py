@@ -14,12 +14,11 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 from pathlib import Path
-from statistics import median
 
 import torch
 
+from training import commit, spread
 from vermilion.decoding.forward_jobs import Job
 from vermilion.decoding.passes import Pass, Segment
 from vermilion.engine.worker import Worker
@@ -76,18 +75,6 @@ def job(name: str, pages: range, context: int) -> Job:
     masked = Segment((MASK,) * MASKED, at, at, at, span=0, noisy=True, masked=(True,) * MASKED)
     rows = Pass((settled, masked))
     return Job(pages[: -(-rows.num_slots // PAGE_SIZE)], rows, [], request=name)
-
-
-def spread(values: list[float]) -> list[float]:
-    """Median, least, most."""
-    return [round(value, 3) for value in (median(values), min(values), max(values))]
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -287,9 +287,8 @@ class Engine:
     def _note_cost(self, ready: Listing[Work], ms: float) -> None:
         """A step without prefill took so long, from its planning to its events."""
         if self.scheduler.costs is not None and not any(work.prefill for work in ready):
-            segments = [segment for work in ready for segment in work.rows.segments]
-            noisy = sum(len(segment.ids) for segment in segments if segment.noisy)
-            self.scheduler.costs.note(sum(len(segment.ids) for segment in segments), noisy, ms)
+            noisy = sum(len(one.ids) for work in ready for one in work.rows.segments if one.noisy)
+            self.scheduler.costs.note(sum(work.rows.num_rows for work in ready), noisy, ms)
 
     def _applied(self, work: Work, readings: Listing[Reading]) -> list[tuple[str, Event]]:
         """Take in what one request's rows said; its events."""
