@@ -8,9 +8,11 @@ import os
 import re
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -69,6 +71,18 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_forgotten() -> 
         writer.close()
         line = 'route="/v1/chat/completions",status="499"} 1.0'
         await until(lambda: server.client.get("/metrics"), lambda reply: line in reply.text)
+
+
+async def test_a_reply_does_not_wait_for_the_acknowledgement_of_its_head() -> None:
+    async with running(FakeBackend()) as server:
+        times_ms = []
+        for _ in range(20):
+            began_s = time.perf_counter()
+            await server.client.get("/health")
+            times_ms.append((time.perf_counter() - began_s) * 1000)
+            # The client's kernel acknowledges at once while a connection is new or busy.
+            await asyncio.sleep(0.02)
+        assert statistics.quantiles(times_ms, n=4)[0] < 30  # Nagle's algorithm: 40 and more
 
 
 async def test_a_silent_stream_is_kept_alive_with_comments() -> None:
