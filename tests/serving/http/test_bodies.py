@@ -122,7 +122,7 @@ OPTIONAL = [
     if not field.is_required()
 ]
 NEEDED: dict[str, Any] = {
-    "messages": [{"role": "user", "content": "hi"}],
+    "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
     "prompt": "hi",
     "model": "m",
     "max_tokens": 8,

@@ -37,6 +37,13 @@ VALID = b'{"messages": [{"role": "user", "content": "hi"}], "prompt": "hi"'
 
 def check_error(route: str, body: dict[str, Any]) -> None:
     """Each face of the service refuses in its own shape."""
+    if route.startswith("/model/"):
+        assert isinstance(body["message"], str) and set(body) <= {"message", "originalStatusCode"}
+        return
+    if route.startswith("/endpoints/"):
+        assert isinstance(body["Message"], str)
+        assert set(body) <= {"Message", "OriginalStatusCode", "OriginalMessage"}
+        return
     error = body["error"]
     if route.startswith("/v1/messages"):
         assert (body["type"], set(error)) == ("error", {"type", "message"})

@@ -228,7 +228,8 @@ async def token_ids(body: TokenizeBody, served: Served, config: ServeConfig) -> 
     return await chat_tokens(chat, served)
 
 
-async def text_tokens(text: str, served: Served) -> list[int]:
+async def text_tokens(text: str | list[int], served: Served) -> list[int]:
+    """Tokens stay as they are. Raises `BadParameter` for ids outside the vocabulary."""
     return await _token_ids(text, served)
 
 

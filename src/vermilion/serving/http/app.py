@@ -25,6 +25,8 @@ from vermilion.serving.jobs import batch_routes, file_routes, fine_tuning_routes
 from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire import (
     anthropic,
+    bedrock,
+    bedrock_invoke,
     embeddings,
     llamacpp,
     llamacpp_server,
@@ -34,6 +36,7 @@ from vermilion.serving.wire import (
     ollama,
     openai,
     responses,
+    sagemaker,
 )
 
 # Editors and desktop applications show web pages of their own schemes.
@@ -79,6 +82,9 @@ ROUTES = (
     *llamacpp.ROUTES,
     *llamacpp_server.ROUTES,
     *embeddings.ROUTES,
+    *bedrock.ROUTES,
+    *bedrock_invoke.ROUTES,
+    *sagemaker.ROUTES,
     Route("GET", "/health", health, openapi.HEALTH, scopes=OPEN, needs_model=False),
     Route("GET", "/ready", ready, openapi.READY, scopes=OPEN),
     Route("GET", "/metrics", metrics, openapi.METRICS, scopes=OPERATE, needs_model=False),

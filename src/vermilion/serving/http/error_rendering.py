@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from vermilion.errors import ContextLengthExceeded, VermilionError
+from vermilion.serving.http.amazon_errors import amazon_response, is_amazon
 
 _UNAUTHORIZED = 401
 _NOT_IMPLEMENTED = 501
@@ -44,6 +45,8 @@ def ollama_error(error: VermilionError) -> dict[str, Any]:
 
 def error_response(error: VermilionError, path: str) -> Response:
     """The reply of the route at `path`, in its canonical spelling."""
+    if is_amazon(path):
+        return amazon_response(error, path)
     shape = openai_error
     if path.startswith("/v1/messages"):
         shape = anthropic_error

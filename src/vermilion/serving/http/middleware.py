@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vermilion.accounts.gate import Visit
 from vermilion.errors import VermilionError
 from vermilion.serving.http import auth
+from vermilion.serving.http.amazon_errors import amazon_headers
 from vermilion.serving.http.connection import ClientGone
 from vermilion.serving.http.error_rendering import error_response, internal_error
 from vermilion.serving.http.hosts import HostNotAllowed, check_host
@@ -53,7 +54,7 @@ class EdgeMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 own = [(b"x-request-id", request_id.encode()), *auth.reply_headers(visit)]
-                own += notice_headers(notices)
+                own += notice_headers(notices) + amazon_headers(path, request_id)
                 headers = [*message["headers"], *own]
                 message = {**message, "headers": headers}
             await send(message)

@@ -28,6 +28,7 @@ TAGS: list[dict[str, Any]] = [
     {"name": "ollama", "description": 'For clients of Ollama. Errors have the shape `{"error": "..."}`.'},
     {"name": "lm studio", "description": "For clients of LM Studio: OpenAI's shapes and figures of speed."},
     {"name": "llama.cpp", "description": "For editors that complete with llama.cpp's server."},
+    {"name": "amazon", "description": "For clients of Amazon's Bedrock and SageMaker."},
     {
         "name": "accounts",
         "description": "Sign-up, keys, usage and invoices, where the service keeps accounts.",

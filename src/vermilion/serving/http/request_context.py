@@ -31,6 +31,8 @@ class RequestContext:
     service: ServiceState
     loaded: Served | None
     """None on a route that answers without a model."""
+    wrap: Callable[[StreamRenderer], StreamRenderer] | None = None
+    """How the streams of another protocol are told in this one's."""
 
     @property
     def served(self) -> Served:
@@ -64,6 +66,8 @@ class RequestContext:
 
     def stream(self, requests: Sequence[Request], renderer: StreamRenderer, num_prompts: int = 1) -> Response:
         """The answers as they come."""
+        if self.wrap is not None:
+            renderer = self.wrap(renderer)
         answers = generate_events(
             self.service, self.served.backend, requests, self.service.config.keep_alive_s, num_prompts
         )

@@ -17,7 +17,7 @@ from vermilion.serving.generation.events import EventStream
 from vermilion.serving.generation.merge import merged
 from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import Route
-from vermilion.serving.http.sse import FrameStream, frames
+from vermilion.serving.http.sse import FrameStream, StreamRenderer, frames
 from vermilion.serving.wire.mercury_bodies import FIM, FimBody
 from vermilion.serving.wire.openai import complete
 from vermilion.serving.wire.openai_replies import Head, chat_reply
@@ -68,7 +68,8 @@ def _merged(text: str) -> str | None:
 def _told(context: RequestContext, body: EditBody, head: Head, choice: Choice, kind: str) -> Response:
     """A finished answer as one reply, or as a stream of one piece."""
     if body.stream:
-        renderer = ChatStream(head, body.wants_usage_chunk)
+        renderer: StreamRenderer = ChatStream(head, body.wants_usage_chunk)
+        renderer = context.wrap(renderer) if context.wrap else renderer
         return FrameStream(frames(_events(choice), renderer, context.service.metrics), renderer.media_type)
     reply: dict[str, Any] = chat_reply(head, [choice], False)
     return json_response({**reply, "object": kind})
