@@ -24,7 +24,7 @@ class Decoding:
     decoder: str = "lossless"
     threshold: float = 0.9
     block_length: int = 4
-    """Rows of one canvas (1 to 64)."""
+    """Rows of one canvas (1 to 256)."""
     first_block: int = 0
     """Rows of an answer's first canvas; later ones are as long as the text they follow, until they have their
     full length. The first text comes sooner, the whole in more passes. 0: all are alike."""
@@ -45,6 +45,15 @@ class Decoding:
     answer; costs no denoise pass. 0 never looks."""
     accept_above: float = 1.0
     """`relaxed`: a draft stands when its base probability is at least this share of the chosen token's."""
+    max_temperature: float = 0.8
+    min_temperature: float = 0.4
+    """`renoise`: what logits are divided by in a canvas's first pass, and towards its last."""
+    stop_entropy: float = 0.005
+    """`renoise`: a canvas is done when its mean entropy is below so many nats ..."""
+    stable_steps: int = 1
+    """... and its likeliest tokens have been the same for so many steps."""
+    distance_penalty: float = 0.02
+    """`reorder`: nats that a mask's entropy is raised by per position behind the first mask."""
 
     def canvas_length(self, num_settled: int, whole: int = 0) -> int:
         """Rows of the canvas that opens behind so many tokens of the answer; `whole` is the model's own block

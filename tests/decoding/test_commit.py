@@ -21,6 +21,7 @@ from vermilion.decoding.commit import (
 )
 from vermilion.decoding.decoders import DECODERS, KNOBS, available, described, settle
 from vermilion.decoding.passes import Reading
+from vermilion.models.families import Traits
 from vermilion.types import Decoding
 
 # Few values, so that ties are common.
@@ -225,6 +226,12 @@ def test_the_base_choice_is_accepted_and_a_near_miss_only_by_a_share() -> None:
 def test_the_table_names_every_setting_and_who_reads_it() -> None:
     assert {"decoder", *KNOBS} == {field.name for field in fields(Decoding)}
     assert {name for decoder in DECODERS.values() for name in decoder.knobs} == set(KNOBS)
-    assert available(has_base=True) == tuple(DECODERS)
-    assert available(has_base=False) == ("threshold", "schedule", "entropy", "cumulative")
+    masks = ("threshold", "schedule", "entropy", "cumulative")
+    kinds = {
+        Traits("causal", True, 9, ()): ("ar", "lossless", "relaxed", *masks),
+        Traits("block", False, 9, (), block_grid=4): masks,
+        Traits("causal", False, -1, (), noise="uniform"): ("renoise",),
+        Traits("causal", False, 9, (), canvas="causal"): ("reorder",),
+    }
+    assert {traits: available(traits) for traits in kinds} == kinds
     assert all(f"`{name}`" in described() for name in (*DECODERS, *KNOBS))

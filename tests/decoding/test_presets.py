@@ -57,7 +57,7 @@ def test_every_preset_can_be_run_by_the_models_that_offer_it() -> None:
         ("decoder", None),
         ("decoder", []),
         ("block_length", 0),
-        ("block_length", 65),
+        ("block_length", 257),
         ("block_length", True),
         ("block_length", 4.0),
         ("draft_nodes", 0),

@@ -59,6 +59,31 @@ def entropy_bounded(
     return chosen
 
 
+def least_dependent(entropies: Sequence[float], bound: float) -> list[int]:
+    """Indexes, by rising entropy, of the positions before which the entropies sum to at most `bound` nats.
+
+    The first always is one of them. For positions that are all decided anew in each step (DiffusionGemma).
+    """
+    total = 0.0
+    chosen: list[int] = []
+    for i in sorted(range(len(entropies)), key=lambda i: (entropies[i], i)):
+        if total > bound:
+            break
+        chosen.append(i)
+        total += entropies[i]
+    return chosen
+
+
+def near_and_sure(
+    entropies: Sequence[float], distances: Sequence[int], threshold: float, penalty: float
+) -> list[int]:
+    """Indexes of the masks whose entropy plus `penalty` nats for each position from the first mask is below
+    `threshold`; the lowest such sum where none is (WeDLM, arXiv 2512.22737)."""
+    sums = [entropy + penalty * far for entropy, far in zip(entropies, distances, strict=True)]
+    chosen = [i for i, total in enumerate(sums) if total < threshold]
+    return chosen or [min(range(len(sums)), key=lambda i: (sums[i], i))]
+
+
 def cumulative(
     decoding: Decoding, readings: Sequence[Reading], forced: Reading | None, steps_left: int
 ) -> list[int]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
+from typing import Literal
 
 from vermilion.decoding.commit import confident, cumulative, entropy_bounded, scheduled, surest
 from vermilion.decoding.knobs import Knob
 from vermilion.decoding.passes import Reading
 from vermilion.errors import BadParameter
+from vermilion.models.families import Traits
 from vermilion.types import Decoding
 
 Rule = Callable[[Decoding, Sequence[Reading], Reading | None, int], list[int]]
@@ -21,18 +23,32 @@ Rule = Callable[[Decoding, Sequence[Reading], Reading | None, int], list[int]]
 indexes of the readings to accept."""
 
 
+ProgramKind = Literal["speculative", "blocks", "renoising", "reordering"]
+
+
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """`rule` is None for decoders that verify drafts; those need an autoregressive base."""
+    """`rule` is what settles the positions of a canvas of masks, for the program `blocks`."""
 
     meaning: str
     knobs: tuple[str, ...] = ()
     rule: Rule | None = None
     max_threshold: float = 1.0
+    program: ProgramKind = "blocks"
+    uses_entropy: bool = False
 
     @property
     def needs_base(self) -> bool:
-        return self.rule is None
+        """Whether it verifies drafts, which takes an autoregressive base."""
+        return self.program == "speculative"
+
+    def fits(self, traits: Traits) -> bool:
+        """Whether it is defined for models that denoise so."""
+        if self.program == "speculative":
+            return traits.has_next_token
+        if self.program == "blocks":
+            return traits.noise == "mask" and traits.canvas == "bidirectional"
+        return traits.noise == "uniform" if self.program == "renoising" else traits.canvas == "causal"
 
     @property
     def drafts(self) -> bool:
@@ -41,8 +57,10 @@ class Decoder:
 
 KNOBS: Mapping[str, Knob] = MappingProxyType(
     {
-        "threshold": Knob(0, 100, "least confidence to settle; of `entropy` most nats to settle at once"),
-        "block_length": Knob(1, 64, "rows of one canvas", integer=True),
+        "threshold": Knob(
+            0, 100, "least confidence to settle; of `entropy`, `renoise` and `reorder` most nats to settle at"
+        ),
+        "block_length": Knob(1, 256, "rows of one canvas", integer=True),
         "first_block": Knob(0, 64, "rows of the first canvas; 0 for the block length", integer=True),
         "max_steps": Knob(0, 64, "most denoise passes a block; 0 for its length", integer=True),
         "revise_below": Knob(0, 1, "mask a token again where the base finds it less likely; 0 never"),
@@ -51,6 +69,11 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
         "branches": Knob(0, 64, "outcomes of a verification to draft behind in the same pass", integer=True),
         "lookup": Knob(0, 64, "most tokens to draft by prompt lookup", integer=True),
         "accept_above": Knob(0, 1, "least share of the chosen token's probability that a draft needs"),
+        "max_temperature": Knob(0.01, 10, "what logits are divided by in a canvas's first pass"),
+        "min_temperature": Knob(0.01, 10, "what logits are divided by towards its last pass"),
+        "stop_entropy": Knob(0, 100, "mean nats below which a canvas is done; 0 runs all its passes"),
+        "stable_steps": Knob(0, 16, "passes for which its likeliest tokens must stay the same", integer=True),
+        "distance_penalty": Knob(0, 10, "nats added per position behind the first mask"),
     }
 )
 _DRAFTING = ("block_length", "first_block", "draft_nodes", "branches")
@@ -58,13 +81,16 @@ _CANVAS = ("block_length", "first_block", "max_steps", "revise_below", "max_revi
 
 DECODERS: Mapping[str, Decoder] = MappingProxyType(
     {
-        "ar": Decoder("one token a pass, from the base model"),
+        "ar": Decoder("one token a pass, from the base model", program="speculative"),
         "lossless": Decoder(
-            "drafts that the base verifies: its own text in fewer passes", (*_DRAFTING, "lookup")
+            "drafts that the base verifies: its own text in fewer passes",
+            (*_DRAFTING, "lookup"),
+            program="speculative",
         ),
         "relaxed": Decoder(
             "the same, but a draft also stands if the base finds it nearly as good",
             (*_DRAFTING, "accept_above"),
+            program="speculative",
         ),
         "threshold": Decoder(
             "settle all positions of enough confidence (arXiv 2505.22618)", ("threshold", *_CANVAS), confident
@@ -77,9 +103,35 @@ DECODERS: Mapping[str, Decoder] = MappingProxyType(
             ("threshold", *_CANVAS),
             entropy_bounded,
             max_threshold=100.0,
+            uses_entropy=True,
         ),
         "cumulative": Decoder(
             "settle together what keeps a joint probability", ("threshold", *_CANVAS), cumulative
+        ),
+        "renoise": Decoder(
+            "decide every position of a canvas of random tokens anew in each pass, and draw noise where it "
+            "depends on others (DiffusionGemma)",
+            (
+                "threshold",
+                "block_length",
+                "first_block",
+                "max_steps",
+                "max_temperature",
+                "min_temperature",
+                "stop_entropy",
+                "stable_steps",
+            ),
+            max_threshold=100.0,
+            program="renoising",
+            uses_entropy=True,
+        ),
+        "reorder": Decoder(
+            "a window of masks behind what is settled, in causal attention: settle what has few nats for its "
+            "distance (arXiv 2512.22737)",
+            ("threshold", "block_length", "distance_penalty"),
+            max_threshold=100.0,
+            program="reordering",
+            uses_entropy=True,
         ),
     }
 )
@@ -127,9 +179,9 @@ def checked(name: str, value: object) -> object:
     return KNOBS[name].checked(f"decoding.{name}", value)
 
 
-def available(has_base: bool) -> tuple[str, ...]:
+def available(traits: Traits) -> tuple[str, ...]:
     """Names of the decoders that a model can run."""
-    return tuple(name for name, decoder in DECODERS.items() if has_base or not decoder.needs_base)
+    return tuple(name for name, decoder in DECODERS.items() if decoder.fits(traits))
 
 
 def described() -> str:

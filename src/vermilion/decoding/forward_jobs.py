@@ -23,6 +23,9 @@ class Wanted:
     """How many of the likeliest tokens to list."""
     allowed: bytes = b""
     """The tokens that may be chosen, as bits over the vocabulary, lowest first; empty for all."""
+    divisor: float = 1.0
+    draw: int = -1
+    """As of the `Read`."""
 
 
 @dataclass(frozen=True, slots=True)

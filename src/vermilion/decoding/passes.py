@@ -37,6 +37,8 @@ class Segment:
     """Noisy rows that carry the mask embedding instead of a token."""
     also: tuple[int, ...] = ()
     """Further slots that every row sees: the ancestors in a tree of drafts."""
+    conditioned: bool = False
+    """Noisy rows that take in what the last pass read at their positions (self-conditioning)."""
 
     def reach(self, row: int) -> int:
         """How many of the segment's own rows `row` sees, counted from the first."""
@@ -46,7 +48,7 @@ class Segment:
         return min(len(self.ids), block_end - self.start)
 
 
-Purpose = Literal["next", "mask", "check", "draft"]
+Purpose = Literal["next", "mask", "check", "draft", "canvas"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Read:
 
     next   the base model's own next token     mask   the denoiser's opinion of a masked position
     check  the base's probability of a target   draft  a guess that a later pass verifies
+    canvas the denoiser's opinion of a position that is never masked; the next pass is conditioned on it
     """
 
     row: int
@@ -71,6 +74,11 @@ class Read:
     after: int = -1
     """Of a draft: the read, by its index in the pass, that gives the token before `position`; -1 for none.
     Models with a draft head then say what they would guess behind each token that may stand there."""
+    divisor: float = 1.0
+    """What the logits are divided by before anything else: the temperature of a schedule."""
+    draw: int = -1
+    """Which draw at this position this is, from 0, where a position is drawn anew in every pass: with the
+    seed and the position the key of its noise. -1: the one draw that all passes repeat."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,9 @@ class Task:
     """Whether an answer that only repeats itself is ended."""
     constraint: Constraint | None = None
     """The answer's place in its grammar, which settled tokens move on."""
+    seed: int = 0
+    vocab_size: int = 0
+    """For programs that draw noise themselves."""
 
 
 @dataclass(frozen=True, slots=True)

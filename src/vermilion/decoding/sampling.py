@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vermilion.decoding.forward_jobs import Wanted
+from vermilion.decoding.noise import mixed, uniform
 from vermilion.decoding.passes import Reading
 from vermilion.types import Sampling
 
@@ -25,12 +26,16 @@ def read(logits_RV: Tensor, wanted: Sequence[Wanted], mask_token_id: int) -> lis
 
     The mask token is never chosen, nor what a grammar forbids. At temperature 0 the choice is the likeliest
     token, else the maximum of logits / temperature + Gumbel noise within top-k, top-p and min-p: an exact
-    sample, whose noise depends on (seed, position) alone. A row without finite numbers, or where all is
-    forbidden, reads as token 0 with a log-probability of NaN; the rows beside it are as ever.
+    sample, whose noise depends on (seed, position) alone. A row with a `draw` is sampled by the inverse of
+    its distribution function, at a number that depends on (seed, position, draw). A row without finite
+    numbers, or where all is forbidden, reads as token 0 with a log-probability of NaN; the rows beside it are
+    as ever.
     """
-    logits_RV = logits_RV.float() if logits_RV.dtype in (torch.bfloat16, torch.float16) else logits_RV
-    logits_RV[:, mask_token_id] = float("-inf")
+    logits_RV = widened(logits_RV)
+    if mask_token_id >= 0:
+        logits_RV[:, mask_token_id] = float("-inf")
     _adjust(logits_RV, wanted)
+    _cool(logits_RV, wanted)
     _forbid(logits_RV, wanted)
     total_R = torch.logsumexp(logits_RV, -1)
     best_R, token_R = logits_RV.max(-1)
@@ -52,6 +57,11 @@ def read(logits_RV: Tensor, wanted: Sequence[Wanted], mask_token_id: int) -> lis
     ]
 
 
+def widened(logits_RV: Tensor) -> Tensor:
+    """At least float32."""
+    return logits_RV.float() if logits_RV.dtype in (torch.bfloat16, torch.float16) else logits_RV
+
+
 def _adjust(logits_RV: Tensor, wanted: Sequence[Wanted]) -> None:
     changed = [(row, want.adjustments) for row, want in enumerate(wanted) if want.adjustments is not None]
     if not changed:
@@ -66,6 +76,12 @@ def _adjust(logits_RV: Tensor, wanted: Sequence[Wanted]) -> None:
     )
     old = logits_RV[rows, tokens]
     logits_RV[rows, tokens] = torch.where(old > 0, old / repetition, old * repetition) + add
+
+
+def _cool(logits_RV: Tensor, wanted: Sequence[Wanted]) -> None:
+    if any(want.divisor != 1.0 for want in wanted):
+        divisor_R = torch.tensor([want.divisor for want in wanted], dtype=logits_RV.dtype)
+        logits_RV /= divisor_R.to(logits_RV.device)[:, None]
 
 
 def _forbid(logits_RV: Tensor, wanted: Sequence[Wanted]) -> None:
@@ -117,6 +133,10 @@ def _sample(logits_V: Tensor, want: Wanted) -> Tensor:
     kept = torch.isfinite(scaled).nonzero()[:, 0]
     if not len(kept):
         return torch.zeros((), dtype=torch.long, device=scaled.device)
+    if want.draw >= 0:
+        total = torch.softmax(scaled[kept], -1).cumsum(-1)
+        number = uniform(sampling.seed, want.position, want.draw) * total[-1]
+        return kept[min(int(torch.searchsorted(total, number, right=True)), len(kept) - 1)]
     noise = gumbel(sampling.seed, want.position, scaled.shape[-1], kept.cpu()).to(scaled.device)
     return kept[torch.argmax(scaled[kept] + noise)]
 
@@ -162,14 +182,6 @@ def gumbel(seed: int, position: int, size: int, kept: Tensor) -> Tensor:
 
     float64 because float32 noise truncates the tail that rare tokens need (arXiv 2409.02908).
     """
-    generator = torch.Generator().manual_seed(_mixed(seed, position))
+    generator = torch.Generator().manual_seed(mixed(seed, position))
     noise_V: Tensor = torch.empty(size, dtype=torch.float64).exponential_(generator=generator)
     return -noise_V[kept].log()
-
-
-def _mixed(seed: int, position: int) -> int:
-    """One 63-bit key per (seed, position), by splitmix64's finaliser: neighbours get unrelated streams."""
-    word = (seed * 0x9E3779B97F4A7C15 + position + 1) & (2**64 - 1)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        word = ((word ^ (word >> shift)) * factor) & (2**64 - 1)
-    return (word ^ (word >> 31)) >> 1

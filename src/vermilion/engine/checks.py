@@ -36,6 +36,7 @@ def check_request(request: Request, model: ModelInfo, traits: Traits, num_slots:
     if not 1 <= request.sampling.max_tokens <= room:
         raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
     _check_grammar(request, model, traits)
+    _check_canvas(request, model, traits)
     _check_seeds(request, min(model.context_length, num_slots))
 
 
@@ -80,6 +81,30 @@ def _check_grammar(request: Request, model: ModelInfo, traits: Traits) -> None:
         raise BadRequest(
             f"{model.id} predicts no next token, so it cannot be held to a grammar.",
             "response_format",
+            "unsupported_parameter",
+        )
+
+
+def _check_canvas(request: Request, model: ModelInfo, traits: Traits) -> None:
+    """What the canvases of this kind of model have no meaning for."""
+    gap = "suffix" if request.suffix else "prompt" if request.seeds is not None else ""
+    if gap and traits.noise == "uniform":
+        raise BadRequest(
+            f"{model.id} has no mask that would keep a place open, so it fills no gaps.",
+            gap,
+            "unsupported_parameter",
+        )
+    if gap and traits.canvas == "causal":
+        raise BadRequest(
+            f"{model.id} decides masks from the text before them alone, so it fills no gaps.",
+            gap,
+            "unsupported_parameter",
+        )
+    if request.sampling.logprobs is not None and traits.noise == "uniform":
+        raise BadRequest(
+            f"{model.id} decides every token anew in each pass, at the temperature of its schedule, so that "
+            "no token has a log-probability of its own.",
+            "logprobs",
             "unsupported_parameter",
         )
 

@@ -23,6 +23,8 @@ from vermilion.decoding.infill import Infill
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.penalties import Penalties, needed
 from vermilion.decoding.program import CLOSING_TOKENS, Program, Task
+from vermilion.decoding.renoising import Renoising
+from vermilion.decoding.reordering import Reordering
 from vermilion.decoding.speculative import Speculative
 from vermilion.engine.checks import check_memory, check_request
 from vermilion.engine.loaded_adapters import Adapters, Holder
@@ -51,6 +53,14 @@ _DEAD_END = (
     "response_format: the grammar cannot be followed any further: it became too complex, or nothing may "
     "follow the text so far."
 )
+
+_PROGRAMS: dict[str, type[Program]] = {
+    "speculative": Speculative,
+    "blocks": Blocks,
+    "renoising": Renoising,
+    "reordering": Reordering,
+}
+"""By `Decoder.program`."""
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +148,8 @@ class Engine:
             existing=request.existing,
             seeds=request.seeds,
             sampled=not sampling.greedy,
+            seed=sampling.seed,
+            vocab_size=self.model.vocab_size,
             stop_repetition=sampling.stop_repetition and not sampling.ignore_eos and not request.existing,
         )
         if request.seeds is not None:
@@ -148,8 +160,7 @@ class Engine:
             return Infill(replace(task, breaks=self.line_breaks), self.traits)
         if request.grammar is not None:
             return self._constrained(task, request.grammar)
-        kind = Speculative if DECODERS[request.decoding.decoder].needs_base else Blocks
-        return kind(task, self.traits)
+        return _PROGRAMS[DECODERS[request.decoding.decoder].program](task, self.traits)
 
     def _constrained(self, task: Task, grammar: Grammar) -> Program:
         """A grammar decides from left to right, as verified drafting does; other decoders fall back to it."""
@@ -336,9 +347,11 @@ class Engine:
             wanted.append(
                 Wanted(
                     sampling, read.position, read.targets, changes,
-                    entropy=task.decoding.decoder == "entropy",
+                    entropy=DECODERS[task.decoding.decoder].uses_entropy,
                     top=max(sampling.logprobs or 0, read.top),
                     allowed=allowed,
+                    divisor=read.divisor,
+                    draw=read.draw,
                 )
             )  # fmt: skip
         return wanted

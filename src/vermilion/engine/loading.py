@@ -197,7 +197,7 @@ def _info(spec: ModelSpec, context_length: int) -> ModelInfo:
         vocab_size=spec.architecture.vocab_size,
         eos_token_ids=spec.traits.eos_token_ids,
         mask_token_id=spec.traits.mask_token_id,
-        decoders=available(spec.traits.has_next_token),
+        decoders=available(spec.traits),
         presets=spec.presets,
         default_preset=spec.default_preset,
     )

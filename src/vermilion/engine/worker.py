@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vermilion.decoding.forward_jobs import Job
 from vermilion.decoding.passes import Reading
-from vermilion.decoding.sampling import read
+from vermilion.decoding.sampling import read, widened
+from vermilion.engine import conditioning
 from vermilion.engine.device_state import DeviceState, DeviceStates
 from vermilion.engine.following import Draft, follow
 from vermilion.models import adapters
@@ -82,11 +83,13 @@ class Worker:
         hidden_NH = self.model(rows, self.pool)
         wanted = [want for job in jobs for want in job.wanted]
         hidden_RH = hidden_NH[self._tensor(read_rows)] if wanted else None
-        logits_RV = None if hidden_RH is None else self.model.logits(hidden_RH)
+        logits_RV = None if hidden_RH is None else widened(self.model.logits(hidden_RH))
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         computed = time.perf_counter()
         readings = [] if logits_RV is None else read(logits_RV, wanted, self.mask_token_id)
+        if logits_RV is not None and self.model.self_conditioning is not None:
+            conditioning.keep(self.model, self.states, jobs, logits_RV)
         drafts = _drafts(jobs) if self.model.draft_head is not None else []
         if drafts and hidden_RH is not None:
             drafted = self._tensor([draft.index for draft in drafts])
@@ -128,6 +131,10 @@ class Worker:
         # A job without a name is one of its own: nothing of it is kept.
         names = [job.request or f"#{index}" for index, job in enumerate(jobs)]
         states = self.states.update([(name, job.pages) for name, job in zip(names, jobs, strict=True)])
+        signal = None
+        if self.model.self_conditioning is not None:
+            noisy_rows = [[row - num_clean for row in mine if row >= num_clean] for mine in row_of]
+            signal = conditioning.signal(self.model, self.states, list(zip(jobs, noisy_rows, strict=True)))
         seen = [self._visibility(*part) for part in zip(jobs, states, row_of, strict=True)]
         for name, job in zip(names, jobs, strict=True):
             if not job.request:
@@ -140,6 +147,7 @@ class Worker:
             slots_N=slots_N,
             attend=self._attention.plan(seen, self.states.table_TS, num_rows),
             adapters=flat.adapters,
+            signal_MH=signal,
         )
         read_rows = [mine[r.row] for job, mine in zip(jobs, row_of, strict=True) for r in job.rows.reads]
         return rows, read_rows

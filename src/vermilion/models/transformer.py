@@ -23,6 +23,7 @@ from vermilion.models.families import Architecture
 from vermilion.models.families.names import LLAMA_NORMS, LLAMA_PRODUCTS
 from vermilion.models.layers import Layer, Norm, Rotary
 from vermilion.models.linear import LINEAR_KINDS, AdapterRows, Linear
+from vermilion.models.self_conditioning import SelfConditioning
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Rows:
     attend: Attend
     adapters: Sequence[AdapterRows] = ()
     """Which rows go through which adapters of the model."""
+    signal_MH: Tensor | None = None
+    """What the last M rows, the noisy ones, are conditioned on, where the model conditions itself."""
 
 
 class Transformer(nn.Module):
@@ -56,6 +59,7 @@ class Transformer(nn.Module):
         self.rotary = Rotary(a.head_dim, a.rope_theta, a.rope_fraction)
         self.mask_embedding: nn.Parameter | None = None
         self.draft_head: DraftHead | None = None
+        self.self_conditioning = SelfConditioning(a, linear) if a.self_conditioning else None
 
     def new_pool(self, num_slots: int) -> Tensor:
         """Zeroed keys and values: [layers, S, 2, J, D] in the activations' dtype and device."""
@@ -77,6 +81,9 @@ class Transformer(nn.Module):
     def forward(self, rows: Rows, pool: Tensor) -> Tensor:
         """Hidden states [N, H] after the last norm; writes every row's key and value into `pool`."""
         x_NH = self.embed(rows.ids_N, rows.masked_N)
+        if self.self_conditioning is not None and rows.signal_MH is not None:
+            clean, noisy = torch.split(x_NH, [len(x_NH) - len(rows.signal_MH), len(rows.signal_MH)])
+            x_NH = torch.cat([clean, self.self_conditioning(noisy, rows.signal_MH)])
         turn = self.rotary.at(rows.positions_N, x_NH.dtype)
         for layer, pool_S2JD in zip(self.layers, pool, strict=True):
             x_NH, _ = layer(x_NH, rows.adapters, turn, partial(_through_pool, rows, pool_S2JD))
@@ -87,6 +94,11 @@ class Transformer(nn.Module):
     def output(self) -> Linear:
         """What hidden states are compared with: the head, or the embedding where they are tied."""
         return self.embedding if self.head is None else self.head
+
+    def soft_embedding(self, probability_RV: Tensor) -> Tensor:
+        """The mean embedding [R, H] under each row's distribution over tokens."""
+        weight_VH = self.embedding.part_weight(0)
+        return probability_RV.to(weight_VH.dtype) @ weight_VH * self.architecture.embedding_scale
 
     def logits(self, hidden_RH: Tensor) -> Tensor:
         """[R, V] in the activations' dtype."""

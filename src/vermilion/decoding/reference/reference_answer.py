@@ -97,6 +97,7 @@ class ReferenceAnswer:
         self.watch: RepetitionWatch | None = None
         self.hidden_NH = torch.empty(0)
         """Of the newest forward's rows, which stand at their positions."""
+        self.signal_MH: Tensor | None = None
         self.targets: tuple[int, ...] = ()
         """What a canvas is asked for beside the token it would choose."""
 
@@ -380,6 +381,7 @@ class ReferenceAnswer:
             slots_N=torch.arange(count, device=pool.device),
             attend=partial(attention.attend, [Group(None, slice(0, count), bias)]),
             adapters=[*denoiser, *own],
+            signal_MH=self.signal_MH,
         )
         self.hidden_NH = self.model(rows, pool)
         return self.model.logits(self.hidden_NH)

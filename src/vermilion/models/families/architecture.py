@@ -85,6 +85,8 @@ class Architecture:
     embedding_scale: float = 1.0
     logit_softcap: float = 0.0
     """c of c tanh(logits / c); 0: none (Gemma)."""
+    self_conditioning: bool = False
+    """Noisy rows take in what the model said of their positions in the step before (arXiv 2208.04202)."""
     layers: tuple[LayerKind, ...] = ()
     """One per layer; empty where all are plain."""
 

@@ -36,6 +36,27 @@ def canvas_presets(block_length: int = _WINDOW) -> Presets:
     )
 
 
+REORDERING: Presets = MappingProxyType(
+    {
+        "quality": Decoding(decoder="reorder", block_length=16, threshold=0.2, distance_penalty=0.02),
+        "balanced": Decoding(decoder="reorder", block_length=16, threshold=0.4, distance_penalty=0.02),
+        "fast": Decoding(decoder="reorder", block_length=16, threshold=0.6, distance_penalty=0.02),
+    }
+)
+"""WeDLM: the publisher's default, and the bound of its example above."""
+
+RENOISING: Presets = MappingProxyType(
+    {
+        "quality": Decoding(
+            decoder="renoise", block_length=256, max_steps=48, threshold=0.1, stop_entropy=0.0
+        ),
+        "balanced": Decoding(decoder="renoise", block_length=256, max_steps=48, threshold=0.1),
+        "fast": Decoding(decoder="renoise", block_length=256, max_steps=16, threshold=0.1),
+    }
+)
+"""DiffusionGemma: the publisher's; every pass of its schedule, and a third of it, beside."""
+
+
 def presets_for(traits: Traits, block_length: int = 0) -> Presets:
     """The presets of a model with these traits, whose denoiser was trained on blocks of this length."""
     if traits.has_next_token:

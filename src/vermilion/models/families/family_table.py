@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vermilion.errors import ModelFileError
 from vermilion.models.families.family import HUGGING_FACE, Config, Family, GGUFKind
+from vermilion.models.families.family_presets import REORDERING
 from vermilion.models.families.names import TensorNames
 from vermilion.models.families.traits import Traits
 
@@ -69,6 +70,14 @@ FAMILIES: list[Family] = [
         keys=_LLADA_KEYS,
         names=_LLADA_NAMES,
         traits=Traits("full", False, 126336, (126081, 126348)),
+    ),
+    Family(
+        "wedlm",
+        ("wedlm",),
+        keys={**HUGGING_FACE, "qk_norm": "qk_norm"},
+        fixed={"output_bias": False},
+        traits=Traits("causal", False, 151665, (151645, 151643), canvas="causal"),
+        presets=REORDERING,
     ),
 ]
 """The first row that describes a checkpoint is its family."""

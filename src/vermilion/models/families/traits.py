@@ -23,6 +23,10 @@ class Traits:
     gated    noisy rows run base + adapter, clean rows the base alone.
     noise    what stands at a position that is not settled: the mask token, or a token drawn uniformly from
              the vocabulary (DiffusionGemma).
+    canvas   what its positions see of each other: `bidirectional` all of them, `causal` the settled ones
+             before them and the masks to their left (WeDLM, I-DLM).
+    next_token  clean rows of a causal context predict the next token though masks predict themselves
+             (Nemotron-Labs-Diffusion, which has a head for each).
     """
 
     context: Context
@@ -32,11 +36,13 @@ class Traits:
     block_grid: int = 0
     gated: bool = False
     noise: Literal["mask", "uniform"] = "mask"
+    canvas: Literal["bidirectional", "causal"] = "bidirectional"
+    next_token: bool = False
 
     @property
     def has_next_token(self) -> bool:
         """Whether clean rows are an AR model, so that `ar`, `lossless` and revision are possible."""
-        return self.context == "causal" and self.shift
+        return self.context == "causal" and (self.shift or self.next_token)
 
 
 AUTOREGRESSIVE = Traits("causal", True, NO_MASK_ID, ())
