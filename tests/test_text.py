@@ -317,3 +317,38 @@ def test_other_threads_go_on_while_a_long_text_is_encoded() -> None:
         ticks += 1
     # Held by `Tokenizer.encode`, the interpreter's lock left room for two or three.
     assert ticks > 20
+
+
+def older_layout(folder: Path, kind: str) -> Path:
+    """vocab.json and merges.txt instead of tokenizer.json, as Dream is published."""
+    vocabulary = {token: i for i, token in enumerate([*_BYTES, "Ġt", "he", "Ġthe", "ing", "in", "Ġ1"])}
+    added = {len(vocabulary) + i: token for i, token in enumerate(("<|im_start|>", "<|mask|>"))}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\nĠ t\nh e\nĠt he\ni n\nin g\nĠ 1\n")
+    described = {
+        "tokenizer_class": kind,
+        "eos_token": "<|im_start|>",
+        "added_tokens_decoder": {
+            str(i): {"content": token, "special": True, "normalized": False} for i, token in added.items()
+        },
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "GPT2Tokenizer"])
+def test_a_tokenizer_in_the_older_layout_splits_as_its_class_does(tmp_path: Path, kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours = Tokenizer.from_folder(older_layout(tmp_path, kind))
+    theirs = getattr(transformers, kind).from_pretrained(tmp_path)
+    for text in (*STRINGS, "the 1234th thing\r\n\n  it's 12 the", "if(x){return 1;}  //the"):
+        assert ours.encode(text.replace("<", "")) == theirs.encode(text.replace("<", ""))
+    assert ours.special_tokens == {"<|im_start|>": 262, "<|mask|>": 263}
+    assert ours.eos_token_ids == (262,)
+    assert ours.encode("<|mask|>") != [263] and ours.encode("<|mask|>", special=True) == [263]
+
+
+def test_a_class_that_is_code_is_refused_without_its_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"there is no tokenizer\.json, and OddTokenizer is not known"):
+        Tokenizer.from_folder(older_layout(tmp_path, "OddTokenizer"))

@@ -22,6 +22,11 @@ from vermilion.errors import ModelFileError
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+_VOCABULARY = ("vocab.json", "merges.txt")
+_QWEN2_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 BUILD = 1
 """Raise it when `build_tokenizer` or `tokenizer_config` changes, so that files built before are rebuilt."""
 _SPECIAL_TYPES = (3, 4)
@@ -82,6 +87,46 @@ def tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `Tokenizer.from_folder` finds files to read."""
+    return any(all((folder / name).is_file() for name in names) for names in ((TOKENIZER_FILE,), _VOCABULARY))
+
+
+def _from_vocabulary(folder: Path) -> tokenizers.Tokenizer:
+    """The older layout: vocab.json and merges.txt, and the added tokens in tokenizer_config.json.
+
+    How text is split before merging is code there; that of Qwen2, which Dream's tokenizers repeat, and of
+    GPT-2 is known. Raises ModelFileError for another class of tokenizer.
+    """
+    config = read_json(folder / TOKENIZER_CONFIG_FILE)
+    kind = str(config.get("tokenizer_class", "GPT2Tokenizer")).removesuffix("Fast")
+    if kind not in ("Qwen2Tokenizer", "DreamTokenizer", "GPT2Tokenizer"):
+        raise ModelFileError(f"{folder}: there is no {TOKENIZER_FILE}, and {kind} is not known without it.")
+    vocabulary, merges = (str(folder / name) for name in _VOCABULARY)
+    built = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(vocabulary, merges))
+    gpt2, level = kind == "GPT2Tokenizer", tokenizers.pre_tokenizers.ByteLevel
+    if not gpt2:
+        built.normalizer = tokenizers.normalizers.NFC()
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(_QWEN2_PIECES), "isolated")
+    parts = (
+        [level(add_prefix_space=False)] if gpt2 else [split, level(add_prefix_space=False, use_regex=False)]
+    )
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(parts)
+    built.decoder = tokenizers.decoders.ByteLevel()
+    added = sorted((int(id), token) for id, token in config.get("added_tokens_decoder", {}).items())
+    kinds = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    built.add_tokens(
+        [
+            tokenizers.AddedToken(**{kind: token[kind] for kind in kinds if kind in token})
+            for _, token in added
+        ]
+    )
+    wrong = [token["content"] for id, token in added if built.token_to_id(token["content"]) != id]
+    if wrong:
+        raise ModelFileError(f"{folder}: the ids of added tokens have gaps, at {wrong[0]!r}.")
+    return built
+
+
 class Tokenizer:
     """Text to ids and back. Threads may share one: nothing in it changes once built."""
 
@@ -113,6 +158,9 @@ class Tokenizer:
     def from_folder(cls, folder: Path) -> Tokenizer:
         """From tokenizer.json and, for the end ids, the config files beside it (Hugging Face layout)."""
         path = folder / TOKENIZER_FILE
+        if not path.is_file() and has_tokenizer(folder):
+            built = _from_vocabulary(folder)
+            return cls(built, _eos_token_ids(folder, built))
         # The library raises bare Exception for every fault, so the likely ones are found first.
         if read_json(path).get("model", {}).get("type") != "BPE":
             raise ModelFileError(f"{path}: not a byte-level BPE tokenizer, or missing.")

@@ -245,17 +245,46 @@ def test_models_come_and_go(
     def pull(name: str, on_progress: Callable[[int, int], None]) -> object:
         on_progress(1, 2)
         pulled.append(name)
-        return SimpleNamespace(base=tmp_path / "models" / name / "base.gguf")
+        return SimpleNamespace(text_folder=tmp_path / "models" / name)
 
     monkeypatch.setattr("vermilion.models.catalog.pull", pull)
+    monkeypatch.setattr("vermilion.models.configuration.spec_of", lambda files: None)
     assert vermilion("pull") == 0
     assert vermilion("models") == 0
     assert vermilion("rm", pulled[0]) == 0
     output = capsys.readouterr()
-    assert output.out.startswith("smollm2-135m-diffusion  not pulled  98 MB  Apache-2.0\n")
+    lines = output.out.splitlines()
+    assert len(lines) > 30
+    assert lines[0].split() == ["model", "family", "size", "licence", "q4", "q8", "bf16", "disk", "preset"]
+    assert lines[1].split() == ["smollm2-135m-diffusion", "Apache-2.0", "98", "MB"]
+    (row,) = [line for line in lines if line.startswith("sdar:1.7b ")]
+    assert " ".join(row.split()) == "sdar:1.7b sdar 2.0B Apache-2.0 2.5 GB 3.1 GB 5.0 GB 4.1 GB balanced"
     assert str(tmp_path) in output.err
     assert vermilion("rm", "gpt-9") == 2
     assert "Known models: smollm2-135m-diffusion" in capsys.readouterr().err
+
+
+def test_models_are_listed_and_shown_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VERMILION_HOME", str(tmp_path))
+    assert vermilion("models", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["machine"]["memory_bytes"] > 10**9
+    rows = {row["name"]: row for row in listed["models"]}
+    assert not any(row["on_disk"] for row in rows.values())
+    assert vermilion("models", "--here", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["models"] == []
+    assert vermilion("models", "show", "llada:8b", "--json") == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row == rows["llada:8b"]
+    assert (row["licence"], row["context_length"], row["parameters"]) == ("MIT", 4096, 8_015_581_184)
+    assert vermilion("models", "show", "llada:8b") == 0
+    shown = capsys.readouterr().out
+    assert "GSAI-ML/LLaDA-8B-Instruct at 08b83a6feb34df1a6011b80c3c00c7563e963b07" in shown
+    assert "memory, q4      9.8 GB" in shown and "524 MB per 1,000 tokens" in shown
+    assert vermilion("models", "show", "llada:9b") == 2
+    assert "Known models: llada:8b" in capsys.readouterr().err
 
 
 def test_serve_takes_the_file_then_set_then_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

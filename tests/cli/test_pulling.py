@@ -26,9 +26,10 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def pull(name: str, on_progress: Callable[[int, int], None]) -> object:
         on_progress(1, 2)
         names.append(name)
-        return SimpleNamespace(base=tmp_path / "base.gguf")
+        return SimpleNamespace(text_folder=tmp_path)
 
     monkeypatch.setattr("vermilion.models.catalog.pull", pull)
+    monkeypatch.setattr("vermilion.models.configuration.spec_of", lambda files: None)
     monkeypatch.setattr("vermilion.serving.http.server.run", lambda *given: None)
     monkeypatch.setattr("vermilion.evaluation.speed.main", lambda config: {})
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
@@ -57,7 +58,19 @@ def test_offline_refuses_and_says_what_to_run(
     assert f"{MODEL} is not on this machine. Run: vermilion pull {MODEL}" in capsys.readouterr().err
 
 
-def test_a_folder_is_never_fetched(fetched: list[str]) -> None:
-    FakeLLM.answers = [settles("ok")]
-    assert vermilion("run", "Why?", "--model", "runs/mine") == 0
+def test_a_folder_is_never_fetched(fetched: list[str], tmp_path: Path) -> None:
+    for folder in (tmp_path / "mine", "./runs/mine"):
+        FakeLLM.answers = [settles("ok")]
+        assert vermilion("run", "Why?", "--model", str(folder)) == 0
     assert fetched == []
+
+
+def test_any_repository_of_the_hub_is_fetched(fetched: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    FakeLLM.answers = [settles("ok"), settles("ok")]
+    assert vermilion("run", "Why?", "--model", "lab/tiny@v1") == 0
+    assert vermilion("run", "Why?", "--model", "sdar:1.7b") == 0
+    assert fetched == ["lab/tiny@v1", "sdar:1.7b"]
+    said = capsys.readouterr().err
+    assert "Fetching lab/tiny@v1, once" in said and "Fetching sdar:1.7b, 4.1 GB, once" in said
+    assert vermilion("run", "Why?", "--model", "sdar:1.7b", "--offline") == 1
+    assert "sdar:1.7b is not on this machine. Run: vermilion pull sdar:1.7b" in capsys.readouterr().err

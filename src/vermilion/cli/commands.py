@@ -16,6 +16,7 @@ from vermilion.cli.connect import connect
 from vermilion.cli.conversation import chat
 from vermilion.cli.doctor import doctor
 from vermilion.cli.evaluate import EvalOptions, evaluate, report
+from vermilion.cli.list_models import app as models
 from vermilion.cli.manage_accounts import app as accounts
 from vermilion.cli.options import DEFAULT_MODEL, BenchOptions, ServeOptions, with_options
 from vermilion.cli.printing import complain, note, print_plain
@@ -53,6 +54,7 @@ for command in (run, chat, complete, convert, train, connect, report, doctor):
     app.command()(command)
 app.add_typer(accounts, name="accounts")
 app.add_typer(data, name="data")
+app.add_typer(models, name="models")
 app.command("eval")(with_options(EvalOptions)(evaluate))
 
 
@@ -75,20 +77,16 @@ def serve(options: ServeOptions) -> None:
 
 
 @app.command()
-def pull(model: Annotated[str, typer.Argument(help="A name of `vermilion models`.")] = DEFAULT_MODEL) -> None:
-    """Download a model. Files that are already here are checked, not fetched again."""
+def pull(
+    model: Annotated[
+        str, typer.Argument(help="A name of `vermilion models`, or owner/name[@revision] of the model hub.")
+    ] = DEFAULT_MODEL,
+) -> None:
+    """Download a model. Files that are already here are checked, not fetched again.
+
+    HF_ENDPOINT names a mirror of the hub, HF_TOKEN opens gated models, VERMILION_HOME says where models lie.
+    """
     pulling.pull(model)
-
-
-@app.command()
-def models() -> None:
-    """List the models and which are on this disk."""
-    from vermilion.models import catalog
-
-    for entry in catalog.available():
-        state = "here" if entry.pulled else "not pulled"
-        print_plain(f"{entry.name}  {state}  {entry.size_bytes / 1e6:.0f} MB  {entry.licence}\n")
-        print_plain(f"    {entry.description}\n")
 
 
 @app.command()

@@ -64,10 +64,13 @@ def _library() -> Iterator[tuple[str, str]]:
 
 def _files() -> Iterator[tuple[str, str]]:
     from vermilion.models import catalog
+    from vermilion.models.home import home
 
     for entry in catalog.available():
+        if not entry.pulled and entry.published is not None:
+            continue
         yield entry.name, f"{entry.size_bytes / 1e6:.0f} MB on disk" if entry.pulled else "not pulled"
-    packed = sorted((catalog.home() / "packed").glob("*.bin"))
+    packed = sorted((home() / "packed").glob("*.bin"))
     for path in packed:
         yield "packed weights", f"{path} ({path.stat().st_size / 1e6:.0f} MB)"
 

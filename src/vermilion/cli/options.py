@@ -12,7 +12,7 @@ import typer
 
 DEFAULT_MODEL = "smollm2-135m-diffusion"
 
-Model = Annotated[str, typer.Option(help="A name of `vermilion models`, or a folder.")]
+Model = Annotated[str, typer.Option(help="A name of `vermilion models`, owner/name of the hub, or a folder.")]
 Preset = Annotated[
     str | None,
     typer.Option(help="lossless, ar, balanced, fast or quality, as the model has them; else its default."),

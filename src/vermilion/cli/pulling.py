@@ -1,7 +1,8 @@
-"""Fetching a model of the catalogue, with a progress bar on stderr."""
+"""Fetching a model, with a progress bar on stderr."""
 
 from __future__ import annotations
 
+from vermilion.cli.list_models import size_text
 from vermilion.cli.printing import errors, note
 
 
@@ -10,6 +11,7 @@ def pull(model: str) -> None:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     from vermilion.models import catalog
+    from vermilion.models.configuration import spec_of
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=errors(), disable=not errors().is_terminal) as progress:
@@ -17,17 +19,19 @@ def pull(model: str) -> None:
         files = catalog.pull(
             model, lambda done, total: progress.update(task, completed=done, total=total, visible=True)
         )
-    note(f"{model} is in {files.base.parent}")
+    note(f"{model} is in {files.text_folder}")
+    spec_of(files)  # raises for a kind of model that is not read, while the user still looks
 
 
 def ensure(model: str, offline: bool) -> None:
-    """Pull `model` if the catalogue has it and this disk does not. With `offline` raises ModelFileError."""
+    """Pull `model` if this disk does not have it. With `offline` raises ModelFileError."""
     from vermilion.models import catalog
 
-    entry = next((entry for entry in catalog.available() if entry.name == model), None)
-    if entry is None or entry.pulled:
+    if catalog.is_pulled(model):
         return
     if offline:
         catalog.find(model)  # raises, and says which command fetches it
-    note(f"Fetching {model}, {entry.size_bytes / 1e6:.0f} MB, once")
+    entry = next((entry for entry in catalog.available() if entry.name == model), None)
+    size = f", {size_text(entry.size_bytes)}" if entry else ""
+    note(f"Fetching {model}{size}, once")
     pull(model)

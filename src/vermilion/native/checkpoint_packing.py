@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vermilion.models import catalog
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.families import Architecture, ModelSpec
+from vermilion.models.home import home
 from vermilion.native.packed_file import Array, PackedFile, PackWriter, Weight, cached, digest, in_memory
 
 Quantization = Literal["q8", "q4"]
@@ -59,7 +59,7 @@ def open_packed(files: ModelFiles, spec: ModelSpec, quantization: Quantization) 
     name = files.name.replace("/", "--")
     key = digest(list(_sources(files)), quantization)
     write = partial(_write, files, spec, 4 if quantization == "q4" else 8)
-    return cached(catalog.home() / "packed", name, key, write)
+    return cached(home() / "packed", name, key, write)
 
 
 def _sources(files: ModelFiles) -> Iterator[Path]:

@@ -1,0 +1,101 @@
+"""How much memory a model of a given shape takes, before any of it is read. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from vermilion.models.families.architecture import PLAIN_LAYER, Architecture, LayerKind
+
+Format = Literal["q4", "q8", "bf16", "float32"]
+FORMATS: tuple[Format, ...] = ("q4", "q8", "bf16")
+"""Those that people choose between: two of the native backend, and a GPU's."""
+
+_TILE_OUTPUTS = 16
+_BLOCK_INPUTS = 32
+_ALIGNMENT = 64
+# Bytes of 16 outputs by 32 inputs in the native backend's tiles, scales included (native/kernels/model.h).
+_BLOCK_BYTES = {4: 320, 8: 544}
+_BITS: dict[Format, int] = {"q4": 4, "q8": 8}
+_NUMBER_BYTES: dict[Format, int] = {"bf16": 2, "float32": 4}
+
+Matrix = tuple[int, int, int]
+"""(how many alike, outputs, inputs)."""
+
+
+def num_parameters(architecture: Architecture) -> int:
+    """Of the backbone, without a denoiser beside it."""
+    tables = _tables(architecture)
+    return _num_vectors(architecture) + sum(n * o * i for n, o, i in (*tables, *_projections(architecture)))
+
+
+def weight_bytes(architecture: Architecture, kind: Format) -> int:
+    """Of the loaded weights. The native formats keep embeddings in 8 bits and vectors in float32."""
+    if kind in _NUMBER_BYTES:
+        return num_parameters(architecture) * _NUMBER_BYTES[kind]
+    tables = sum(_tiled(matrix, 8) for matrix in _tables(architecture))
+    projections = sum(_tiled(matrix, _BITS[kind]) for matrix in _projections(architecture))
+    return tables + projections + 4 * _num_vectors(architecture)
+
+
+def cache_bytes_per_token(architecture: Architecture, kind: Format) -> int:
+    """Keys and values of one position through all layers; two bytes a number, four in float32."""
+    heads = sum(
+        _kv_heads(architecture, each) * _head_dim(architecture, each) for each in _layers(architecture)
+    )
+    return 2 * heads * (4 if kind == "float32" else 2)
+
+
+def _layers(a: Architecture) -> tuple[LayerKind, ...]:
+    return a.layers or (PLAIN_LAYER,) * a.num_layers
+
+
+def _head_dim(a: Architecture, layer: LayerKind) -> int:
+    return layer.head_dim or a.head_dim
+
+
+def _kv_heads(a: Architecture, layer: LayerKind) -> int:
+    return layer.num_kv_heads or a.num_kv_heads
+
+
+def _tables(a: Architecture) -> list[Matrix]:
+    return [(1 if a.tied_embeddings else 2, a.vocab_size, a.hidden_size)]
+
+
+def _projections(a: Architecture) -> Iterator[Matrix]:
+    for layer in _layers(a):
+        head_dim, hidden, experts = _head_dim(a, layer), a.hidden_size, layer.experts
+        yield 1, a.num_heads * head_dim, hidden
+        yield 1 if layer.values_are_keys else 2, _kv_heads(a, layer) * head_dim, hidden
+        yield 1, hidden, a.num_heads * head_dim
+        if layer.dense:
+            yield from _gated(1, hidden, a.ffn_size)
+        if experts is not None:
+            yield 1, experts.num_experts, hidden
+            yield from _gated(experts.num_experts, hidden, experts.ffn_size)
+            yield from _gated(1, hidden, experts.shared_size)
+
+
+def _gated(count: int, hidden: int, ffn: int) -> tuple[Matrix, Matrix]:
+    return (2 * count, ffn, hidden), (count, hidden, ffn)
+
+
+def _num_vectors(a: Architecture) -> int:
+    """Numbers of norms and biases."""
+    count = a.hidden_size
+    for layer in _layers(a):
+        head_dim = _head_dim(a, layer)
+        count += 2 * a.hidden_size
+        count += 2 * head_dim if a.qk_norm else 0
+        count += (a.num_heads + 2 * _kv_heads(a, layer)) * head_dim if a.qkv_bias else 0
+        count += a.hidden_size if a.output_bias else 0
+        count += 2 * a.ffn_size + a.hidden_size if a.ffn_bias and layer.dense else 0
+        if layer.experts is not None and layer.experts.router_bias:
+            count += layer.experts.num_experts
+    return count
+
+
+def _tiled(matrix: Matrix, bits: int) -> int:
+    count, outputs, inputs = matrix
+    tile = -(-inputs // _BLOCK_INPUTS) * _BLOCK_BYTES[bits]
+    return count * -(-outputs // _TILE_OUTPUTS) * (-(-tile // _ALIGNMENT) * _ALIGNMENT)
