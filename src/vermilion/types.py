@@ -132,6 +132,8 @@ class Request:
     suffix: tuple[int, ...] = ()
     canvas: bool = False
     """Whether `Canvas` events are wanted; they cost detokenising the whole text each pass."""
+    canvas_tokens: bool = False
+    """Whether they also tell of each token of the answer."""
     grammar: Grammar | None = None
     existing: tuple[int, ...] = ()
     """Text that the answer is expected to repeat in great part, as an edit does; it serves as a draft."""
@@ -201,6 +203,20 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class CanvasToken:
+    """One token of the canvas: its characters, and how sure the decoder is of it."""
+
+    start: int
+    end: int
+    state: Literal["settled", "filled", "masked", "edited"]
+    confidence: float
+    """The probability that the decoder compared with its threshold; of an edited token its new one's, of a
+    draft the denoiser's own."""
+    pass_number: int
+    """In which it settled; the pass of the canvas for what has not."""
+
+
+@dataclass(frozen=True, slots=True)
 class Canvas:
     """A preview of the whole answer; it replaces the one before.
 
@@ -216,6 +232,9 @@ class Canvas:
     progress: float = 0.0
     """Filled positions over the limit of the answer; 1.0 only when it is whole. Never falls."""
     pass_number: int = 0
+    tokens: tuple[CanvasToken, ...] = ()
+    """In the order of the text, where `Request.canvas_tokens` asked for them; a token without a character of
+    its own is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,3 +340,5 @@ class EngineStats:
     """Verified drafts by where they came from: `denoiser`, `lookup`, `existing`."""
     accepted: Mapping[str, int] = field(default_factory=dict)
     """Those that became text."""
+    timing: Timing = field(default_factory=Timing)
+    """What the passes took."""

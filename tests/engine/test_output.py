@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from math import exp
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from tests import tiny
 from vermilion.decoding.passes import Pass, Reading
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.engine.output import Output
-from vermilion.types import Canvas, Decoding, Event, Finish, Request, Sampling, Text
+from vermilion.types import Canvas, CanvasToken, Decoding, Event, Finish, Request, Sampling, Text
 
 TEXTS = {
     1: b"",
@@ -230,3 +231,35 @@ def test_realtime_text_never_ends_on_a_sentence_before_it_is_known_what_follows(
     assert [event.text for event in quoted if isinstance(event, Text)] == ['"a', '."b"']
     plain, _ = told(replace(request, realtime=False), [[10, 18], [11]])
     assert [event.text for event in plain if isinstance(event, Text)] == ["a.", "b"]
+
+
+def test_a_canvas_tells_of_each_token_that_has_text_of_its_own() -> None:
+    asked = replace(request(max_tokens=9), canvas=True, canvas_tokens=True)
+    program = Script(Task((5, 6), 9, asked.decoding, frozenset()), tiny.TRAITS["causal-shift"])
+    output = Output(asked, Pieces())  # type: ignore[arg-type]
+    program.settle([10, 15], (Open(16, masked=False, confidence=0.5), Open(13, True, confidence=0.25)))
+    canvas = output.take(program)[-1]
+    assert isinstance(canvas, Canvas) and canvas.text == "a\u00e9ab"
+    first = CanvasToken(0, 1, "settled", exp(-0.5), 1)
+    assert canvas.tokens == (
+        first,
+        CanvasToken(1, 2, "filled", 0.5, 1),
+        CanvasToken(2, 4, "masked", 0.25, 1),
+    )
+    program.settle([16], (Open(11, masked=False, edited=True),))
+    canvas = output.take(program)[-1]
+    assert isinstance(canvas, Canvas) and canvas.text == "a\u00e9b"
+    assert canvas.tokens[:2] == (first, CanvasToken(1, 2, "settled", exp(-0.5), 2))
+    assert canvas.tokens[2].state == "edited"
+
+
+def test_a_canvas_shows_no_token_that_may_be_part_of_a_stop_string() -> None:
+    asked = replace(request(max_tokens=9, stop=("bb",)), canvas=True, canvas_tokens=True)
+    program = Script(Task((5, 6), 9, asked.decoding, frozenset()), tiny.TRAITS["causal-shift"])
+    output = Output(asked, Pieces())  # type: ignore[arg-type]
+    program.settle([10, 13])
+    (canvas,) = (event for event in output.take(program) if isinstance(event, Canvas))
+    assert canvas.text == "aa" and [(token.start, token.end) for token in canvas.tokens] == [(0, 1), (1, 2)]
+    program.settle([10])
+    (canvas,) = (event for event in output.take(program) if isinstance(event, Canvas))
+    assert [(token.start, token.end) for token in canvas.tokens] == [(0, 1), (1, 3), (3, 4)]

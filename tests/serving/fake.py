@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.service_state import ServiceState
 from vermilion.types import (
     Canvas,
+    CanvasToken,
     EngineStats,
     Event,
     Finish,
@@ -146,9 +148,22 @@ class FakeBackend:
             if request.canvas:
                 spans = ((0, settled),) if settled else ()
                 progress = min(0.9, number / 10)
-                yield number, Canvas(text + "~", spans, ((len(text), len(text) + 1),), (), progress, number)
+                edge = (len(text), len(text) + 1)
+                tokens = self._canvas_tokens(number, edge) if request.canvas_tokens else ()
+                yield number, Canvas(text + "~", spans, (edge,), (), progress, number, tokens)
             usage = Usage(len(request.prompt), 4, number, number)
             yield number, Text(word, self._tokens(request, word, number), usage)
+
+    def _canvas_tokens(self, number: int, edge: tuple[int, int]) -> tuple[CanvasToken, ...]:
+        """The words so far, the last of them not settled, and a mask behind them."""
+        words = [self.words[index % len(self.words)] for index in range(number)]
+        ends = list(accumulate(map(len, words)))
+        tokens = [
+            CanvasToken(end - len(word), end, "settled", 0.5, index)
+            for index, (word, end) in enumerate(zip(words, ends, strict=True), 1)
+        ]
+        tokens[-1] = replace(tokens[-1], state="filled", confidence=0.75)
+        return (*tokens, CanvasToken(*edge, "masked", 0.25, number))
 
     def _seeded(self, request: Request, seeds: Seeds) -> Event:
         """Candidates are the likelier the oftener the prompt names them; holes are filled with dots."""

@@ -75,9 +75,11 @@ class Accounts:
         if not key_text.matches(key, halves[1] if halves else ""):
             raise InvalidKey("Incorrect API key provided.")
         assert key is not None
-        if not key.good(now_us()):
-            raise InvalidKey("This API key is revoked or has expired.")
-        return key
+        return _good(key)
+
+    async def known(self, key_id: str) -> Key:
+        """The key of somebody who has shown it before. Raises `InvalidKey`."""
+        return _good(await self._find(key_id))
 
     async def price(self, model: str) -> Price:
         """The price in force."""
@@ -99,6 +101,12 @@ class Accounts:
                 self._remembered.clear()
             self._remembered[key_id] = (moment_s, key)
         return key
+
+
+def _good(key: Key | None) -> Key:
+    if key is None or not key.good(now_us()):
+        raise InvalidKey("This API key is revoked or has expired.")
+    return key
 
 
 class Visit:

@@ -73,7 +73,7 @@ def serve(options: ServeOptions) -> None:
     """Serve a model over HTTP, as OpenAI's clients expect it. Ctrl-C lets running answers finish."""
     from vermilion.cli import launch
 
-    launch.serve(options, lambda url: note(f"{url} is open; loading the model"))
+    launch.serve(options, lambda url: note(f"{url} is open, its console at {url}/console; loading the model"))
 
 
 @app.command()

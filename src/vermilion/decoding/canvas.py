@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import exp
 
 from vermilion.decoding.decoders import settle
 from vermilion.decoding.passes import Read, Reading, Segment
@@ -89,6 +90,7 @@ class MaskedCanvas:
                 self.readings[i].token if token is None else token,
                 masked=token is None,
                 edited=self.start + i in self.edited,
+                confidence=min(1.0, exp(self.readings[i].logprob)),
             )
             for i, token in enumerate(self.ids[: self.end])
             if i >= first

@@ -63,6 +63,8 @@ class Open:
     token: int
     masked: bool
     edited: bool = False
+    confidence: float = 1.0
+    """The probability that the model gives the token."""
 
 
 class Program(ABC):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import exp
 
 from vermilion.decoding.commit import (
     Level,
@@ -291,10 +292,11 @@ class Speculative(Program):
     def canvas(self) -> list[Open]:
         """The likeliest path of the drafts."""
         view: list[Open] = []
-        parent = -1
+        parent, before = -1, 0.0
         for index, node in enumerate(self._verifying or self._run or self._tree):
             # Children are found likeliest first.
             if node.parent == parent and node.depth == len(view):
-                view.append(Open(node.token, masked=False))
-                parent = index
+                confidence = min(1.0, exp(node.logprob - before))
+                view.append(Open(node.token, masked=False, confidence=confidence))
+                parent, before = index, node.logprob
         return view

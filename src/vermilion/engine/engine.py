@@ -369,4 +369,5 @@ class Engine:
             prefix_hit_tokens=scheduler.prefix_hit_tokens,
             drafted=dict(self._drafted),
             accepted=dict(self._accepted),
+            timing=self.timing,
         )

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import exp
+
 from vermilion.decoding.program import Open, Program, Settled
 from vermilion.text import Detokenizer, StopScanner, Tokenizer
-from vermilion.types import Canvas, Event, Finish, FinishReason, Request, Span, Text, TokenInfo, Usage
+from vermilion.types import (
+    Canvas,
+    CanvasToken,
+    Event,
+    Finish,
+    FinishReason,
+    Request,
+    Span,
+    Text,
+    TokenInfo,
+    Usage,
+)
 
 _SENTENCE_ENDS = ".!?\u2026\u3002\uff01\uff1f"
 _CLOSING_MARKS = "\"'\u201d\u2019\u00bb)]*_"
@@ -23,6 +37,8 @@ class Output:
         self._taken = 0
         self._progress = 0.0
         self._held = ""
+        self._told: list[CanvasToken] = []
+        """Settled ones; the last of them may still be held back as part of a stop string."""
         self.cached_tokens = 0
         self.stop_string = ""
         """What ended the answer, if a stop string did."""
@@ -35,7 +51,10 @@ class Output:
             self._taken += 1
             if settled.token in program.task.eos:
                 break
-            text, hit = self._scanner.push(self._detokenizer.push((settled.token,)))
+            piece = self._detokenizer.push((settled.token,))
+            if self._request.canvas_tokens and piece:
+                self._told.append(self._settled_token(settled, len(piece)))
+            text, hit = self._scanner.push(piece)
             shown.append(text)
             if self._request.sampling.logprobs is not None:
                 infos.append(self._info(settled))
@@ -108,6 +127,7 @@ class Output:
             self._progress = max(self._progress, min(share, 0.999))
         masked: list[Span] = []
         edited: list[Span] = []
+        tokens = self._shown_tokens(len(text))
         detokenizer = self._detokenizer.fork()
         pieces = [text]
         length = len(text)
@@ -120,7 +140,32 @@ class Output:
                 masked.append(span)
             if piece and position.edited:
                 edited.append(span)
-        return Canvas("".join(pieces), settled, tuple(masked), tuple(edited), self._progress, program.passes)
+            if piece and self._request.canvas_tokens:
+                state = "masked" if position.masked else "edited" if position.edited else "filled"
+                tokens.append(CanvasToken(*span, state, position.confidence, program.passes))  # type: ignore[arg-type]
+        return Canvas(
+            "".join(pieces),
+            settled,
+            tuple(masked),
+            tuple(edited),
+            self._progress,
+            program.passes,
+            tuple(tokens),
+        )
+
+    def _settled_token(self, settled: Settled, length: int) -> CanvasToken:
+        start = self._told[-1].end if self._told else 0
+        confidence = exp(min(0.0, settled.reading.logprob))
+        return CanvasToken(start, start + length, "settled", confidence, settled.pass_number)
+
+    def _shown_tokens(self, length: int) -> list[CanvasToken]:
+        """Those of the first `length` characters, which is how much of the settled text is shown."""
+        tokens = list(self._told)
+        while tokens and tokens[-1].end > length:
+            last = tokens.pop()
+            if last.start < length:
+                tokens.append(replace(last, end=length))
+        return tokens
 
 
 def _before_sentence_end(text: str) -> tuple[str, str]:

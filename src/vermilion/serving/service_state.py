@@ -13,6 +13,7 @@ from vermilion.errors import Draining, VermilionError
 from vermilion.serving.admin.answer_log import AnswerLog
 from vermilion.serving.admin.metrics import Metrics
 from vermilion.serving.backend import OrganisationView, Served
+from vermilion.serving.console.console_sessions import ConsoleSessions, SignInLimit
 from vermilion.serving.http import auth
 from vermilion.serving.http.parsing import LARGE_AT_ONCE
 from vermilion.serving.jobs.background import BackgroundJobs, NoBackgroundJobs
@@ -58,6 +59,8 @@ class ServiceState:
         self.draining = False
         self.large_bodies = asyncio.Semaphore(LARGE_AT_ONCE)
         self.answer_log = AnswerLog()
+        self.console_sessions = ConsoleSessions()
+        self.sign_in_limit = SignInLimit()
         self.responses = ResponseStore(config.max_response_store_bytes, config.max_response_age_s)
         self.calibrations: OrderedDict[str, list[list[float]]] = OrderedDict()
         """What the model says of the options of a form about nothing; `generation/decisions.py` fills it."""

@@ -24,7 +24,10 @@ PAGE = "".join(
 ANOTHER = (Path(__file__).resolve().parents[3] / "docs" / "FINE_TUNING.md").read_text(encoding="utf-8")
 """Whose examples tests/serving/test_tuning_page.py runs."""
 EXAMPLES = re.findall(r"```sh\n(.+?)```\n```(json|text)\n(.+?)```", PAGE, re.DOTALL)
-FREE = {"supported_sampling_parameters", "decoders", "presets", "settled", "masked", "edited", "tokens"}
+FREE = {"supported_sampling_parameters", "decoders", "presets", "settled", "masked", "edited", "tokens"} | {
+    "settings",
+    "sampling",
+}
 """Fields whose values differ between models and texts in their own shape."""
 
 

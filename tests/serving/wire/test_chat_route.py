@@ -281,6 +281,39 @@ async def test_streams_of_several_choices_are_told_apart_by_index(client: httpx.
     assert chunks[-1]["usage"]["completion_tokens"] == 8
 
 
+async def test_frames_tell_of_each_token_that_is_not_as_before(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    frames = [
+        chunk["diffusion_meta"]["tokens"]
+        for chunk in sse((await ask(client, stream=True, diffusing="tokens")).text)
+        if "diffusion_meta" in chunk
+    ]
+    assert backend.requests[0].canvas_tokens
+    assert frames[0] == {"from": 0, "rows": [[0, 5, "filled", 0.75, 1], [5, 6, "masked", 0.25, 1]]}
+    assert frames[1] == {
+        "from": 0,
+        "rows": [[0, 5, "settled", 0.5, 1], [5, 7, "filled", 0.75, 2], [7, 8, "masked", 0.25, 2]],
+    }
+    assert frames[-2]["from"] == 2
+    tokens: list[object] = []
+    for frame in frames:
+        tokens = [*tokens[: frame["from"]], *frame["rows"]]
+    assert [row[:2] for row in tokens] == [[0, 5], [5, 7], [7, 12], [12, 13]]
+
+
+async def test_a_plain_completion_shows_its_canvas(client: httpx.AsyncClient) -> None:
+    body = {"prompt": "hi", "stream": True, "diffusing": True, "logprobs": 0}
+    chunks = sse((await client.post("/v1/completions", json=body)).text)
+    assert [chunk["choices"][0]["text"] for chunk in chunks[:2]] == ["Hello~", "Hello, ~"]
+    *_, last, closing = chunks
+    assert last["object"] == "text_completion" and last["choices"][0]["text"] == "Hello, world!"
+    assert last["choices"][0]["logprobs"]["pass"] == [1, 2, 3, 4]
+    assert closing["choices"][0] == {"index": 0, "text": "", "finish_reason": "stop"}
+    diffs = sse((await client.post("/v1/completions", json={**body, "diffusing": "diff"})).text)
+    assert diffs[1]["choices"][0]["text"] == "" and diffs[1]["diffusion_meta"]["diff"] == [5, 5, ", "]
+
+
 async def test_diffusing_replaces_the_whole_text_with_every_pass(client: httpx.AsyncClient) -> None:
     reply = await ask(
         client, stream=True, diffusing=True, logprobs=True, stream_options={"include_usage": True}

@@ -30,7 +30,7 @@ async def test_ollamas_clients_are_told_it_runs(client: httpx.AsyncClient, accep
 
 async def test_a_browser_is_shown_the_reference(client: httpx.AsyncClient) -> None:
     reply = await client.get("/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
-    assert reply.headers["location"] == "/docs"
+    assert reply.headers["location"] == "/console"
 
 
 async def test_ollama_lists_and_shows_the_model(client: httpx.AsyncClient) -> None:

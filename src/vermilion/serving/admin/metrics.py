@@ -80,6 +80,10 @@ class _EngineCollector(Collector):
         yield _count("prefix_hit_tokens", "Prompt tokens found in the prefix cache.", stats.prefix_hit_tokens)
         yield _by_source("drafted_tokens", "Drafts verified, of requests that ended.", stats.drafted)
         yield _by_source("accepted_tokens", "Verified drafts that became text.", stats.accepted)
+        timing = stats.timing
+        yield _count("pass_rows", "Rows of all forward passes.", timing.rows)
+        parts = {"forward": timing.forward_s, "decode": timing.decode_s, "prepare": timing.prepare_s}
+        yield _by("part", "pass_seconds", "What the forward passes took.", parts)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -91,7 +95,11 @@ def _count(name: str, text: str, value: float) -> Metric:
 
 
 def _by_source(name: str, text: str, counts: Mapping[str, int]) -> Metric:
-    family = CounterMetricFamily(f"vermilion_{name}", text, labels=["source"])
-    for source, count in counts.items():
-        family.add_metric([source], count)
+    return _by("source", name, text, counts)
+
+
+def _by(label: str, name: str, text: str, values: Mapping[str, float]) -> Metric:
+    family = CounterMetricFamily(f"vermilion_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
     return family

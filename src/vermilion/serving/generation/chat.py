@@ -79,6 +79,7 @@ async def chat_requests(
         sampling,
         parameters.spoken(decoding) if body.realtime else decoding,
         canvas=body.shows_canvas,
+        canvas_tokens=body.diffusing == "tokens",
         grammar=grammar,
         adapter=model_names.adapter_of(body.model, served.backend.model, config),
         realtime=bool(body.realtime),
@@ -181,6 +182,8 @@ async def _prompt_requests(
         sampling,
         parameters.decoding(body, served, config),
         tuple(suffix),
+        body.shows_canvas,
+        body.diffusing == "tokens",
         grammar=grammar_of(wanted_form(body)),
         adapter=model_names.adapter_of(body.model, model, config),
     )

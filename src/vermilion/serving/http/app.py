@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 import vermilion
 from vermilion.errors import VermilionError
 from vermilion.serving.admin import account_routes, adapter_routes, feedback
+from vermilion.serving.console import console_routes
 from vermilion.serving.generation import decisions, holes
 from vermilion.serving.http import openapi
 from vermilion.serving.http.auth import EXPOSED_HEADERS
@@ -27,6 +28,7 @@ from vermilion.serving.wire import (
     anthropic,
     bedrock,
     bedrock_invoke,
+    decoder_routes,
     embeddings,
     llamacpp,
     llamacpp_server,
@@ -48,7 +50,7 @@ _LOCAL_ORIGINS = (
 async def root(http: HttpRequest) -> Response:
     # Ollama's clients, which ask for no page, look for these words before anything else.
     if "text/html" in http.headers.get("accept", ""):
-        return RedirectResponse("/docs")
+        return RedirectResponse("/console")
     return PlainTextResponse("Ollama is running")
 
 
@@ -72,6 +74,7 @@ ROUTES = (
     *holes.ROUTES,
     *responses.ROUTES,
     *model_routes.ROUTES,
+    *decoder_routes.ROUTES,
     *adapter_routes.ROUTES,
     *file_routes.ROUTES,
     *fine_tuning_routes.ROUTES,
@@ -85,6 +88,7 @@ ROUTES = (
     *bedrock.ROUTES,
     *bedrock_invoke.ROUTES,
     *sagemaker.ROUTES,
+    *console_routes.ROUTES,
     Route("GET", "/health", health, openapi.HEALTH, scopes=OPEN, needs_model=False),
     Route("GET", "/ready", ready, openapi.READY, scopes=OPEN),
     Route("GET", "/metrics", metrics, openapi.METRICS, scopes=OPERATE, needs_model=False),
@@ -120,7 +124,7 @@ def create_app(service: ServiceState) -> FastAPI:
         allow_headers=["*"],
         expose_headers=["x-request-id", "Retry-After", SCHEMA_IGNORED, *EXPOSED_HEADERS],
     )
-    openapi.install(app, {route.body for route in routes if route.body is not None})
+    openapi.install(app, {route.body for route in routes if route.body is not None and route.operation})
     return app
 
 

@@ -14,6 +14,7 @@ from vermilion.accounts.keys import Key
 from vermilion.accounts.meters import Room, Standing
 from vermilion.accounts.refusals import InvalidKey
 from vermilion.errors import BadParameter
+from vermilion.serving.console.console_sessions import ConsoleSessions
 
 VISIT: ContextVar[Visit | None] = ContextVar("visit", default=None)
 """The visit that this task works for; None on a service without accounts. A variable of the context, so that
@@ -40,9 +41,12 @@ def sent_keys(headers: Headers) -> dict[str, str]:
     return {name: key for name, key in found.items() if key}
 
 
-async def _authenticated(accounts: Accounts, headers: Headers) -> Key:
-    """Raises `InvalidKey`, which says which of several keys was read."""
+async def _authenticated(accounts: Accounts, sessions: ConsoleSessions, headers: Headers) -> Key:
+    """Raises `InvalidKey`, which says which of several keys was read, and `ForgedRequest`."""
     keys = sent_keys(headers)
+    session = None if keys else sessions.permitted(headers)
+    if session is not None:
+        return await accounts.known(session.key_id)
     read, *unread = keys or [""]
     try:
         return await accounts.authenticate(keys.get(read))
@@ -55,14 +59,14 @@ async def _authenticated(accounts: Accounts, headers: Headers) -> Key:
 
 
 async def enter(
-    accounts: Accounts, request: tuple[str, str], scopes: Sequence[str], headers: Headers
+    gates: tuple[Accounts, ConsoleSessions], request: tuple[str, str], scopes: Sequence[str], headers: Headers
 ) -> Visit:
     """The visit of a request (its id, its canonical path), whose key must have one of `scopes`.
 
     Raises `InvalidKey`, `NotPermitted` and `BadParameter`.
     """
-    request_id, path = request
-    key = await _authenticated(accounts, headers)
+    (accounts, sessions), (request_id, path) = gates, request
+    key = await _authenticated(accounts, sessions, headers)
     visit = Visit(accounts, key, request_id, path[:200])
     visit.require(*scopes)
     name = headers.get("idempotency-key")

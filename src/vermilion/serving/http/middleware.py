@@ -94,7 +94,8 @@ class EdgeMiddleware:
             scopes = self._table.scopes(scope["method"], path)
             if not scopes or auth.is_page(path):
                 return None, self._app
-            visit = await auth.enter(self._service.accounts, (request_id, path), scopes, headers)
+            gates = self._service.accounts, self._service.console_sessions
+            visit = await auth.enter(gates, (request_id, path), scopes, headers)
             return visit, self._app
         except VermilionError as error:
             self._metrics.errors.labels(error.code or error.kind).inc()

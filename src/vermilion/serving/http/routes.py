@@ -56,7 +56,7 @@ class Route:
 
     def add(self, router: APIRouter, service: ServiceState) -> None:
         described = {name: value for name, value in self.operation.items() if name != "examples"}
-        if self.body is not None:
+        if self.body is not None and self.operation:
             described["openapi_extra"] = request_body(self.body.__name__, self.operation["examples"])
         router.add_api_route(
             self.path,

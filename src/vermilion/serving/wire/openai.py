@@ -47,10 +47,8 @@ async def _chat(context: RequestContext, body: ChatBody, figures: bool = False) 
     requests = await chat.chat_requests(body, context.served, context.service.config, head.id)
     box = chat.toolbox(body, context.service.config, context.model)
     if body.shows_canvas:
-        diff = body.diffusing == "diff"
-        return context.stream(
-            requests, DiffusionStream(head, body.wants_usage_chunk, len(requests), box, diff)
-        )
+        canvases = DiffusionStream(head, body.wants_usage_chunk, len(requests), box, body.diffusing)
+        return context.stream(requests, canvases)
     if body.stream:
         stream = ChatStream(head, body.wants_usage_chunk, box, functions)
         return context.stream(requests, lmstudio.FiguresStream(stream, context.model) if figures else stream)
@@ -76,6 +74,9 @@ async def complete(
     echoes = [""] * len(body.prompts)
     if body.echo:
         echoes = [await chat.prompt_text(prompt, context.served) for prompt in body.prompts]
+    if body.shows_canvas:
+        canvases = DiffusionStream(head, body.wants_usage_chunk, len(requests), None, body.diffusing, True)
+        return context.stream(requests, canvases, len(echoes))
     if body.stream:
         stream = CompletionStream(head, body.wants_usage_chunk, len(requests), delta, echoes)
         renderer: StreamRenderer = lmstudio.FiguresStream(stream, context.model) if figures else stream

@@ -212,6 +212,13 @@ class Generation(BaseModel):
     )
     stream: bool | None = Field(None, description="Send the answer as server-sent events.")
     stream_options: StreamOptions | None = None
+    diffusing: bool | Literal["diff", "tokens"] | None = Field(
+        None,
+        description="With `stream`, of chats and completions: the whole canvas after every pass. Each "
+        "`delta.content` or `text` REPLACES the one before; `diffusion_meta` says which characters are "
+        'settled, masked or edited. `"diff"` leaves the text out: `diffusion_meta.diff` = [start, end, '
+        'text] says what to replace in the one before. `"tokens"` adds `diffusion_meta.tokens`.',
+    )
     preset: str | None = Field(
         None,
         description="A way of decoding: `ar` one token a pass, `lossless` the same text in fewer passes, "
@@ -239,6 +246,10 @@ class Generation(BaseModel):
     structured_outputs: StructuredOutputs | None = Field(
         None, description="As in vLLM: one of `json`, `regex`, `choice`, `grammar`, `json_object`."
     )
+
+    @property
+    def shows_canvas(self) -> bool:
+        return bool(self.stream and self.diffusing)
 
     @property
     def wants_usage_chunk(self) -> bool:
@@ -288,13 +299,6 @@ class ChatBody(Generation):
         None, description="Send each token's log probability, confidence and the pass it settled in."
     )
     top_logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each.")
-    diffusing: bool | Literal["diff"] | None = Field(
-        None,
-        description="With `stream`, show the whole canvas after every pass: each chunk's `delta.content` "
-        "REPLACES the one before; `diffusion_meta` says how far it is and which characters are settled, "
-        'masked or edited. With `"diff"` the chunk has no content; `diffusion_meta.diff` = [start, end, '
-        "text] says which characters of the text before to put `text` for.",
-    )
     tools: list[OfferedTool] | None = Field(None, max_length=256, description="Functions it may call.")
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = Field(
         None, description="`required` and a named function are held to by a grammar."
@@ -315,10 +319,6 @@ class ChatBody(Generation):
         description="Scheduled first, with short first canvases (`decoding.first_block`); no chunk ends on a "
         "sentence's end unless the answer does.",
     )
-
-    @property
-    def shows_canvas(self) -> bool:
-        return bool(self.stream and self.diffusing)
 
     @property
     def names_functions(self) -> bool:

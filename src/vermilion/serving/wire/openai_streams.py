@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from vermilion.errors import VermilionError
 from vermilion.serving.generation.choices import Choice
@@ -20,7 +21,7 @@ from vermilion.serving.wire.openai_replies import (
     stopped_by,
     usage_body,
 )
-from vermilion.types import Canvas, Event, Finish, Text, TokenInfo, Usage
+from vermilion.types import Canvas, CanvasToken, Event, Finish, Text, TokenInfo, Usage
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -159,7 +160,8 @@ class DiffusionStream(_Stream):
 
     Settled text is kept for the last frame, which carries the answer, progress 1.0 and the reason; an
     empty closing chunk follows it, as clients of Mercury expect. Calls are deltas before the last frame.
-    With `diff` a chunk says what to change in the text before instead of repeating it.
+    In the mode `diff` a chunk says what to change in the text before instead of repeating it; in `tokens` it
+    also has the tokens that are not as in the frame before: [start, end, state, confidence, pass].
     """
 
     def __init__(
@@ -168,12 +170,16 @@ class DiffusionStream(_Stream):
         include_usage: bool,
         num_choices: int,
         box: Toolbox | None = None,
-        diff: bool = False,
+        mode: bool | str | None = True,
+        plain: bool = False,
     ) -> None:
-        super().__init__(head, "chat.completion.chunk", include_usage)
+        """`plain`: chunks of a plain completion."""
+        super().__init__(head, "text_completion" if plain else "chat.completion.chunk", include_usage)
         self._choices = [Choice() for _ in range(num_choices)]
         self._box = box
-        self._shown = [""] * num_choices if diff else None
+        self._plain = plain
+        self._shown = [""] * num_choices if mode == "diff" else None
+        self._tokens: list[tuple[CanvasToken, ...]] | None = [()] * num_choices if mode == "tokens" else None
 
     def render(self, index: int, event: Event) -> bytes:
         choice = self._choices[index]
@@ -188,12 +194,24 @@ class DiffusionStream(_Stream):
         begun = "".join(
             self.chunk(f'{{"index":{index},"delta":{delta},"finish_reason":null}}') for delta in deltas
         )
-        whole = Canvas(text, ((0, len(text)),) if text else (), progress=1.0, pass_number=event.usage.passes)
-        logprobs = f',"logprobs":{_quote(chat_logprobs(choice.tokens))}' if choice.tokens else ""
+        spans = ((0, len(text)),) if text else ()
+        tokens = (
+            tuple(token for token in self._tokens[index] if token.end <= len(text)) if self._tokens else ()
+        )
+        whole = Canvas(text, spans, progress=1.0, pass_number=event.usage.passes, tokens=tokens)
+        logprobs = f',"logprobs":{_quote(self._logprobs(choice))}' if choice.tokens else ""
         reason = '"tool_calls"' if calls and event.reason == "stop" else f'"{event.reason}"'
         reason += _stopped_by(event)
-        closing = self.chunk(f'{{"index":{index},"delta":{{}},"finish_reason":{reason}}}')
+        nothing = '"text":""' if self._plain else '"delta":{}'
+        closing = self.chunk(f'{{"index":{index},{nothing},"finish_reason":{reason}}}')
         return begun.encode() + self._frame(index, whole, logprobs, reason) + closing.encode()
+
+    def _logprobs(self, choice: Choice) -> dict[str, Any]:
+        return (
+            completion_logprobs(choice.tokens, TokenOffsets())
+            if self._plain
+            else chat_logprobs(choice.tokens)
+        )
 
     def _frame(self, index: int, canvas: Canvas, logprobs: str = "", reason: str = "null") -> bytes:
         meta: dict[str, object] = {
@@ -204,13 +222,18 @@ class DiffusionStream(_Stream):
             "edited": canvas.edited,
             "pass": canvas.pass_number,
         }
-        delta = f'{{"role":"assistant","content":{_quote(canvas.text)},"tool_calls":[]}}'
+        delta = f'"delta":{{"role":"assistant","content":{_quote(canvas.text)},"tool_calls":[]}}'
+        if self._plain:
+            delta = f'"text":{_quote(canvas.text)}'
         if self._shown is not None:
             meta["diff"] = changed(self._shown[index], canvas.text)
             self._shown[index] = canvas.text
-            delta = '{"role":"assistant"}'
+            delta = '"text":""' if self._plain else '"delta":{"role":"assistant"}'
+        if self._tokens is not None:
+            meta["tokens"] = changed_tokens(self._tokens[index], canvas.tokens)
+            self._tokens[index] = canvas.tokens
         return self.chunk(
-            f'{{"index":{index},"delta":{delta}{logprobs},"finish_reason":{reason}}}',
+            f'{{"index":{index},{delta}{logprobs},"finish_reason":{reason}}}',
             f',"diffusion_meta":{_quote(meta)}',
         ).encode("utf-8", "replace")
 
@@ -222,6 +245,17 @@ def changed(before: str, after: str) -> tuple[int, int, str]:
     most -= start
     tail = next((i for i in range(most) if before[-1 - i] != after[-1 - i]), most)
     return start, len(before) - tail, after[start : len(after) - tail]
+
+
+def changed_tokens(before: Sequence[CanvasToken], after: Sequence[CanvasToken]) -> dict[str, object]:
+    """`from`: how many leading tokens are the same; `rows`: what stands behind them now."""
+    most = min(len(before), len(after))
+    same = next((i for i in range(most) if before[i] != after[i]), most)
+    rows = [
+        [token.start, token.end, token.state, round(token.confidence, 4), token.pass_number]
+        for token in after[same:]
+    ]
+    return {"from": same, "rows": rows}
 
 
 class CompletionStream(_Stream):
