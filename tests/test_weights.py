@@ -210,7 +210,7 @@ def test_a_hugging_face_folder_gives_the_same_tensors(tmp_path: Path, kind: str,
     ("change", "message"),
     [
         ({"model_type": "mamba"}, "model_type 'mamba' is not read"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "scaled RoPE"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "RoPE scaling longrope"),
         ({"hidden_size": 64}, "expected \\[256, 64\\]"),
         ({"num_hidden_layers": 3}, "missing, such as model.layers.2"),
     ],

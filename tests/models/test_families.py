@@ -17,7 +17,7 @@ from vermilion.errors import ModelFileError
 from vermilion.models.attention import DenseAttention, Visibility
 from vermilion.models.build import expected_shapes, published
 from vermilion.models.configuration import hugging_face_config, spec_from_config
-from vermilion.models.families import FAMILIES, LLAMA, Family, ModelSpec, Traits, family_table
+from vermilion.models.families import FAMILIES, LLAMA, Family, ModelSpec, RopeScaling, Traits, family_table
 from vermilion.models.transformer import Rows, Transformer
 
 SIZES = {
@@ -199,19 +199,19 @@ def test_a_written_config_is_read_back_as_the_same_model(model_type: str) -> Non
         {**SIZES, "model_type": model_type, "num_key_value_heads": 2, "head_dim": 16}, "m"
     )
     assert spec_from_config(hugging_face_config(spec), "m") == spec
-    partial = replace(spec, architecture=replace(spec.architecture, rope_fraction=0.5))
-    with pytest.raises(ModelFileError, match="rope_fraction cannot be written"):
-        hugging_face_config(partial)
+    capped = replace(spec, architecture=replace(spec.architecture, logit_softcap=30.0))
+    with pytest.raises(ModelFileError, match="logit_softcap cannot be written"):
+        hugging_face_config(capped)
+    scaling = RopeScaling("yarn", {"factor": 4.0, "original_max_position_embeddings": 16})
+    long = replace(spec, architecture=replace(spec.architecture, rope_scaling=scaling, rope_fraction=0.5))
+    assert spec_from_config(hugging_face_config(long), "m") == long
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}, "sliding windows"),
-        ({"model_type": "qwen3", "layer_types": ["sliding_attention"] * 2, "sliding_window": 8}, "sliding"),
-        ({"model_type": "llama", "attention_bias": True}, "biases of the attention's output"),
-        ({"model_type": "llama", "mlp_bias": True, "hidden_act": "gelu"}, "feed-forward, activation gelu"),
-        ({"model_type": "llama", "rope_scaling": {"rope_type": "yarn", "factor": 4}}, "scaled RoPE"),
+        ({"model_type": "llama", "hidden_act": "relu"}, "activation relu"),
+        ({"model_type": "llama", "rope_scaling": {"rope_type": "longrope"}}, "RoPE scaling longrope"),
         ({"model_type": "llada"}, "of llada {'block_type': 'llama'} is read; config.json has .*None"),
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not read; these are: .*qwen3, sdar"),
         ({"model_type": "llama", "hidden_size": None}, "config.json lacks hidden_size"),

@@ -25,7 +25,6 @@ from vermilion.models.adapters import DENOISER
 from vermilion.models.attention import ATTENTION_KINDS, DenseAttention, Visibility
 from vermilion.models.build import build
 from vermilion.models.families import Architecture, ModelSpec
-from vermilion.models.layers import Rotary, rotate
 from vermilion.models.linear import AdapterRows
 from vermilion.models.transformer import Rows, Transformer
 
@@ -153,26 +152,6 @@ class ExactRotary(torch.nn.Module):
         angle = position_ids[:, :, None].double() * self.inverse
         angle = torch.cat([angle, angle], -1)
         return angle.cos(), angle.sin()
-
-
-@pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25])
-def test_rotary_turns_pairs_of_the_leading_share_by_their_angle(fraction: float) -> None:
-    size, theta = 16, 100.0
-    rotary = Rotary(size, theta, fraction)
-    x = torch.randn(4, 3, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    positions = torch.tensor([0, 1, 7, 49])
-    turned = rotate(x, rotary.at(positions, torch.float64))
-    rotated = int(size * fraction)
-    wanted = x.clone()
-    for n, position in enumerate(positions.tolist()):
-        for pair in range(rotated // 2):
-            angle = position / theta ** (2 * pair / rotated)
-            turn = complex(math.cos(angle), math.sin(angle))
-            for head in range(3):
-                a, b = x[n, head, pair].item(), x[n, head, pair + rotated // 2].item()
-                point = complex(a, b) * turn
-                wanted[n, head, pair], wanted[n, head, pair + rotated // 2] = point.real, point.imag
-    torch.testing.assert_close(turned, wanted, atol=1e-12, rtol=0)
 
 
 def merged(model: Transformer, architecture: Architecture) -> Transformer:

@@ -17,7 +17,7 @@ from vermilion.engine.device_state import DeviceState, DeviceStates
 from vermilion.engine.following import Draft, follow
 from vermilion.models import adapters
 from vermilion.models.adapters import DENOISER, Adapter
-from vermilion.models.attention import ATTENTION_KINDS, Visibility
+from vermilion.models.attention import LayeredAttention, Visibility
 from vermilion.models.linear import AdapterRows
 from vermilion.models.transformer import Rows, Transformer
 from vermilion.types import EngineInfo, Timing
@@ -53,7 +53,7 @@ class Worker:
         self.pool = model.new_pool(num_pages * page_size)
         self.timing = Timing()
         self._device = model.norm.weight.device
-        self._attention = ATTENTION_KINDS[attention](model.architecture.num_heads, self.pool)
+        self._attention = LayeredAttention(model.architecture, self.pool, attention)
         self.states = DeviceStates(page_size, self._device)
 
     def attach(self, name: str, adapter: object) -> None:
@@ -168,6 +168,8 @@ class Worker:
         start: list[int] = []
         end: list[int] = []
         also: list[tuple[int, int]] = []
+        positions: list[int] = []
+        slots: list[int] = []
         # Segments of one pass come clean ones first, as the rows do.
         for segment in job.rows.segments:
             count = len(segment.ids)
@@ -175,9 +177,20 @@ class Worker:
             sees += [segment.sees] * count
             start += [segment.slot] * count
             end += [segment.slot + segment.reach(row) for row in range(count)]
+            positions += range(segment.start, segment.start + count)
+            slots += range(segment.slot, segment.slot + count)
         first_slot = state.first_page * self.page_size if state.unbroken else -1
         return Visibility(
-            rows, sees, start, end, job.rows.num_slots, state.table_row, also, first_slot=first_slot
+            rows,
+            sees,
+            start,
+            end,
+            job.rows.num_slots,
+            state.table_row,
+            also,
+            positions=positions,
+            slots=slots,
+            first_slot=first_slot,
         )
 
     def _tensor(self, values: Sequence[int] | Sequence[bool] | Sequence[list[int]]) -> Tensor:

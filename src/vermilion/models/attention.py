@@ -7,7 +7,7 @@ heads, J key/value heads, D head dim; S slots of the pool; T requests that the s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from vermilion.models.families import Architecture
 
 Attend = Callable[[Tensor, Tensor], Tensor]
 """(queries [N, H, D], one layer's pool [S, 2, J, D]) -> [N, H, D]."""
@@ -39,8 +41,21 @@ class Visibility:
     """(row, slot) pairs seen besides."""
     lowest: Sequence[int] = ()
     """Of a sliding window; empty for none."""
+    positions: Sequence[int] = ()
+    """Of the rows; wanted where a layer has a window."""
+    slots: Sequence[int] = ()
+    """The logical slots of the rows' own keys; wanted where a layer has a window."""
     first_slot: int = -1
     """Where in the pool the slots begin if they are an unbroken run, to be read in place; else -1."""
+
+    def within(self, window: int) -> Visibility:
+        """The same where a row sees the last `window` positions only, its own included. Up to the row's own
+        segment slots are positions; in it they count on from the row."""
+        lowest = self.lowest or [0] * len(self.rows)
+        first = [max(0, position - window + 1) for position in self.positions]
+        own = [max(start, slot - window + 1) for start, slot in zip(self.own_start, self.slots, strict=True)]
+        below = [max(pair) for pair in zip(lowest, first, strict=True)]
+        return replace(self, own_start=own, lowest=below)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +169,46 @@ class FlexAttention(DenseAttention):
 
 ATTENTION_KINDS: dict[str, type[DenseAttention]] = {"dense": DenseAttention, "flex": FlexAttention}
 """How intervals become attention. A further kind overrides `_mask` and `_attended`, or `plan` as a whole."""
+
+
+class LayeredAttention:
+    """The attention of a model's layers: one plan for each window and shape of keys among them."""
+
+    def __init__(self, architecture: Architecture, pool: Tensor, kind: str = "dense") -> None:
+        """`kind`: of `ATTENTION_KINDS`."""
+        make = ATTENTION_KINDS[kind]
+        self._keys = [(each.window, each.num_kv_heads, each.head_dim) for each in architecture.layer_kinds()]
+        self._of_key = {
+            (window, num, size): make(architecture.num_heads, pool.new_empty(0, 2, num, size))
+            for window, num, size in self._keys
+        }
+
+    def plan(self, requests: Sequence[Visibility], table_TS: Tensor, num_rows: int) -> list[Attend]:
+        """One forward's attention, layer by layer; valid until the next call."""
+        planned = {}
+        for key, attention in self._of_key.items():
+            window = key[0]
+            seen = [request.within(window) for request in requests] if window else requests
+            planned[key] = attention.plan(seen, table_TS, num_rows)
+        return [planned[key] for key in self._keys]
+
+
+def explicit(
+    architecture: Architecture, pool: Tensor, visible_NN: Tensor, positions_N: Tensor
+) -> list[Attend]:
+    """The attention of a text whose row n has its key in slot n, from who sees whom; windows come on top.
+    Slow, and the oracle of what plans intervals."""
+    attends = list[Attend]()
+    for kind in architecture.layer_kinds():
+        seen_NN = visible_NN
+        if kind.window:
+            seen_NN = seen_NN & (positions_N[:, None] - positions_N[None] < kind.window)
+        bias_NN = torch.zeros(seen_NN.shape, dtype=pool.dtype).masked_fill(~seen_NN, float("-inf"))
+        shape = pool.new_empty(0, 2, kind.num_kv_heads, kind.head_dim)
+        fold = architecture.num_heads // kind.num_kv_heads
+        group = Group(None, slice(0, len(bias_NN)), bias_NN.repeat(fold, 1)[None].to(pool.device))
+        attends.append(partial(DenseAttention(architecture.num_heads, shape).attend, [group]))
+    return attends
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ from vermilion.models.gguf_file import GGUFHeader, read_header
 from vermilion.text import read_json
 
 _TRAITS = {each.name for each in fields(Traits)}
+_ACTIVATIONS = {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+"""Other names that configs have for ours."""
 _REQUIRED = {
     "num_layers", "hidden_size", "num_heads", "ffn_size", "vocab_size", "context_length",
 }  # fmt: skip
@@ -48,20 +50,26 @@ def spec_from_config(config: Mapping[str, Any], name: str, denoiser: DenoiserFil
     """The spec of a Hugging Face config.json, with the denoiser beside it. Raises as `spec_of`."""
     family = family_of(config, name)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    given = {**config, "rope_theta": config.get("rope_theta") or rope.get("rope_theta")}
+    given = {**rope, **{key: value for key, value in config.items() if value is not None}}
     found = {field: given[key] for field, key in family.keys.items() if given.get(key) is not None}
     missing = sorted(
         family.keys.get(field, field) for field in _REQUIRED - found.keys() - family.fixed.keys()
     )
     if missing:
         raise ModelFileError(f"{name}: config.json lacks {', '.join(missing)}.")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        found["rope_scaling"] = RopeScaling(
-            kind, {k: v for k, v in rope.items() if isinstance(v, float | int)}
-        )
+    found["rope_scaling"] = rope_scaling(rope)
     found["layers"] = family.layers(config)
     return _spec(family, {**found, **family.fixed}, name, denoiser)
+
+
+def rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    """Of a config's `rope_scaling` or `rope_parameters`; None for plain angles."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    other = ("rope_theta", "partial_rotary_factor")
+    numbers = {
+        key: value for key, value in rope.items() if isinstance(value, float | int) and key not in other
+    }
+    return None if kind == "default" else RopeScaling(kind, numbers)
 
 
 def hugging_face_config(spec: ModelSpec) -> dict[str, Any]:
@@ -75,11 +83,13 @@ def hugging_face_config(spec: ModelSpec) -> dict[str, Any]:
         spec.family.keys,
     )
     values = {name: getattr(a, name) for name in default}
-    unsaid = values.keys() - keys.keys() - spec.family.fixed.keys()
+    unsaid = values.keys() - keys.keys() - spec.family.fixed.keys() - {"rope_scaling"}
     lost = sorted(name for name in unsaid if values[name] != default[name])
     if lost:
         raise ModelFileError(f"{spec.name}: {', '.join(lost)} cannot be written into a config.json.")
     told = {keys[name]: values[name] for name in default if name in keys}
+    if a.rope_scaling is not None:
+        told["rope_scaling"] = {"rope_type": a.rope_scaling.kind, **a.rope_scaling.parameters}
     eos = {keys["eos_token_ids"]: list(spec.traits.eos_token_ids)}
     return {"model_type": spec.family.model_types[0], **spec.family.where, **told, **eos}
 
@@ -156,6 +166,7 @@ def _architecture(found: Mapping[str, Any]) -> Architecture:
         "tied_embeddings": False,
     }
     whole = {**derived, **found}
+    whole["activation"] = _ACTIVATIONS.get(whole.get("activation", "silu"), whole.get("activation", "silu"))
     whole["rope_theta"] = float(whole.get("rope_theta", 10_000.0))
     for name in ("qkv_bias", "output_bias", "ffn_bias", "tied_embeddings"):
         whole[name] = bool(whole.get(name, False))

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vermilion.models.families import Architecture
+from vermilion.models.experts import Activation, ExpertLayer
+from vermilion.models.families import Architecture, LayerKind
 from vermilion.models.linear import AdapterRows, Linear
+from vermilion.models.rotary import Turn, rotate
 
-Turn = tuple[Tensor, Tensor]
-"""Cosines and sines of the rows' angles, each [N, 1, size]; the sine's first half is negated."""
 KeysValues = tuple[Tensor, Tensor]
 """Keys after RoPE and values, each [N, J, D]."""
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""What the rows take from those they see: queries [N, H, D], keys and values [N, J, D] -> [N, H, D]."""
+"""What the rows take from those they see: queries [N, H, D], keys and values [N, J, D] -> [N, H, D].
+Scores are multiplied by 1 / sqrt(D)."""
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
 
 
 class Norm(nn.Module):
@@ -31,61 +40,75 @@ class Norm(nn.Module):
         return F.rms_norm(x_NH, (x_NH.shape[-1],), self.weight, self.eps)
 
 
-class Rotary:
-    """Rotary position embedding, rotate-half layout (arXiv 2104.09864), over a leading share of each head."""
-
-    def __init__(self, head_dim: int, theta: float, fraction: float) -> None:
-        self.size = int(head_dim * fraction)
-        self.theta = theta
-
-    def at(self, positions_N: Tensor, dtype: torch.dtype) -> Turn:
-        """The turn of one forward. Angles are float64, so that far positions keep theirs."""
-        pair = torch.arange(0, self.size, 2, dtype=torch.float64, device=positions_N.device)
-        angle = positions_N[:, None] * (1.0 / self.theta ** (pair / self.size))
-        cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-        return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
-
-
-def rotate(x_NHD: Tensor, turn: Turn) -> Tensor:
-    """Each row's heads turned by its angles."""
-    cos, sin = turn
-    size = cos.shape[-1]
-    part = x_NHD if size == x_NHD.shape[-1] else x_NHD[..., :size]
-    turned = torch.addcmul(part * cos, part.roll(size // 2, -1), sin)
-    return turned if part is x_NHD else torch.cat([turned, x_NHD[..., size:]], -1)
-
-
 class Layer(nn.Module):
-    """Pre-norm attention and SwiGLU feed-forward, for serving and training alike: what the rows see, and
-    where keys and values are kept, is `attention`'s."""
+    """Pre-norm attention and gated feed-forward, dense or of experts, for serving and training alike: what
+    the rows see, and where keys and values are kept, is `attention`'s."""
 
-    def __init__(self, architecture: Architecture, linear: type[Linear]) -> None:
+    def __init__(self, architecture: Architecture, kind: LayerKind, linear: type[Linear]) -> None:
+        """`kind`: with its sizes filled in."""
         super().__init__()
         a = architecture
-        self.num_heads, self.num_keys, self.head_dim = a.num_heads, a.num_kv_heads, a.head_dim
+        self.kind, self.norm_eps = kind, a.norm_eps
+        self.num_heads, self.num_keys, self.head_dim = a.num_heads, kind.num_kv_heads, kind.head_dim
+        wide, narrow = a.num_heads * kind.head_dim, kind.num_kv_heads * kind.head_dim
         self.attention_norm = Norm(a.hidden_size, a.norm_eps)
-        sizes = (a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.num_kv_heads * a.head_dim)
+        sizes = (wide, narrow) if kind.values_are_keys else (wide, narrow, narrow)
         self.qkv = linear(a.hidden_size, sizes, bias=a.qkv_bias)
-        self.q_norm = Norm(a.head_dim, a.norm_eps) if a.qk_norm else None
-        self.k_norm = Norm(a.head_dim, a.norm_eps) if a.qk_norm else None
-        self.output = linear(a.num_heads * a.head_dim, (a.hidden_size,))
+        joint = a.joint_qk_norm
+        self.q_norm = Norm(wide if joint else kind.head_dim, a.norm_eps) if a.qk_norm else None
+        self.k_norm = Norm(narrow if joint else kind.head_dim, a.norm_eps) if a.qk_norm else None
+        self.value_norm = a.value_norm
+        # The attention divides by sqrt(D) itself.
+        self.query_scale = a.attention_scale * math.sqrt(kind.head_dim) if a.attention_scale else 1.0
+        self.output = linear(wide, (a.hidden_size,), bias=a.output_bias)
         self.ffn_norm = Norm(a.hidden_size, a.norm_eps)
-        self.gate_up = linear(a.hidden_size, (a.ffn_size, a.ffn_size))
-        self.down = linear(a.ffn_size, (a.hidden_size,))
+        self.activation = ACTIVATIONS[a.activation]
+        ffn = (a.ffn_size, a.ffn_size)
+        self.gate_up = linear(a.hidden_size, ffn, bias=a.ffn_bias) if kind.dense else None
+        self.down = linear(a.ffn_size, (a.hidden_size,), bias=a.ffn_bias) if kind.dense else None
+        self.experts = (
+            ExpertLayer(a.hidden_size, kind.experts, self.activation, linear) if kind.experts else None
+        )
 
     def forward(
-        self, x_NH: Tensor, adapters: Sequence[AdapterRows], turn: Turn, attention: Attention
+        self, x_NH: Tensor, adapters: Sequence[AdapterRows], turn: Turn | None, attention: Attention
     ) -> tuple[Tensor, KeysValues]:
         """The rows' next hidden states, and their keys and values."""
+        q, k, v = self._heads(self.attention_norm(x_NH), adapters, turn)
+        x_NH = x_NH + self.output(attention(q, k, v).flatten(1), adapters)
+        return x_NH + self._feed_forward(self.ffn_norm(x_NH), adapters), (k, v)
+
+    def _heads(
+        self, x_NH: Tensor, adapters: Sequence[AdapterRows], turn: Turn | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys after their norms and RoPE, and values."""
         num_heads, num_keys = self.num_heads, self.num_keys
-        qkv = self.qkv(self.attention_norm(x_NH), adapters)
-        heads = qkv.unflatten(-1, (num_heads + 2 * num_keys, self.head_dim))
+        heads = self.qkv(x_NH, adapters).unflatten(-1, (-1, self.head_dim))
         # Split, not sliced: the gradient of a slice is a whole tensor of zeros.
-        qk, v = torch.split(heads, [num_heads + num_keys, num_keys], 1)
+        if self.kind.values_are_keys:
+            qk, v = heads, heads[:, num_heads:]
+        else:
+            qk, v = torch.split(heads, [num_heads + num_keys, num_keys], 1)
+        if self.value_norm:
+            v = F.rms_norm(v, (self.head_dim,), None, self.norm_eps)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = torch.split(qk, [num_heads, num_keys], 1)
-            qk = torch.cat([self.q_norm(q), self.k_norm(k)], 1)
+            qk = torch.cat([_over_heads(self.q_norm, q), _over_heads(self.k_norm, k)], 1)
         q, k = torch.split(rotate(qk, turn), [num_heads, num_keys], 1)
-        x_NH = x_NH + self.output(attention(q, k, v).flatten(1), adapters)
-        gate, up = self.gate_up(self.ffn_norm(x_NH), adapters).chunk(2, -1)
-        return x_NH + self.down(F.silu(gate) * up, adapters), (k, v)
+        return (q if self.query_scale == 1.0 else q * self.query_scale), k, v
+
+    def _feed_forward(self, x_NH: Tensor, adapters: Sequence[AdapterRows]) -> Tensor:
+        made: Tensor | None = None if self.experts is None else self.experts(x_NH)
+        if self.gate_up is None or self.down is None:
+            assert made is not None
+            return made
+        gate, up = self.gate_up(x_NH, adapters).chunk(2, -1)
+        dense: Tensor = self.down(self.activation(gate) * up, adapters)
+        return dense if made is None else dense + made
+
+
+def _over_heads(norm: Norm, x_NHD: Tensor) -> Tensor:
+    """Head by head, or over all heads of a row where the norm is that wide."""
+    together = norm.weight.shape[0] != x_NHD.shape[-1]
+    normed: Tensor = norm(x_NHD.flatten(1) if together else x_NHD)
+    return normed.view_as(x_NHD)

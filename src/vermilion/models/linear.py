@@ -78,8 +78,9 @@ class Linear(nn.Module):
         """The weight [O of the part, I] of one projection, dense."""
         return self._dense(self._spans[part])
 
-    def part_bias(self, part: int) -> Tensor | None:
-        return None if self.bias is None else self.bias[self._spans[part]]
+    def output_rows(self, span: slice) -> Tensor:
+        """The weight of some outputs, dense."""
+        return self._dense(span)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of the weight, [*ids, I]: what an embedding looks up."""

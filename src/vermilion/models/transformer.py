@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from vermilion.models.attention import Attend
 from vermilion.models.draft_head import DraftHead
 from vermilion.models.families import Architecture
-from vermilion.models.families.names import LLAMA_NORMS, LLAMA_PRODUCTS
-from vermilion.models.layers import Layer, Norm, Rotary
+from vermilion.models.families.names import LLAMA_PRODUCTS
+from vermilion.models.layers import Layer, Norm
 from vermilion.models.linear import LINEAR_KINDS, AdapterRows, Linear
+from vermilion.models.rotary import Rotary
 from vermilion.models.self_conditioning import SelfConditioning
 
 
@@ -36,7 +37,8 @@ class Rows:
     """bool: rows that carry the mask embedding."""
     slots_N: Tensor
     """Pool slot that takes each row's key and value."""
-    attend: Attend
+    attend: Attend | Sequence[Attend]
+    """One for each layer, or one for all."""
     adapters: Sequence[AdapterRows] = ()
     """Which rows go through which adapters of the model."""
     signal_MH: Tensor | None = None
@@ -53,18 +55,21 @@ class Transformer(nn.Module):
         a, linear = architecture, LINEAR_KINDS[kind]
         self.architecture = a
         self.embedding = linear(a.hidden_size, (a.vocab_size,))
-        self.layers = nn.ModuleList(Layer(a, linear) for _ in range(a.num_layers))
+        self.layers = nn.ModuleList(Layer(a, kind, linear) for kind in a.layer_kinds())
         self.norm = Norm(a.hidden_size, a.norm_eps)
         self.head = None if a.tied_embeddings else linear(a.hidden_size, (a.vocab_size,))
-        self.rotary = Rotary(a.head_dim, a.rope_theta, a.rope_fraction)
+        self.rotary = Rotary(a)
         self.mask_embedding: nn.Parameter | None = None
         self.draft_head: DraftHead | None = None
         self.self_conditioning = SelfConditioning(a, linear) if a.self_conditioning else None
 
     def new_pool(self, num_slots: int) -> Tensor:
-        """Zeroed keys and values: [layers, S, 2, J, D] in the activations' dtype and device."""
+        """Zeroed keys and values: [layers, S, 2, J, D] in the activations' dtype and device. Where layers
+        have different sizes, J is 1 and D the most that one needs; a layer uses the beginning."""
         a, like = self.architecture, self.norm.weight
-        shape = (a.num_layers, num_slots, 2, a.num_kv_heads, a.head_dim)
+        shapes = {(kind.num_kv_heads, kind.head_dim) for kind in a.layer_kinds()}
+        of_layer = shapes.pop() if len(shapes) == 1 else (1, max(j * d for j, d in shapes))
+        shape = (a.num_layers, num_slots, 2, *of_layer)
         if like.device.type == "cpu":
             # numpy's zeros come from the system untouched: memory is used as the slots are.
             size = math.prod(shape) * like.element_size()
@@ -74,6 +79,8 @@ class Transformer(nn.Module):
     def embed(self, ids_N: Tensor, masked_N: Tensor | None = None) -> Tensor:
         """[N, H]; rows that are `masked` carry the mask embedding where the model has one."""
         x_NH = self.embedding.rows(ids_N)
+        if self.architecture.embedding_scale != 1:
+            x_NH = x_NH * torch.tensor(self.architecture.embedding_scale, dtype=x_NH.dtype)
         if masked_N is None or self.mask_embedding is None:
             return x_NH
         return torch.where(masked_N[:, None], self.mask_embedding, x_NH)
@@ -84,9 +91,11 @@ class Transformer(nn.Module):
         if self.self_conditioning is not None and rows.signal_MH is not None:
             clean, noisy = torch.split(x_NH, [len(x_NH) - len(rows.signal_MH), len(rows.signal_MH)])
             x_NH = torch.cat([clean, self.self_conditioning(noisy, rows.signal_MH)])
-        turn = self.rotary.at(rows.positions_N, x_NH.dtype)
-        for layer, pool_S2JD in zip(self.layers, pool, strict=True):
-            x_NH, _ = layer(x_NH, rows.adapters, turn, partial(_through_pool, rows, pool_S2JD))
+        turns = self.rotary.at(rows.positions_N, x_NH.dtype)
+        attends = rows.attend if isinstance(rows.attend, Sequence) else [rows.attend] * len(self.layers)
+        for layer, turn, attend, pool_S2JD in zip(self.layers, turns, attends, pool, strict=True):
+            attention = partial(_through_pool, rows.slots_N, attend, pool_S2JD)
+            x_NH, _ = layer(x_NH, rows.adapters, turn, attention)
         hidden_NH: Tensor = self.norm(x_NH)
         return hidden_NH
 
@@ -103,29 +112,26 @@ class Transformer(nn.Module):
     def logits(self, hidden_RH: Tensor) -> Tensor:
         """[R, V] in the activations' dtype."""
         logits_RV: Tensor = self.output(hidden_RH)
-        return logits_RV
+        cap = self.architecture.logit_softcap
+        return cap * torch.tanh(logits_RV / cap) if cap else logits_RV
 
     def products(self) -> Iterator[tuple[Linear, tuple[str, ...]]]:
-        """Every fused product of the layers, and its parts' published names
-        (`model.layers.0.self_attn.q_proj`)."""
+        """Every fused product of the layers that adapters may change, and its parts' published names
+        (`model.layers.0.self_attn.q_proj`). Experts are left to themselves."""
         for index, layer in enumerate(self.layers):
             for fused, parts in LLAMA_PRODUCTS.items():
-                yield (
-                    cast(Linear, getattr(layer, fused)),
-                    tuple(f"model.layers.{index}.{part}" for part in parts),
-                )
-
-    def norms(self) -> Iterator[tuple[Norm, str]]:
-        """Every norm and its published name (`model.norm`)."""
-        yield self.norm, "model.norm"
-        for index, layer in enumerate(self.layers):
-            for ours, theirs in LLAMA_NORMS.items():
-                norm = getattr(layer, ours)
-                if norm is not None:
-                    yield norm, f"model.layers.{index}.{theirs}"
+                linear = cast(Linear | None, getattr(layer, fused))
+                if linear is not None:
+                    named = parts[: len(linear.part_sizes)]
+                    yield linear, tuple(f"model.layers.{index}.{part}" for part in named)
 
 
-def _through_pool(rows: Rows, pool_S2JD: Tensor, q_NHD: Tensor, k_NJD: Tensor, v_NJD: Tensor) -> Tensor:
+def _through_pool(
+    slots_N: Tensor, attend: Attend, pool_S2JD: Tensor, q_NHD: Tensor, k_NJD: Tensor, v_NJD: Tensor
+) -> Tensor:
     """The rows' keys and values go into the pool; what they see comes out of it."""
-    pool_S2JD.index_copy_(0, rows.slots_N, torch.stack([k_NJD, v_NJD], 1))
-    return rows.attend(q_NHD, pool_S2JD)
+    num_keys, size = k_NJD.shape[1:]
+    if pool_S2JD.shape[2:] != (num_keys, size):
+        pool_S2JD = pool_S2JD[:, :, 0, : num_keys * size].view(-1, 2, num_keys, size)
+    pool_S2JD.index_copy_(0, slots_N, torch.stack([k_NJD, v_NJD], 1))
+    return attend(q_NHD, pool_S2JD)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import repeat
 from types import MethodType
 from typing import TypeVar, cast
 
@@ -20,9 +19,11 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
+from vermilion.errors import ConfigError
 from vermilion.models.adapters import DENOISER
-from vermilion.models.layers import KeysValues, Layer, Turn
+from vermilion.models.layers import KeysValues, Layer
 from vermilion.models.linear import AdapterRows, Linear
+from vermilion.models.rotary import Turn
 from vermilion.models.transformer import Transformer
 from vermilion.training.distributed import shard
 from vermilion.training.masks import Layout, flex_masks, two_pass
@@ -80,7 +81,7 @@ class _Call:
     """What every layer of one forward shares."""
 
     adapters: Sequence[AdapterRows]
-    turn: Turn
+    turns: Sequence[Turn | None]
     attention: _Attention
 
 
@@ -98,7 +99,10 @@ class Forward:
     ) -> None:
         """`recompute`: drop activations and compute them again when going backward, one layer at a time;
         `compiled`: run each layer through torch.compile; `flex`: FlexAttention instead of dense masks;
-        `sharded`: split the weights, in place, over the processes of the run."""
+        `sharded`: split the weights, in place, over the processes of the run. Raises ConfigError for a model
+        with sliding windows."""
+        if any(kind.window for kind in model.architecture.layer_kinds()):
+            raise ConfigError("A model with sliding windows cannot be trained here: layers see whole texts.")
         self.model = model
         self._layers = cast(Sequence[Layer], model.layers)
         self._recompute = recompute
@@ -129,8 +133,8 @@ class Forward:
         x_NH = self.model.embed(ids_BL.reshape(-1))
         call = self._call(position_BL, seen[0], x_NH, num_noisy=0)
         stored = []
-        for layer in self._layers:
-            x_NH, keys_values = self._run(layer, x_NH, call)
+        for index in range(len(self._layers)):
+            x_NH, keys_values = self._run(index, x_NH, call)
             stored.append(keys_values)
         return self.model.norm(x_NH).unflatten(0, tuple(ids_BL.shape)), stored
 
@@ -141,8 +145,9 @@ class Forward:
         over itself alone."""
         x_NH = self._embed(rows)
         call = self._call(position_BL, seen[1], x_NH, num_noisy=x_NH.shape[0])
-        for layer, before in zip(self._layers, past or repeat(None), strict=False):
-            x_NH, _ = self._run(layer, x_NH, replace(call, attention=replace(call.attention, past=before)))
+        for index in range(len(self._layers)):
+            attention = replace(call.attention, past=past[index] if past else None)
+            x_NH, _ = self._run(index, x_NH, replace(call, attention=attention))
         hidden_BLH: Tensor = self.model.norm(x_NH).unflatten(0, tuple(rows.ids_BL.shape))
         return hidden_BLH
 
@@ -152,13 +157,13 @@ class Forward:
         """Hidden states of both streams, each [B, L, H], from one forward; gradients reach both."""
         x_NH = torch.cat([self.model.embed(ids_BL.reshape(-1)), self._embed(rows)])
         call = self._call(position_BL, mask_B2L2L, x_NH, num_noisy=x_NH.shape[0] // 2)
-        for layer in self._layers:
-            x_NH, _ = self._run(layer, x_NH, call)
+        for index in range(len(self._layers)):
+            x_NH, _ = self._run(index, x_NH, call)
         both = self.model.norm(x_NH).view(2, *ids_BL.shape, -1)
         return both[0], both[1]
 
-    def _run(self, layer: Layer, x_NH: Tensor, call: _Call) -> tuple[Tensor, KeysValues]:
-        given = (x_NH, call.adapters, call.turn, call.attention)
+    def _run(self, index: int, x_NH: Tensor, call: _Call) -> tuple[Tensor, KeysValues]:
+        layer, given = self._layers[index], (x_NH, call.adapters, call.turns[index], call.attention)
         if self._recompute and torch.is_grad_enabled():
             done: tuple[Tensor, KeysValues] = checkpoint(layer, *given, use_reentrant=False)
             return done
@@ -172,9 +177,9 @@ class Forward:
         """The noisy rows are the last; what is fine-tuned is on all."""
         count, streams = x_NH.shape[0], x_NH.shape[0] // position_BL.numel()
         adapters = [AdapterRows(DENOISER, count - num_noisy, count)] if num_noisy else []
-        turn = self.model.rotary.at(position_BL.reshape(-1).repeat(streams), x_NH.dtype)
+        turns = self.model.rotary.at(position_BL.reshape(-1).repeat(streams), x_NH.dtype)
         attention = _Attention(mask, (streams, position_BL.shape[0], position_BL.shape[1]))
-        return _Call([*adapters, AdapterRows(TUNED, 0, count)], turn, attention)
+        return _Call([*adapters, AdapterRows(TUNED, 0, count)], turns, attention)
 
 
 def precision(autocast: bool, model: Transformer) -> AbstractContextManager[object]:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ from vermilion.decoding.reference.reference_drafts import levels_of
 from vermilion.decoding.repetition import RepetitionWatch
 from vermilion.decoding.sampling import read
 from vermilion.models.adapters import DENOISER
-from vermilion.models.attention import DenseAttention, Group
+from vermilion.models.attention import explicit
 from vermilion.models.families import Traits
 from vermilion.models.linear import AdapterRows
 from vermilion.models.transformer import Rows, Transformer
@@ -368,10 +367,6 @@ class ReferenceAnswer:
         """Logits of all rows; visible [N, N] says which row sees which."""
         count = len(ids)
         pool = self.model.new_pool(count)
-        architecture = self.model.architecture
-        bias = torch.zeros(visible.shape, dtype=pool.dtype).masked_fill(~visible, float("-inf"))
-        bias = bias.repeat(architecture.num_heads // architecture.num_kv_heads, 1)[None].to(pool.device)
-        attention = DenseAttention(architecture.num_heads, pool)
         denoiser = [AdapterRows(DENOISER, num_clean, count)] if num_clean < count else []
         own = [AdapterRows(self.adapter, 0, count)] if self.adapter else []
         rows = Rows(
@@ -379,7 +374,7 @@ class ReferenceAnswer:
             positions_N=torch.tensor(positions, device=pool.device),
             masked_N=torch.tensor(masked, device=pool.device),
             slots_N=torch.arange(count, device=pool.device),
-            attend=partial(attention.attend, [Group(None, slice(0, count), bias)]),
+            attend=explicit(self.model.architecture, pool, visible, torch.tensor(positions)),
             adapters=[*denoiser, *own],
             signal_MH=self.signal_MH,
         )

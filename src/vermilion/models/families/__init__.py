@@ -5,10 +5,11 @@ where its weights are. A new family is a row of `family_table.py`, never a new c
 elsewhere.
 """
 
-from vermilion.models.families.architecture import Architecture, Experts, LayerKind, RopeScaling
+from vermilion.models.families.architecture import Architecture, Experts, LayerKind
 from vermilion.models.families.family import Family, GGUFKind, ModelSpec
 from vermilion.models.families.family_table import FAMILIES, family_of, family_of_gguf
-from vermilion.models.families.names import LLAMA, TensorNames
+from vermilion.models.families.names import LLAMA, ExpertNames, TensorNames
+from vermilion.models.families.rope import Rope, RopeScaling
 from vermilion.models.families.traits import AUTOREGRESSIVE, Context, Traits
 
 __all__ = [
@@ -17,11 +18,13 @@ __all__ = [
     "LLAMA",
     "Architecture",
     "Context",
+    "ExpertNames",
     "Experts",
     "Family",
     "GGUFKind",
     "LayerKind",
     "ModelSpec",
+    "Rope",
     "RopeScaling",
     "TensorNames",
     "Traits",

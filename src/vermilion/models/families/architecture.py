@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
-
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """How angles are stretched for contexts longer than the first training's (YaRN: arXiv 2309.00071)."""
-
-    kind: str
-    """As config.json calls it: yarn, llama3, linear, ..."""
-    parameters: Mapping[str, float] = field(default_factory=dict)
+from vermilion.models.families.rope import SCALINGS, Rope, RopeScaling
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +25,7 @@ class Experts:
     """Whether the weights of the chosen experts sum to `scale`."""
     scale: float = 1.0
     num_groups: int = 1
+    """Experts are chosen within the `num_active_groups` groups whose two best have the highest sum."""
     num_active_groups: int = 1
 
 
@@ -44,6 +38,10 @@ class LayerKind:
     head_dim: int = 0
     num_kv_heads: int = 0
     rope_theta: float = 0.0
+    rope_scaling: RopeScaling | None = None
+    rope_fraction: float = 0.0
+    rotated: bool = True
+    """False: no position enters here (SmolLM3's NoPE layers)."""
     values_are_keys: bool = False
     """No projection of values: keys before their norm and rotation stand in for them (DiffusionGemma)."""
     experts: Experts | None = None
@@ -72,6 +70,10 @@ class Architecture:
     norm_eps: float = 1e-5
     qk_norm: bool = False
     """RMSNorm over each query and key head before RoPE (Qwen3, SDAR)."""
+    joint_qk_norm: bool = False
+    """That norm is over all heads of a row together (OLMoE)."""
+    value_norm: bool = False
+    """RMSNorm without a weight over each value head (Gemma 4)."""
     qkv_bias: bool = False
     """Biases on the q, k and v projections (Qwen2, Dream)."""
     tied_embeddings: bool = True
@@ -90,21 +92,30 @@ class Architecture:
     layers: tuple[LayerKind, ...] = ()
     """One per layer; empty where all are plain."""
 
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """Every layer's kind, the sizes that it keeps filled in."""
+        return tuple(
+            replace(
+                kind,
+                head_dim=kind.head_dim or self.head_dim,
+                num_kv_heads=kind.num_kv_heads or self.num_kv_heads,
+                rope_theta=kind.rope_theta or self.rope_theta,
+                rope_scaling=kind.rope_scaling or self.rope_scaling,
+                rope_fraction=kind.rope_fraction or self.rope_fraction,
+            )
+            for kind in self.layers or (PLAIN_LAYER,) * self.num_layers
+        )
+
+    def rope(self, kind: LayerKind) -> Rope:
+        """The rotary embedding of a layer whose sizes are filled in."""
+        return Rope(
+            kind.head_dim, kind.rope_theta, kind.rope_fraction, kind.rope_scaling, self.context_length
+        )
+
     def beyond_backbone(self) -> Iterator[str]:
         """What a checkpoint of this shape needs that the backbone does not compute, in words."""
-        plain = {
-            "biases of the attention's output": not self.output_bias,
-            "biases of the feed-forward": not self.ffn_bias,
-            f"activation {self.activation}": self.activation == "silu",
-            "scaled RoPE": self.rope_scaling is None,
-            "an attention scale of its own": self.attention_scale == 0,
-            "scaled embeddings": self.embedding_scale == 1,
-            "capped logits": self.logit_softcap == 0,
-            "sliding windows": not any(layer.window for layer in self.layers),
-            "experts": not any(layer.experts for layer in self.layers),
-            "layers of different sizes": not any(
-                layer.head_dim or layer.num_kv_heads or layer.rope_theta or layer.values_are_keys
-                for layer in self.layers
-            ),
-        }
-        yield from (need for need, met in plain.items() if not met)
+        if self.activation not in ("silu", "gelu", "gelu_tanh"):
+            yield f"activation {self.activation}"
+        for kind in {kind.rope_scaling.kind for kind in self.layer_kinds() if kind.rope_scaling}:
+            if kind not in SCALINGS:
+                yield f"RoPE scaling {kind}"

@@ -24,6 +24,7 @@ HUGGING_FACE: Mapping[str, str] = {
     "vocab_size": "vocab_size",
     "context_length": "max_position_embeddings",
     "rope_theta": "rope_theta",
+    "rope_fraction": "partial_rotary_factor",
     "norm_eps": "rms_norm_eps",
     "tied_embeddings": "tie_word_embeddings",
     "activation": "hidden_act",

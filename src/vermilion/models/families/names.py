@@ -20,6 +20,27 @@ LLAMA_NORMS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertNames:
+    """Where a layer's experts are, behind the layer's prefix. The defaults are those of Qwen3-MoE."""
+
+    router: str = "mlp.gate.weight"
+    router_bias: str = "mlp.gate.expert_bias"
+    gate_up: tuple[str, ...] = ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj")
+    down: tuple[str, ...] = ("mlp.experts.{}.down_proj",)
+    stacked: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {
+            "mlp.experts.gate_up_proj": ("gate", "up"),
+            "mlp.experts.gate_proj": ("gate",),
+            "mlp.experts.up_proj": ("up",),
+            "mlp.experts.down_proj": ("down",),
+        }
+    )
+    """Tensors of a checkpoint that stacks the experts, [E, O, I], and what each holds of every expert."""
+    shared_gate_up: tuple[str, ...] = ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj")
+    shared_down: tuple[str, ...] = ("mlp.shared_experts.down_proj",)
+
+
+@dataclass(frozen=True, slots=True)
 class TensorNames:
     """Published names, without `.weight` and `.bias`. The defaults are those of Hugging Face's Llama."""
 
@@ -32,6 +53,7 @@ class TensorNames:
     """Per fused product of ours, the projections it is made of, in order. One name for a product of several
     parts is a tensor that the checkpoint keeps fused, parts one below the other."""
     norms: Mapping[str, str] = field(default_factory=lambda: LLAMA_NORMS)
+    experts: ExpertNames = ExpertNames()
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """Ends of the names of tensors that are computed here instead of read."""
 
