@@ -11,8 +11,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from vermilion.accounts import access_keys, organisations, transactions
 from vermilion.accounts import keys as key_text
-from vermilion.accounts import organisations, transactions
 from vermilion.accounts.accounts_config import AccountsConfig
 from vermilion.accounts.clock import now_us
 from vermilion.accounts.database import Database, open_store
@@ -42,6 +42,7 @@ class Accounts:
         self.config = config or AccountsConfig()
         self.writer = Writer(store, key_text.new_id("server_"), LEASE_S)
         self._remembered: dict[str, tuple[float, Key | None]] = {}
+        self._signing = access_keys.signing_secret(store)
 
     @classmethod
     def open(cls, config: AccountsConfig) -> Accounts:
@@ -80,6 +81,21 @@ class Accounts:
     async def known(self, key_id: str) -> Key:
         """The key of somebody who has shown it before. Raises `InvalidKey`."""
         return _good(await self._find(key_id))
+
+    async def signer(self, access_key: str) -> tuple[Key, str]:
+        """The key that Amazon's clients name by `access_key`, and its secret. Raises `InvalidKey`."""
+        if self._signing is None:
+            # The first access key of a database makes it.
+            self._signing = await asyncio.to_thread(access_keys.signing_secret, self.store)
+        key_id = access_keys.key_id_of(access_key)
+        key = await self._find(key_id) if key_id else None
+        secret = access_keys.secret_of(self._signing or b"", key_id or "")
+        if not key_text.matches(key, secret) or self._signing is None:
+            raise InvalidKey("The access key is not one of this service.")
+        assert key is not None
+        if not key.good(now_us()):
+            raise InvalidKey("This access key is revoked or has expired.")
+        return key, secret
 
     async def price(self, model: str) -> Price:
         """The price in force."""
@@ -120,6 +136,8 @@ class Visit:
         self.idempotency_key: str | None = None
         self.body_digest = ""
         self.replayed = False
+        self.signature: Callable[[bytes], bytes] | None = None
+        """The check of a signed request against its body, which gives its content; nothing begins before."""
         self._request_id = request_id
         self._route = route
         self._num_calls = 0
@@ -135,6 +153,7 @@ class Visit:
 
         Raises the errors of `refusals.py`.
         """
+        assert self.signature is None, "a signed request whose body nobody checked"
         self._num_calls += 1
         suffix = "" if self._num_calls == 1 else f".{self._num_calls}"
         named = self.idempotency_key

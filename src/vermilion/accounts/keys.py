@@ -65,6 +65,19 @@ class Key:
         return self.revoked_at_us is None and (self.expires_at_us is None or now_us < self.expires_at_us)
 
 
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A key and, this once, its secret."""
+
+    key: Key
+    secret: str
+
+    @property
+    def text(self) -> str:
+        """The key as its owner keeps it."""
+        return f"{self.key.prefix}-{self.secret}"
+
+
 def new_id(mark: str = "") -> str:
     """A random public name of 60 bits."""
     return mark + "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
@@ -72,11 +85,6 @@ def new_id(mark: str = "") -> str:
 
 def new_secret() -> str:
     return secrets.token_urlsafe(_SECRET_BYTES)
-
-
-def whole(key_id: str, secret: str) -> str:
-    """The key as its owner keeps it."""
-    return f"{_MARK}{key_id}-{secret}"
 
 
 def parsed(token: str) -> tuple[str, str] | None:

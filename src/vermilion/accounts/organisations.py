@@ -12,10 +12,11 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 
 from vermilion.accounts import keys as key_text
+from vermilion.accounts.access_keys import secret_of
 from vermilion.accounts.admission import FREE, PLANS
 from vermilion.accounts.clock import day_of, now_us, stamp
 from vermilion.accounts.database import Database
-from vermilion.accounts.keys import Key, RateLimits
+from vermilion.accounts.keys import Key, RateLimits, Secret
 from vermilion.accounts.money import written
 from vermilion.accounts.refusals import AccountNotFound
 from vermilion.accounts.schema import grants, keys, meters, organisations, users
@@ -47,14 +48,8 @@ class NewKey:
     expires_at_us: int | None = None
     limits: RateLimits = field(default_factory=RateLimits)
     user_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Secret:
-    """A key and, this once, its secret."""
-
-    key: Key
-    text: str
+    signing: bytes = b""
+    """The accounts' signing secret, for a key that signs requests as Amazon's clients do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +222,10 @@ def limits_body(limits: RateLimits) -> dict[str, Any]:
 
 
 def _create_key(connection: Connection, organisation_id: str, new: NewKey) -> Secret:
-    secret, now = key_text.new_secret(), now_us()
+    id, now = key_text.new_id(), now_us()
+    secret = secret_of(new.signing, id) if new.signing else key_text.new_secret()
     key = Key(
-        id=key_text.new_id(),
+        id=id,
         organisation_id=organisation_id,
         name=_name(new.name),
         digest=key_text.digest(secret),
@@ -253,7 +249,7 @@ def _create_key(connection: Connection, organisation_id: str, new: NewKey) -> Se
         )
     )
     connection.execute(_empty_meter(key.id, now))
-    return Secret(key, key_text.whole(key.id, secret))
+    return Secret(key, secret)
 
 
 def _empty_meter(subject: str, now: int) -> sa.Insert:

@@ -14,7 +14,7 @@ from vermilion.errors import BadParameter, ConfigError
 
 if TYPE_CHECKING:
     from vermilion.accounts.database import Database
-    from vermilion.accounts.organisations import Secret
+    from vermilion.accounts.keys import Secret
 
 app = typer.Typer(help="Organisations, keys, limits, prices and invoices.", no_args_is_help=True)
 keys_app = typer.Typer(help="The API keys of an organisation.", no_args_is_help=True)
@@ -227,11 +227,15 @@ def create_key(
     name: Annotated[str, typer.Option(help="A name to recognise it by.")] = "",
     scopes: Annotated[str, typer.Option(help="Some of generate,jobs,manage,operate.")] = "generate",
     expires: Annotated[str | None, typer.Option(help="Expiry date, as 2026-12-31.")] = None,
+    aws: Annotated[
+        bool,
+        typer.Option("--aws", help="With an id and a secret for Amazon's clients to sign with."),
+    ] = False,
     accounts: Where = "",
 ) -> None:
     """Create a key. It is shown only now."""
     with _store(accounts) as store:
-        from vermilion.accounts import organisations
+        from vermilion.accounts import access_keys, organisations
         from vermilion.accounts.clock import parsed_us
         from vermilion.accounts.keys import checked_scopes
 
@@ -239,8 +243,14 @@ def create_key(
             until = None if expires is None else parsed_us(expires)
         except ValueError:
             raise BadParameter("expires", expires, "a day or a time, as 2026-12-31") from None
-        new = organisations.NewKey(name, checked_scopes(scopes.split(",")), until)
-        _show_secret(organisations.create_key(store, organisation, new))
+        signing = (access_keys.signing_secret(store, create=True) or b"") if aws else b""
+        new = organisations.NewKey(name, checked_scopes(scopes.split(",")), until, signing=signing)
+        made = organisations.create_key(store, organisation, new)
+        if aws:
+            print(f"Key {made.key.prefix}; keep these, they are not shown again:", file=sys.stderr)
+            print("\n".join(f"{name}={value}" for name, value in access_keys.credentials(made).items()))
+        else:
+            _show_secret(made)
 
 
 @keys_app.command("revoke")

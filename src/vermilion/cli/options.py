@@ -58,10 +58,21 @@ class AnswerOptions:
 class ServeOptions:
     """How to start a service; None takes the configuration file's value, else the default."""
 
-    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="8000 unless set.")] = None
-    model: Annotated[str | None, typer.Option(help="A name of `vermilion models`, or a folder.")] = None
-    preset: Annotated[str | None, typer.Option(help="Decoding of requests that name none.")] = None
+    host: Annotated[
+        str | None, typer.Option(envvar="VERMILION_HOST", help="Address to listen on; 127.0.0.1 unless set.")
+    ] = None
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, envvar=["VERMILION_PORT", "SAGEMAKER_BIND_TO_PORT"], help="8000 unless set."
+        ),
+    ] = None
+    model: Annotated[
+        str | None, typer.Option(envvar="VERMILION_MODEL", help="A name of `vermilion models`, or a folder.")
+    ] = None
+    preset: Annotated[
+        str | None, typer.Option(envvar="VERMILION_PRESET", help="Decoding of requests that name none.")
+    ] = None
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = None
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float64.")] = None
     backend: Annotated[
@@ -78,7 +89,10 @@ class ServeOptions:
         ),
     ] = None
     open: Annotated[
-        bool | None, typer.Option("--open", help="Listen beyond this machine without asking for keys.")
+        bool | None,
+        typer.Option(
+            "--open", envvar="VERMILION_OPEN", help="Listen beyond this machine without asking for keys."
+        ),
     ] = None
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with model and the tables [serve] and [engine].")

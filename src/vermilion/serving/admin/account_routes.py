@@ -11,10 +11,10 @@ from pydantic import BaseModel, Field
 from vermilion.accounts import organisations, reports
 from vermilion.accounts.clock import DAY_US, now_us, parsed_us, stamp
 from vermilion.accounts.gate import Accounts, Visit
-from vermilion.accounts.keys import RateLimits, checked_scopes
+from vermilion.accounts.keys import RateLimits, Secret, checked_scopes
 from vermilion.accounts.meters import Standing
 from vermilion.accounts.money import picodollars, written
-from vermilion.accounts.organisations import NewKey, NewOrganisation, Secret
+from vermilion.accounts.organisations import NewKey, NewOrganisation
 from vermilion.accounts.refusals import NotPermitted, RateLimited
 from vermilion.errors import BadParameter
 from vermilion.serving.http.auth import VISIT

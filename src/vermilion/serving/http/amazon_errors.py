@@ -15,6 +15,7 @@ _STATUS = {
     "ValidationException": 400,
     "ServiceQuotaExceededException": 400,
     "ConflictException": 400,
+    "IncompleteSignatureException": 400,
     "AccessDeniedException": 403,
     "ResourceNotFoundException": 404,
     "UnknownOperationException": 404,

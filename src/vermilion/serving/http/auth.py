@@ -8,13 +8,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from starlette.datastructures import Headers
+from starlette.types import Scope
 
+from vermilion.accounts.clock import SECOND_US, now_us
 from vermilion.accounts.gate import Accounts, Visit
 from vermilion.accounts.keys import Key
 from vermilion.accounts.meters import Room, Standing
 from vermilion.accounts.refusals import InvalidKey
 from vermilion.errors import BadParameter
 from vermilion.serving.console.console_sessions import ConsoleSessions
+from vermilion.serving.http import sigv4
+from vermilion.serving.http.amazon_errors import SignatureRefused, is_amazon
 
 VISIT: ContextVar[Visit | None] = ContextVar("visit", default=None)
 """The visit that this task works for; None on a service without accounts. A variable of the context, so that
@@ -58,16 +62,35 @@ async def _authenticated(accounts: Accounts, sessions: ConsoleSessions, headers:
         ) from None
 
 
-async def enter(
-    gates: tuple[Accounts, ConsoleSessions], request: tuple[str, str], scopes: Sequence[str], headers: Headers
-) -> Visit:
-    """The visit of a request (its id, its canonical path), whose key must have one of `scopes`.
+async def _signer(accounts: Accounts, scope: Scope, headers: Headers) -> tuple[Key, sigv4.PendingSignature]:
+    """Whose access key signed a request, as it says. Raises `SignatureRefused`."""
+    signed = sigv4.read_signature(headers, now_us() / SECOND_US)
+    try:
+        key, secret = await accounts.signer(signed.access_key)
+    except InvalidKey as error:
+        raise SignatureRefused(
+            "UnrecognizedClientException", f"The security token included in the request is invalid. {error}"
+        ) from None
+    return key, sigv4.PendingSignature(signed, secret, scope)
 
-    Raises `InvalidKey`, `NotPermitted` and `BadParameter`.
+
+async def enter(
+    gates: tuple[Accounts, ConsoleSessions], request_id: str, scopes: Sequence[str], scope: Scope
+) -> Visit:
+    """The visit of a request at its canonical path, whose key must have one of `scopes`.
+
+    Raises `InvalidKey`, `SignatureRefused`, `NotPermitted` and `BadParameter`.
     """
-    (accounts, sessions), (request_id, path) = gates, request
-    key = await _authenticated(accounts, sessions, headers)
+    accounts, sessions = gates
+    path, headers = scope["path"], Headers(scope=scope)
+    pending = None
+    # The bodies of these routes are all read in one place, which checks the signature.
+    if is_amazon(path) and sigv4.is_signed(headers):
+        key, pending = await _signer(accounts, scope, headers)
+    else:
+        key = await _authenticated(accounts, sessions, headers)
     visit = Visit(accounts, key, request_id, path[:200])
+    visit.signature = pending.content if pending else None
     visit.require(*scopes)
     name = headers.get("idempotency-key")
     if name is not None and not (0 < len(name) <= _LONGEST_IDEMPOTENCY_KEY and name.isprintable()):
@@ -84,6 +107,15 @@ def visiting(visit: Visit | None) -> Iterator[None]:
         yield
     finally:
         VISIT.reset(token)
+
+
+def verified(body: bytes, headers: Headers) -> bytes:
+    """The content of a body as it was sent. Raises `SignatureRefused` unless it is what was signed."""
+    visit = VISIT.get()
+    if visit is not None and visit.signature is not None:
+        content, visit.signature = visit.signature(body), None
+        return content
+    return b"".join(part for _, part in sigv4.chunks(body)) if sigv4.is_chunked(headers) else body
 
 
 def seen(content: bytes) -> None:

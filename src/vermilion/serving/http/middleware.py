@@ -95,7 +95,7 @@ class EdgeMiddleware:
             if not scopes or auth.is_page(path):
                 return None, self._app
             gates = self._service.accounts, self._service.console_sessions
-            visit = await auth.enter(gates, (request_id, path), scopes, headers)
+            visit = await auth.enter(gates, request_id, scopes, scope)
             return visit, self._app
         except VermilionError as error:
             self._metrics.errors.labels(error.code or error.kind).inc()

@@ -24,6 +24,8 @@ _LONGEST_SHOWN = 80
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """zlib's parameter for each content encoding that is unpacked."""
+_SIGNED_CHUNKS = "aws-chunked"
+"""Amazon's, which is gone once the signatures are checked; another may stand behind it."""
 _INLINE_BYTES = 32 * 1024
 """Larger bodies are read on a thread."""
 LARGE_BODY = "vermilion.large_body"
@@ -85,7 +87,7 @@ async def read(request: HttpRequest, kind: type[Body], limit_bytes: int, places:
         content = await _receive(request, limit_bytes, lambda: held.enter_async_context(places))
 
         def work() -> Body:
-            unpacked = _unpacked(content, request, limit_bytes)
+            unpacked = _unpacked(auth.verified(content, request.headers), request, limit_bytes)
             auth.seen(unpacked)
             return parse(unpacked, kind)
 
@@ -106,6 +108,7 @@ def _check_media_type(request: HttpRequest) -> None:
 def _unpacked(content: bytes, request: HttpRequest, limit_bytes: int) -> bytes:
     """The body as it was before its Content-Encoding, which may not hide more than `limit_bytes`."""
     encoding = request.headers.get("content-encoding", "").strip().lower() or "identity"
+    encoding = encoding.removeprefix(_SIGNED_CHUNKS).lstrip(", ") or "identity"
     if encoding == "identity":
         return content
     if encoding not in _WINDOW_BITS:
