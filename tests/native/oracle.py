@@ -1,17 +1,20 @@
 """A forward pass in float64 numpy over the packed weights, as plainly as possible, and reading of tiles.
 
-It rounds what the kernels round: inputs of products to eight bits, keys and values to half precision.
+It rounds what the kernels round: inputs of products to eight bits, keys and values to half precision. Sizes
+are those that they keep, which fill blocks with zeros.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from vermilion.models.families import Architecture
+from vermilion.models.families import Architecture, Experts, LayerKind
 from vermilion.native.packed_file import Array, PackedFile
+from vermilion.native.stored_sizes import dense_size, head_size, run
 
 
 @dataclass(frozen=True)
@@ -66,22 +69,32 @@ def rounded(x: Array) -> Array:
     return made
 
 
-def rms_norm(x: Array, weight: Array | None, eps: float) -> Array:
-    normed: Array = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+def rms_norm(x: Array, weight: Array | None, eps: float, size: int) -> Array:
+    """`size`: components that are no filling."""
+    normed: Array = x / np.sqrt((x**2).sum(-1, keepdims=True) / size + eps)
     return normed if weight is None else normed * weight
+
+
+def activated(kind: str, x: Array) -> Array:
+    if kind == "silu":
+        return x / (1 + np.exp(-x))
+    if kind == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
 
 
 class Oracle:
     def __init__(self, packed: PackedFile, architecture: Architecture) -> None:
         self.packed, self.a = packed, architecture
+        self.hidden = run(architecture.hidden_size).total
 
     def product(
         self, name: str, part: int, x: Array, rows: Sequence[OracleRow], adapter: PackedFile | None
     ) -> Array:
-        size = unpacked(self.packed, f"{name}.{part}").shape[0]
-        x = rounded(x)
-        y = x @ unpacked(self.packed, f"{name}.{part}").T
-        bias = numbers(self.packed, f"{name}.bias.{part}", size)
+        weight = unpacked(self.packed, f"{name}.{part}")
+        x = rounded(np.pad(x, ((0, 0), (0, weight.shape[1] - x.shape[1]))))
+        y = x @ weight.T
+        bias = numbers(self.packed, f"{name}.bias.{part}", weight.shape[0])
         if bias is not None:
             y = y + bias
         noisy = np.array([row.noisy for row in rows])
@@ -98,46 +111,112 @@ class Oracle:
         down = unpacked(packed, f"{name}.down")[part * rank : (part + 1) * rank]
         return rounded(x @ down.T) @ up.T
 
-    def rotated(self, heads_NHD: Array, positions: Array) -> Array:
-        size = int(self.a.head_dim * self.a.rope_fraction)
-        angle = positions[:, None] / self.a.rope_theta ** (np.arange(0, size, 2) / size)
-        cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
-        low, high, rest = np.split(heads_NHD, [size // 2, size], -1)
+    def rotated(self, heads_NHD: Array, positions: Array, kind: LayerKind) -> Array:
+        if not kind.rotated:
+            return heads_NHD
+        rope = self.a.rope(kind)
+        angle = positions[:, None] * rope.inverse_frequencies()
+        cos, sin = (rope.magnitude * turn(angle)[:, None] for turn in (np.cos, np.sin))
+        low, high, rest = np.split(heads_NHD, [rope.size // 2, rope.size], -1)
         return np.concatenate([low * cos - high * sin, high * cos + low * sin, rest], -1)
 
-    def attended(self, q: Array, k: Array, v: Array, rows: Sequence[OracleRow]) -> Array:
-        group = self.a.num_heads // self.a.num_kv_heads
+    def attended(self, q: Array, k: Array, v: Array, rows: Sequence[OracleRow], kind: LayerKind) -> Array:
+        group = self.a.num_heads // kind.num_kv_heads
+        scale = self.a.attention_scale or 1 / np.sqrt(kind.head_dim)
         out = np.zeros_like(q)
         for i, row in enumerate(rows):
+            seen = [j for j in row.sees if not kind.window or row.position - rows[j].position < kind.window]
             for head in range(self.a.num_heads):
-                keys, values = k[list(row.sees), head // group], v[list(row.sees), head // group]
-                score = keys @ q[i, head] / np.sqrt(self.a.head_dim)
+                keys, values = k[seen, head // group], v[seen, head // group]
+                score = keys @ q[i, head] * scale
                 weight = np.exp(score - score.max())
                 out[i, head] = weight @ values / weight.sum()
         return out
 
+    def heads(
+        self, layer: int, kind: LayerKind, x: Array, rows: Sequence[OracleRow], adapter: PackedFile | None
+    ) -> list[Array]:
+        """Queries, keys and values, [rows, heads, stored size]."""
+        a, name, stored = self.a, f"{layer}.qkv", head_size(kind.head_dim)
+        parts = [
+            self.product(name, part, x, rows, adapter)
+            for part in ((0, 1, 1) if kind.values_are_keys else (0, 1, 2))
+        ]
+        counts = (a.num_heads, kind.num_kv_heads, kind.num_kv_heads)
+        q, k, v = (
+            part[:, : count * stored].reshape(len(rows), count, stored)
+            for part, count in zip(parts, counts, strict=True)
+        )
+        if a.value_norm:
+            v = rms_norm(v, None, a.norm_eps, kind.head_dim)
+        made = []
+        for each, name in ((q, "query_norm"), (k, "key_norm")):
+            count = each.shape[1] if a.joint_qk_norm else 1
+            weight = numbers(self.packed, f"{layer}.{name}", count * stored)
+            flat = each.reshape(len(rows), -1, count * stored)
+            normed = flat if weight is None else rms_norm(flat, weight, a.norm_eps, count * kind.head_dim)
+            made.append(normed.reshape(each.shape))
+        return [*made, v]
+
+    def fed_forward(
+        self, layer: int, kind: LayerKind, x: Array, rows: Sequence[OracleRow], adapter: PackedFile | None
+    ) -> Array:
+        made = np.zeros_like(x)
+        if dense_size(self.a, kind):
+            gate, up = (self.product(f"{layer}.gate_up", part, x, rows, adapter) for part in range(2))
+            gated = activated(self.a.activation, gate) * up
+            made += self.product(f"{layer}.down", 0, gated, rows, adapter)
+        return made if kind.experts is None else made + self.mixed(f"{layer}.experts", kind.experts, x)
+
+    def mixed(self, name: str, experts: Experts, x: Array) -> Array:
+        e, made = experts, np.zeros_like(x)
+        router = numbers(self.packed, f"{name}.router", e.num_experts * self.hidden)
+        assert router is not None
+        scores = x @ router.reshape(e.num_experts, -1).T
+        raised = np.exp(scores - scores.max(1, keepdims=True))
+        shares = 1 / (1 + np.exp(-scores)) if e.router == "sigmoid" else raised / raised.sum(1, keepdims=True)
+        bias = numbers(self.packed, f"{name}.router_bias", e.num_experts)
+        for row, share in enumerate(shares):
+            ranks = share + (0 if bias is None else bias)
+            groups = ranks.reshape(e.num_groups, -1)
+            open_groups = np.argsort(-np.sort(groups, 1)[:, -2:].sum(1))[: e.num_active_groups]
+            closed = [group for group in range(e.num_groups) if group not in open_groups]
+            if closed:
+                groups[closed] = -np.inf
+            chosen = np.argsort(-groups.reshape(-1))[: e.num_active]
+            weights = share[chosen] / (share[chosen].sum() if e.normalized else 1) * e.scale
+            for expert, weight in zip(chosen, weights, strict=True):
+                gate, up, down = (
+                    unpacked(self.packed, f"{name}.{part}.{expert}") for part in ("gate", "up", "down")
+                )
+                inner = rounded(x[row])
+                made[row] += weight * (
+                    rounded(activated(self.a.activation, inner @ gate.T) * (inner @ up.T)) @ down.T
+                )
+        return made
+
     def logits(self, rows: Sequence[OracleRow], adapter: PackedFile | None = None) -> Array:
         """[rows, vocabulary]"""
-        a, packed = self.a, self.packed
+        a, packed, hidden = self.a, self.packed, self.hidden
         embedding = unpacked(packed, "embedding")
-        x = embedding[[row.id for row in rows]]
-        mask = numbers(packed, "mask_embedding", a.hidden_size)
+        x = embedding[[row.id for row in rows]] * a.embedding_scale
+        mask = numbers(packed, "mask_embedding", hidden)
         for i, row in enumerate(rows):
             if row.masked and mask is not None:
                 x[i] = mask
         positions = np.array([row.position for row in rows])
-        for layer in range(a.num_layers):
-            normed = rms_norm(x, numbers(packed, f"{layer}.attention_norm", a.hidden_size), a.norm_eps)
-            parts = [self.product(f"{layer}.qkv", part, normed, rows, adapter) for part in range(3)]
-            q, k, v = (part.reshape(len(rows), -1, a.head_dim) for part in parts)
-            if a.qk_norm:
-                q = rms_norm(q, numbers(packed, f"{layer}.query_norm", a.head_dim), a.norm_eps)
-                k = rms_norm(k, numbers(packed, f"{layer}.key_norm", a.head_dim), a.norm_eps)
-            k, v = (half.astype(np.float16).astype(float) for half in (self.rotated(k, positions), v))
-            seen = self.attended(self.rotated(q, positions), k, v, rows)
+        for layer, kind in enumerate(a.layer_kinds()):
+            normed = rms_norm(
+                x, numbers(packed, f"{layer}.attention_norm", hidden), a.norm_eps, a.hidden_size
+            )
+            q, k, v = self.heads(layer, kind, normed, rows, adapter)
+            k, v = (half.astype(np.float16).astype(float) for half in (self.rotated(k, positions, kind), v))
+            seen = self.attended(self.rotated(q, positions, kind), k, v, rows, kind)
             x = x + self.product(f"{layer}.output", 0, seen.reshape(len(rows), -1), rows, adapter)
-            normed = rms_norm(x, numbers(packed, f"{layer}.ffn_norm", a.hidden_size), a.norm_eps)
-            gate, up = (self.product(f"{layer}.gate_up", part, normed, rows, adapter) for part in range(2))
-            x = x + self.product(f"{layer}.down", 0, gate / (1 + np.exp(-gate)) * up, rows, adapter)
+            normed = rms_norm(x, numbers(packed, f"{layer}.ffn_norm", hidden), a.norm_eps, a.hidden_size)
+            x = x + self.fed_forward(layer, kind, normed, rows, adapter)
         head = embedding if a.tied_embeddings else unpacked(packed, "head")
-        return rounded(rms_norm(x, numbers(packed, "norm", a.hidden_size), a.norm_eps)) @ head.T
+        made: Array = (
+            rounded(rms_norm(x, numbers(packed, "norm", hidden), a.norm_eps, a.hidden_size)) @ head.T
+        )
+        return a.logit_softcap * np.tanh(made / a.logit_softcap) if a.logit_softcap else made

@@ -39,7 +39,7 @@ def requests(decoding: Decoding) -> list[Request]:
 
 def crowded(kind: str = "causal-shift", **settings: object) -> Engine:
     sizes = {"prefill_chunk": 8, "max_rows": 24, "threads": 2}
-    return tiny_native.engine(kind, **{**sizes, **settings})
+    return tiny_native.engine(kind, **{**sizes, **settings})  # type: ignore[arg-type]
 
 
 def with_adapters(engine: Engine) -> Engine:
@@ -80,6 +80,17 @@ def test_lossless_text_is_ar_text(decoding: Decoding, bits: int) -> None:
     given = tokens_of(engine, [replace(one, decoding=decoding) for one in asked])
     assert given == expected
     assert engine.steps < sum(map(len, expected.values()))
+
+
+@pytest.mark.parametrize("decoding", EXACT[:2], ids=str)
+@pytest.mark.parametrize("name", ["odd", "layered", "experts", "grouped"])
+def test_no_kind_of_layer_notices_its_company(name: str, decoding: Decoding) -> None:
+    """Filled-up sizes, windows, layers of different shapes, experts: still lossless, alone and in a crowd."""
+    asked = requests(AR)
+    expected = [outcome(tiny_native.engine(name=name), [one])[0].tokens for one in asked]
+    assert len(set(expected)) == len(expected)
+    drafted = outcome(crowded(name=name), [replace(one, decoding=decoding) for one in asked])
+    assert [one.tokens for one in drafted] == expected
 
 
 @pytest.mark.parametrize("decoding", EXACT[:2], ids=str)

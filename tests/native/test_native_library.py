@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,16 @@ from tests.native.tiny_native import PLAIN, causal, job, random_tensors, runner
 from vermilion.config import EngineConfig
 from vermilion.engine import loading
 from vermilion.errors import ConfigError, ModelFileError
-from vermilion.models.families import ModelSpec
+from vermilion.models.families import Experts, LayerKind, ModelSpec
 from vermilion.native import checkpoint_packing, library
 from vermilion.native.packed_file import PackedFile, PackWriter, Weight, cached, in_memory, pack
 from vermilion.native.runner import num_threads
 
 tiny_native.available_sets()
 IDS = list(range(2, 60))
+# A layer that no published model has.
+_BOTH = LayerKind(experts=Experts(num_experts=2, num_active=1, ffn_size=32, shared_size=32))
+BEYOND = replace(PLAIN, layers=(_BOTH,) * PLAIN.num_layers)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +40,7 @@ def test_gguf_blocks_keep_their_values(kind: GGMLQuantizationType) -> None:
     rows = quantize(np.random.default_rng(1).normal(0, 1, (40, 96)).astype(np.float32), kind)
 
     def write(writer: PackWriter) -> None:
-        writer.matrix("x", Weight(rows, int(kind), 96), 8 if kind == GGMLQuantizationType.Q8_0 else 4)
+        writer.matrix("x", Weight.of(rows, int(kind), 96), 8 if kind == GGMLQuantizationType.Q8_0 else 4)
 
     assert np.array_equal(unpacked(in_memory(write), "x"), dequantize(rows, kind).astype(np.float64))
 
@@ -45,7 +49,7 @@ def test_gguf_blocks_keep_their_values(kind: GGMLQuantizationType) -> None:
 def test_floats_move_by_half_a_step(bits: int, steps: int) -> None:
     values = np.random.default_rng(2).normal(0, 1, (17, 64)).astype(np.float32)
     values[3] = 0
-    made = unpacked(in_memory(lambda writer: writer.matrix("x", Weight(values), bits)), "x")
+    made = unpacked(in_memory(lambda writer: writer.matrix("x", Weight.of(values), bits)), "x")
     blocks = values.reshape(17, 2, 32)
     spread = 2 * np.abs(blocks).max(-1) if bits == 8 else np.ptp(blocks, -1)
     # Half a step, and what a scale in half precision may be off.
@@ -72,18 +76,16 @@ def test_a_packed_file_is_made_once_and_checked(tmp_path: Path) -> None:
 
 
 def test_only_what_the_kernels_compute_goes_to_them() -> None:
-    from dataclasses import replace
-
-    assert checkpoint_packing.obstacle(PLAIN) == ""
-    assert "head_dim 8" in checkpoint_packing.obstacle(replace(PLAIN, head_dim=8))
-    assert "ffn_size 48" in checkpoint_packing.obstacle(replace(PLAIN, ffn_size=48))
-    assert "activation 'gelu'" in checkpoint_packing.obstacle(replace(PLAIN, activation="gelu"))
+    for architecture in tiny_native.ARCHITECTURES.values():
+        assert checkpoint_packing.obstacle(architecture) == ""
+    assert "beside a dense feed-forward" in checkpoint_packing.obstacle(BEYOND)
 
 
 def test_the_backend_is_chosen_and_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plain, odd = tiny_native.spec("causal-shift"), tiny.spec("causal-shift")
+    plain = tiny_native.spec("causal-shift")
+    odd = replace(plain, architecture=BEYOND)
 
     def chosen(spec: ModelSpec, **settings: object) -> str:
         caplog.clear()
@@ -94,7 +96,7 @@ def test_the_backend_is_chosen_and_told(
     assert chosen(plain, backend="torch") == "torch"
     assert not caplog.records
     for spec, settings, reason in (
-        (odd, {}, "no multiple"),
+        (odd, {}, "shared expert beside"),
         (plain, {"dtype": "float32"}, "engine.dtype"),
         (plain, {"quantize": "none"}, "engine.quantize"),
         (plain, {"device": "cuda"}, "GPU"),

@@ -115,7 +115,7 @@ def expected_given(hidden: Array, top: Choices, before: int) -> list[tuple[int, 
     file = packed("plain")
     embedding = unpacked(file, "embedding")
     eps = float(np.finfo(np.float32).eps)
-    both = np.concatenate([rms_norm(hidden, None, eps), rms_norm(embedding[before], None, eps)])
+    both = np.concatenate([rms_norm(each, None, eps, each.shape[-1]) for each in (hidden, embedding[before])])
     low = rounded(both) @ unpacked(file, "draft_down").T
     added = rounded(low / (1 + np.exp(-low))) @ unpacked(file, "draft_up").T
     old = np.array([value for _, value in top])

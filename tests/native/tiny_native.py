@@ -15,11 +15,18 @@ from vermilion.decoding.forward_jobs import Job, Wanted
 from vermilion.decoding.passes import Pass, Read, Segment
 from vermilion.engine.engine import Engine
 from vermilion.engine.loading import engine_over
-from vermilion.models.families import Architecture, ModelSpec
+from vermilion.models.families import LLAMA, Architecture, Experts, LayerKind, ModelSpec, RopeScaling
+from vermilion.models.tensor_files import parts
 from vermilion.native import library
-from vermilion.native.checkpoint_packing import PackedAdapter, layer_products, pack_base
+from vermilion.native.checkpoint_packing import (
+    PackedAdapter,
+    layer_products,
+    pack_base,
+    products_with_axes,
+)
 from vermilion.native.packed_file import Array, PackedFile, PackWriter, Weight, in_memory
 from vermilion.native.runner import NativeRunner
+from vermilion.native.stored_sizes import Axis, run
 from vermilion.types import Sampling
 
 PLAIN = Architecture(
@@ -32,6 +39,33 @@ ARCHITECTURES = {
     "normed": replace(PLAIN, qk_norm=True, rope_fraction=0.5, head_dim=32, num_heads=3, num_kv_heads=3),
     "wide": replace(PLAIN, head_dim=80, num_heads=2, num_kv_heads=2, hidden_size=96, ffn_size=160),
 }
+_SPARSE = Experts(num_experts=8, num_active=3, ffn_size=48, normalized=False)
+_GROUPED = Experts(
+    num_experts=12, num_active=3, ffn_size=32, shared_size=64, router="sigmoid", router_bias=True, scale=2.5,
+    num_groups=4, num_active_groups=2,
+)  # fmt: skip
+# Sizes that fill no block, and what a few families add to the plain layer.
+ARCHITECTURES["odd"] = replace(
+    PLAIN, hidden_size=72, num_heads=3, num_kv_heads=1, head_dim=24, ffn_size=80,
+    output_bias=True, ffn_bias=True, qkv_bias=True, activation="gelu_tanh",
+    attention_scale=0.4, embedding_scale=3.0, logit_softcap=7.0,
+    rope_scaling=RopeScaling("yarn", {"factor": 4.0, "original_max_position_embeddings": 16.0}),
+)  # fmt: skip
+ARCHITECTURES["layered"] = replace(
+    PLAIN, num_layers=3, qk_norm=True, value_norm=True, activation="gelu",
+    layers=(
+        LayerKind(window=5),
+        LayerKind(head_dim=40, num_kv_heads=1, rope_theta=1e6, rope_fraction=0.4, values_are_keys=True),
+        LayerKind(window=19, rotated=False),
+    ),
+)  # fmt: skip
+ARCHITECTURES["experts"] = replace(
+    PLAIN, qk_norm=True, joint_qk_norm=True, num_kv_heads=1, head_dim=24, rope_fraction=0.5,
+    layers=(LayerKind(experts=_SPARSE, dense=False), LayerKind(experts=replace(_SPARSE, normalized=True))),
+)  # fmt: skip
+ARCHITECTURES["grouped"] = replace(
+    PLAIN, hidden_size=72, layers=(LayerKind(), LayerKind(experts=_GROUPED, dense=False))
+)
 ARCHITECTURES["bytes"] = replace(PLAIN, vocab_size=test_grammar.VOCAB)
 RANK = 5
 PAGE = 16
@@ -48,15 +82,18 @@ def available_sets() -> list[str]:
     ]
 
 
-def random_tensors(architecture: Architecture, seed: int = 0) -> dict[str, Array]:
-    """float32 by Hugging Face's names, sharp enough that answers are not noise."""
-    from vermilion.models.build import expected_shapes
+def shapes_of(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Every tensor by Hugging Face's name."""
+    return {part.name: part.shape for part in parts(architecture, LLAMA, {})[0]}
 
+
+def random_tensors(architecture: Architecture, seed: int = 0, spread: float = 3.0) -> dict[str, Array]:
+    """float32 by Hugging Face's names, sharp enough that answers are not noise: a projection multiplies by
+    `spread`."""
     draw = np.random.default_rng(seed)
     made = {}
-    for name, shape in expected_shapes(architecture).items():
-        spread = 0.3 if len(shape) == 1 else 3.0 / shape[-1] ** 0.5
-        values = draw.normal(0, spread, shape)
+    for name, shape in shapes_of(architecture).items():
+        values = draw.normal(0, 0.3 if len(shape) == 1 else spread / shape[-1] ** 0.5, shape)
         made[name] = (values + 1 if "norm" in name else values).astype(np.float32)
     return made
 
@@ -65,9 +102,7 @@ def random_pairs(
     architecture: Architecture, seed: int, parts: str = "_proj"
 ) -> dict[str, tuple[Array, Array]]:
     """LoRA pairs for the projections whose names hold `parts`."""
-    from vermilion.models.build import expected_shapes
-
-    draw, shapes = np.random.default_rng(seed), expected_shapes(architecture)
+    draw, shapes = np.random.default_rng(seed), shapes_of(architecture)
     return {
         name: (
             draw.normal(0, 0.2, (RANK, shapes[f"{name}.weight"][1])).astype(np.float32),
@@ -80,25 +115,27 @@ def random_pairs(
 
 
 @cache
-def packed(name: str, bits: int = 8, *, denoiser: bool = True) -> PackedFile:
+def packed(name: str, bits: int = 8, *, denoiser: bool = True, spread: float = 3.0) -> PackedFile:
     """A whole model: base, denoiser, mask embedding and draft head."""
     architecture = ARCHITECTURES[name]
-    tensors, draw = random_tensors(architecture), np.random.default_rng(9)
+    tensors, draw = random_tensors(architecture, spread=spread), np.random.default_rng(9)
 
     def take(wanted: str) -> Weight | None:
-        return Weight(tensors[wanted]) if wanted in tensors else None
+        return Weight.of(tensors[wanted]) if wanted in tensors else None
 
     def write(writer: PackWriter) -> None:
         pack_base(writer, architecture, take, bits)
         if not denoiser:
             return
         pairs = random_pairs(architecture, 1)
-        for product, parts in layer_products(architecture):
-            writer.low_rank(f"{product}.denoiser", [pairs[part] for part in parts], 0.5)
+        for product, names, axes in products_with_axes(architecture):
+            writer.low_rank(f"{product}.denoiser", [pairs[name] for name in names], 0.5, axes)
         size = architecture.hidden_size
-        writer.numbers("mask_embedding", draw.normal(0, 1, size).astype(np.float32))
-        writer.matrix("draft_down", Weight(draw.normal(0, 0.2, (32, 2 * size)).astype(np.float32)), 8)
-        writer.matrix("draft_up", Weight(draw.normal(0, 0.1, (size, 32)).astype(np.float32)), 8)
+        writer.numbers("mask_embedding", run(size).fill(draw.normal(0, 1, size).astype(np.float32), 0))
+        down, up = draw.normal(0, 0.2, (32, 2 * size)), draw.normal(0, 0.1, (size, 32))
+        both = Axis(size, run(size).total, 2)
+        writer.matrix("draft_down", Weight.of(down.astype(np.float32)), 8, inputs=both)
+        writer.matrix("draft_up", Weight.of(up.astype(np.float32)), 8, run(size))
 
     return in_memory(write)
 
@@ -107,8 +144,8 @@ def packed_adapter(architecture: Architecture, seed: int, parts: str = "_proj") 
     pairs = random_pairs(architecture, seed, parts)
 
     def write(writer: PackWriter) -> None:
-        for product, names in layer_products(architecture):
-            writer.low_rank(product, [pairs.get(name) for name in names], 1.0)
+        for product, names, axes in products_with_axes(architecture):
+            writer.low_rank(product, [pairs.get(name) for name in names], 1.0, axes)
 
     return PackedAdapter(in_memory(write))
 
@@ -125,8 +162,9 @@ def spec(kind: str, name: str = "plain") -> ModelSpec:
     return replace(tiny.spec(kind), architecture=ARCHITECTURES[name])
 
 
-def engine(kind: str = "causal-shift", bits: int = 8, **settings: object) -> Engine:
-    return _over(spec(kind), "plain", bits, tiny.Letters(), settings)
+def engine(kind: str = "causal-shift", bits: int = 8, name: str = "plain", **settings: object) -> Engine:
+    """`name`: one of `ARCHITECTURES`."""
+    return _over(spec(kind, name), name, bits, tiny.Letters(), settings)
 
 
 def bytes_engine(**settings: object) -> Engine:

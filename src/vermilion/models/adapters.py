@@ -19,8 +19,8 @@ from vermilion.models import lora_folder
 from vermilion.models.families import Architecture
 from vermilion.models.linear import Linear
 from vermilion.models.lora import Lora, Pair
+from vermilion.models.tensor_files import Shape
 from vermilion.models.transformer import Transformer
-from vermilion.models.weights import Shape
 
 DENOISER = "denoiser"
 Pairs = Mapping[str, Pair]

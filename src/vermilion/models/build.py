@@ -20,8 +20,9 @@ from vermilion.models.configuration import spec_of
 from vermilion.models.families import LLAMA, Architecture, ModelSpec, TensorNames
 from vermilion.models.gguf_file import GGUFHeader, read_header
 from vermilion.models.places import Place, places_of
+from vermilion.models.tensor_files import Shape, check_shapes
 from vermilion.models.transformer import Transformer
-from vermilion.models.weights import GGUFTensors, Shape, TensorFolder, check_shapes
+from vermilion.models.weights import GGUFTensors, TensorFolder
 
 
 @dataclass(frozen=True, slots=True)

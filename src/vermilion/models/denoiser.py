@@ -14,8 +14,9 @@ from vermilion.models.draft_head import DraftHead
 from vermilion.models.families import Architecture
 from vermilion.models.lora import Pair
 from vermilion.models.lora_folder import read_pairs
+from vermilion.models.tensor_files import check_shapes
 from vermilion.models.transformer import Transformer
-from vermilion.models.weights import TensorFolder, check_shapes
+from vermilion.models.weights import TensorFolder
 
 
 @dataclass(frozen=True, slots=True)

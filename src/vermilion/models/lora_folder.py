@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vermilion.errors import ModelFileError
 from vermilion.models.lora import Pair
-from vermilion.models.weights import Shape, TensorFolder, check_shapes
+from vermilion.models.tensor_files import Shape, check_shapes
+from vermilion.models.weights import TensorFolder
 from vermilion.text import read_json
 
 PEFT_PREFIX = "base_model.model."

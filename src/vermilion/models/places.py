@@ -16,8 +16,8 @@ from vermilion.models.experts import ExpertLayer
 from vermilion.models.families import ExpertNames, TensorNames
 from vermilion.models.layers import Layer
 from vermilion.models.linear import Linear
+from vermilion.models.tensor_files import Shape
 from vermilion.models.transformer import Transformer
-from vermilion.models.weights import Shape
 
 Pick = Callable[[Tensor], Tensor]
 """The view of a whole that one published tensor is."""

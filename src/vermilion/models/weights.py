@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vermilion.errors import ModelFileError
 from vermilion.models.gguf_file import GGUFHeader, TensorEntry
+from vermilion.models.tensor_files import Shape, rotate_half_rows, shards
 
-Shape = tuple[int, ...]
 _CHUNK_ELEMENTS = 1 << 21
 """Weights dequantised at once per thread: 8 MB of fp32, so temporaries stay small and in cache."""
 _THREADS = 4
@@ -39,7 +39,7 @@ class TensorFolder:
     def shapes(self) -> dict[str, Shape]:
         """Raises ModelFileError for a file that is missing or damaged, and for a type that is not read."""
         shapes = {}
-        for path in _shards(self.path, self.stem):
+        for path in shards(self.path, self.stem):
             with opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
                     entry = file.get_slice(name)
@@ -55,7 +55,7 @@ class TensorFolder:
     def fill(self, home_of: Callable[[str], Tensor | None]) -> Iterator[str]:
         """Copy every tensor to its home, in the home's dtype and device, and name it; without one it is left
         out. A shard is let go before the next is opened."""
-        for path in _shards(self.path, self.stem):
+        for path in shards(self.path, self.stem):
             with opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
                     home = home_of(name)
@@ -65,7 +65,7 @@ class TensorFolder:
 
     def read(self, dtype: torch.dtype, device: torch.device | str) -> Iterator[tuple[str, Tensor]]:
         """Every tensor in memory of its own."""
-        for path in _shards(self.path, self.stem):
+        for path in shards(self.path, self.stem):
             with opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
                     # Without the copy one tensor would keep the whole shard mapped.
@@ -117,45 +117,6 @@ def _dequantize(data: np.memmap[Any, Any], entry: TensorEntry, rope_heads: int, 
         piece = np.array(raw[start : start + step])
         values = piece.view(unquantized) if unquantized else dequantize(piece, kind)
         rows[start : start + step] = torch.from_numpy(values)
-
-
-def rotate_half_rows(num_rows: int, num_heads: int) -> np.ndarray[Any, Any]:
-    """Which GGUF row each Hugging Face row of a q or k projection is.
-
-    GGUF interleaves the two rotated halves of a head (pairs are neighbours); Hugging Face keeps them apart.
-    """
-    return np.arange(num_rows).reshape(num_heads, -1, 2).swapaxes(1, 2).reshape(-1)
-
-
-def check_shapes(path: Path, given: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> None:
-    """Raises ModelFileError, naming a tensor, unless names and shapes are the same."""
-    missing, unknown = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    if missing or unknown:
-        parts = [
-            f"{len(names)} {kind}, such as {names[0]}"
-            for kind, names in (("missing", missing), ("unknown", unknown))
-            if names
-        ]
-        raise ModelFileError(f"{path}: the tensors do not fit the architecture: {'; '.join(parts)}.")
-    for name, shape in wanted.items():
-        if given[name] != shape:
-            raise ModelFileError(f"{path}: {name} has shape {list(given[name])}, expected {list(shape)}.")
-
-
-def _shards(folder: Path, stem: str) -> list[Path]:
-    """`stem`.safetensors, or all of its numbered parts."""
-    whole = folder / f"{stem}.safetensors"
-    if whole.is_file():
-        return [whole]
-    parts = sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
-    if not parts:
-        pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
-        note = f" {pickles[0]} is a pickle, which can run code when read: convert it." if pickles else ""
-        raise ModelFileError(f"{folder}: no {stem}.safetensors.{note}")
-    total = parts[0].stem.rpartition("-")[2]
-    if not total.isdecimal() or len(parts) != int(total):
-        raise ModelFileError(f"{folder}: {len(parts)} parts of {stem}-*-of-{total}.safetensors are here.")
-    return parts
 
 
 @contextmanager

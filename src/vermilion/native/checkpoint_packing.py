@@ -2,56 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from vermilion.models.catalog import ModelFiles
-from vermilion.models.families import Architecture, ModelSpec
+from vermilion.models.families import LLAMA, Architecture, Experts, LayerKind, ModelSpec
 from vermilion.models.home import home
-from vermilion.native.packed_file import Array, PackedFile, PackWriter, Weight, cached, digest, in_memory
+from vermilion.native.checkpoint_tensors import KEPT, CheckpointTensors
+from vermilion.native.packed_file import PackedFile, PackWriter, Weight, cached, digest, in_memory
+from vermilion.native.stored_sizes import Axis, heads, product_axes, run
 
 Quantization = Literal["q8", "q4"]
-PRODUCTS = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "output": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
-"""The projections, by Hugging Face's names, that each product of a layer holds, in order."""
+Take = Callable[[str], Weight | None]
+"""A tensor by Hugging Face's name, None where the checkpoint has none."""
 NORMS = {
-    "attention_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "query_norm": "self_attn.q_norm",
-    "key_norm": "self_attn.k_norm",
+    "attention_norm": "attention_norm",
+    "ffn_norm": "ffn_norm",
+    "query_norm": "q_norm",
+    "key_norm": "k_norm",
 }
-_COMPUTED = {
-    "num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_size", "vocab_size",
-    "context_length", "rope_theta", "rope_fraction", "norm_eps", "qk_norm", "qkv_bias", "tied_embeddings",
+"""The kernels' names of a layer's norms, and the families'."""
+_COMPUTED: Mapping[type, set[str]] = {
+    Architecture: {
+        "num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_size", "vocab_size",
+        "context_length", "rope_theta", "rope_fraction", "rope_scaling", "norm_eps", "qk_norm",
+        "joint_qk_norm", "value_norm", "qkv_bias", "output_bias", "ffn_bias", "tied_embeddings", "activation",
+        "attention_scale", "embedding_scale", "logit_softcap", "layers",
+    },
+    LayerKind: {
+        "window", "head_dim", "num_kv_heads", "rope_theta", "rope_scaling", "rope_fraction", "rotated",
+        "values_are_keys", "experts", "dense",
+    },
+    Experts: {
+        "num_experts", "num_active", "ffn_size", "shared_size", "router", "router_bias", "normalized",
+        "scale", "num_groups", "num_active_groups",
+    },
 }  # fmt: skip
-"""Fields of an architecture that the kernels know; any other must have its default."""
-_KEPT = {2: 4, 3: 4, 8: 8}
-"""GGUF kinds whose blocks are kept as they are (Q4_0, Q4_1, Q8_0), and their bits."""
+"""Fields that the kernels know; any other must have its default."""
 
 
 def obstacle(architecture: Architecture) -> str:
     """Why the kernels cannot run this architecture, for people; empty if they can."""
-    a = architecture
-    for field in fields(Architecture):
-        if field.name not in _COMPUTED and getattr(a, field.name) != field.default:
-            return f"it does not compute {field.name} {getattr(a, field.name)!r}"
-    widths = {
-        "hidden_size": a.hidden_size,
-        "ffn_size": a.ffn_size,
-        "heads x head_dim": a.num_heads * a.head_dim,
-    }
-    odd = [f"{name} {size}" for name, size in widths.items() if size % 32]
-    odd += [f"head_dim {a.head_dim}"] if a.head_dim % 16 else []
-    return f"sizes that are no multiple of its blocks: {', '.join(odd)}" if odd else ""
+    kinds = architecture.layer_kinds()
+    mixtures = [kind.experts for kind in kinds if kind.experts is not None]
+    described: tuple[Architecture | LayerKind | Experts, ...] = (architecture, *kinds, *mixtures)
+    for part in described:
+        for field in fields(part):
+            if field.name not in _COMPUTED[type(part)] and getattr(part, field.name) != field.default:
+                return f"it does not compute {field.name} {getattr(part, field.name)!r}"
+    if any(kind.dense and kind.experts and kind.experts.shared_size for kind in kinds):
+        return "it does not compute a shared expert beside a dense feed-forward"
+    return ""
 
 
 def open_packed(files: ModelFiles, spec: ModelSpec, quantization: Quantization) -> PackedFile:
@@ -71,117 +76,141 @@ def _sources(files: ModelFiles) -> Iterator[Path]:
 
 
 def _write(files: ModelFiles, spec: ModelSpec, bits: int, writer: PackWriter) -> None:
-    # PyTorch reads checkpoints; a start that finds packed weights does without it.
+    pack_base(writer, spec.architecture, CheckpointTensors(files, spec), bits, spec.name)
+    if files.adapter is not None:
+        _pack_denoiser(writer, spec.architecture, files.adapter, bits)
+
+
+def _pack_denoiser(writer: PackWriter, architecture: Architecture, folder: Path, bits: int) -> None:
+    # PyTorch reads it; a start that finds packed weights does without.
     import torch
 
     from vermilion.models import denoiser
-    from vermilion.models.build import base_tensors, build
 
-    a, beside = spec.architecture, denoiser.Denoiser()
-    if files.adapter is not None:
-        beside = denoiser.read(files.adapter, a, torch.float32, "cpu")
-    if files.kind == "gguf":
-        take: Callable[[str], Weight | None] = partial(
-            _from_gguf, files.base, _gguf_entries(files.base, spec), spec
-        )
-    else:
-        take = partial(_from_tensors, base_tensors(build(replace(files, adapter=None)).model))
-    pack_base(writer, a, take, bits)
+    a = architecture
+    hidden = run(a.hidden_size)
+    beside = denoiser.read(folder, a, torch.float32, "cpu")
     pairs, scale, noisy = beside.pairs, beside.scale, beside.weights
-    for name, parts in layer_products(a):
+    for name, parts, axes in products_with_axes(a):
         found = [pairs.get(part) for part in parts]
         arrays = [pair and (pair[0].numpy(), pair[1].numpy()) for pair in found]
-        writer.low_rank(f"{name}.denoiser", arrays, scale)
+        writer.low_rank(f"{name}.denoiser", arrays, scale, axes)
         for index, part in enumerate(parts):
             if f"{part}.weight" in noisy:
-                writer.matrix(f"{name}.noisy.{index}", Weight(noisy[f"{part}.weight"].numpy()), bits)
+                weight = Weight.of(noisy[f"{part}.weight"].numpy())
+                writer.matrix(f"{name}.noisy.{index}", weight, bits, axes[0][index], axes[1])
     if beside.mask_embedding_H is not None:
-        writer.numbers("mask_embedding", beside.mask_embedding_H.numpy())
+        writer.numbers("mask_embedding", hidden.fill(beside.mask_embedding_H.numpy(), 0))
     if beside.draft_head is not None:
         down, up = (part.numpy() for part in beside.draft_head)
-        rank = -down.shape[0] % 32
-        writer.matrix("draft_down", Weight(np.pad(down, ((0, rank), (0, 0)))), 8)
-        writer.matrix("draft_up", Weight(np.pad(up, ((0, 0), (0, rank)))), 8)
+        inputs = Axis(hidden.size, hidden.total, 2)
+        writer.matrix("draft_down", Weight.of(run(down.shape[0]).fill(down, 0)), 8, inputs=inputs)
+        writer.matrix("draft_up", Weight.of(up), 8, hidden)
 
 
 def layer_products(architecture: Architecture) -> Iterator[tuple[str, list[str]]]:
-    """(our name of a product, Hugging Face's names of its parts) through all layers."""
-    for layer in range(architecture.num_layers):
-        for product, parts in PRODUCTS.items():
-            yield f"{layer}.{product}", [f"model.layers.{layer}.{part}" for part in parts]
+    """(our name of a product, Hugging Face's names of its parts) through all layers. A shared expert stands
+    where others have a dense feed-forward; no part, where a layer has neither."""
+    for index, kind in enumerate(architecture.layer_kinds()):
+        prefix, products = LLAMA.layer.format(index), dict(LLAMA.products)
+        if kind.values_are_keys:
+            products["qkv"] = products["qkv"][:2]
+        if not kind.dense:
+            shared = kind.experts is not None and kind.experts.shared_size
+            products["gate_up"] = LLAMA.experts.shared_gate_up if shared else ()
+            products["down"] = LLAMA.experts.shared_down if shared else ()
+        for product, parts in products.items():
+            yield f"{index}.{product}", [prefix + part for part in parts]
 
 
-def pack_base(
-    writer: PackWriter, architecture: Architecture, take: Callable[[str], Weight | None], bits: int
+def products_with_axes(
+    architecture: Architecture,
+) -> Iterator[tuple[str, list[str], tuple[list[Axis], Axis]]]:
+    """The same with (outputs of each part, inputs)."""
+    kinds = architecture.layer_kinds()
+    for name, parts in layer_products(architecture):
+        index, product = name.split(".")
+        yield name, parts, product_axes(architecture, kinds[int(index)], product)
+
+
+def pack_base(writer: PackWriter, architecture: Architecture, take: Take, bits: int, model: str = "") -> None:
+    """Everything but what a denoiser adds. `model` names it on a progress bar, where there is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    a, hidden = architecture, run(architecture.hidden_size)
+    with Progress(
+        console=Console(stderr=True), transient=True, disable=not model or not sys.stderr.isatty()
+    ) as bar:
+        layers = bar.track(range(a.num_layers), description=f"packing {model}")
+        _pack_numbers(writer, "norm", take("model.norm.weight"), hidden)
+        # Embeddings in fewer bits than eight cost more quality than time.
+        _pack_matrix(writer, "embedding", take("model.embed_tokens.weight"), 8, None, hidden)
+        if not a.tied_embeddings:
+            _pack_matrix(writer, "head", take("lm_head.weight"), 8, None, hidden)
+        products = list(products_with_axes(a))
+        for index, kind in zip(layers, a.layer_kinds(), strict=True):
+            for name, parts, (outputs, inputs) in products[4 * index : 4 * index + 4]:
+                for number, part in enumerate(parts):
+                    weight = take(f"{part}.weight")
+                    _pack_matrix(writer, f"{name}.{number}", weight, bits, outputs[number], inputs)
+                    _pack_numbers(writer, f"{name}.bias.{number}", take(f"{part}.bias"), outputs[number])
+            _pack_norms(writer, a, index, kind, take)
+            if kind.experts is not None:
+                _pack_experts(writer, index, kind.experts, take, (bits, hidden))
+
+
+def _pack_matrix(
+    writer: PackWriter, name: str, weight: Weight | None, bits: int, outputs: Axis | None, inputs: Axis
 ) -> None:
-    """`take` gives a tensor by Hugging Face's name, None where the checkpoint has none."""
-    a = architecture
+    assert weight is not None, name
+    writer.matrix(name, weight, KEPT.get(weight.kind, bits), outputs, inputs)
 
-    def matrix(name: str, source: str, own_bits: int) -> None:
-        weight = take(source)
-        assert weight is not None, source
-        writer.matrix(name, weight, _KEPT.get(weight.kind, own_bits))
 
-    def numbers(name: str, source: str) -> None:
-        weight = take(source)
-        if weight is not None:
-            writer.numbers(name, weight.rows.astype(np.float32).reshape(-1))
+def _pack_numbers(writer: PackWriter, name: str, weight: Weight | None, axis: Axis) -> None:
+    if weight is not None:
+        writer.numbers(name, axis.fill(weight.numbers(), 0))
 
-    for name, parts in layer_products(a):
-        for index, part in enumerate(parts):
-            matrix(f"{name}.{index}", f"{part}.weight", bits)
-            numbers(f"{name}.bias.{index}", f"{part}.bias")
-    for layer in range(a.num_layers):
-        for ours, theirs in NORMS.items():
-            numbers(f"{layer}.{ours}", f"model.layers.{layer}.{theirs}.weight")
-    numbers("norm", "model.norm.weight")
-    # Embeddings in fewer bits than eight cost more quality than time.
-    matrix("embedding", "model.embed_tokens.weight", 8)
-    if not a.tied_embeddings:
-        matrix("head", "lm_head.weight", 8)
-    size = int(a.head_dim * a.rope_fraction)
-    writer.numbers(
-        "inverse_frequencies", 1.0 / a.rope_theta ** (np.arange(0, size, 2, dtype=np.float64) / size)
+
+def _pack_norms(
+    writer: PackWriter, architecture: Architecture, index: int, kind: LayerKind, take: Take
+) -> None:
+    a, hidden = architecture, run(architecture.hidden_size)
+    joint = a.joint_qk_norm
+    axes = {
+        "query_norm": heads(a.num_heads if joint else 1, kind.head_dim),
+        "key_norm": heads(kind.num_kv_heads if joint else 1, kind.head_dim),
+    }
+    for ours, theirs in NORMS.items():
+        name = f"{LLAMA.layer.format(index)}{LLAMA.norms[theirs]}.weight"
+        _pack_numbers(writer, f"{index}.{ours}", take(name), axes.get(ours, hidden))
+
+
+def _pack_experts(
+    writer: PackWriter, index: int, experts: Experts, take: Take, stored: tuple[int, Axis]
+) -> None:
+    """`stored`: bits, and the axis of the hidden states."""
+    prefix, names, (bits, hidden), wide = (
+        LLAMA.layer.format(index),
+        LLAMA.experts,
+        stored,
+        run(experts.ffn_size),
     )
-
-
-def _from_tensors(tensors: dict[str, Any], name: str) -> Weight | None:
-    tensor = tensors.get(name)
-    return None if tensor is None else Weight(tensor.float().numpy())
-
-
-def _gguf_entries(path: Path, spec: ModelSpec) -> dict[str, Any]:
-    from vermilion.models.gguf_file import read_header
-
-    assert spec.family.gguf is not None
-    names = spec.family.gguf.names.in_llama(spec.architecture.num_layers)
-    return {names.get(entry.name, entry.name): entry for entry in read_header(path).tensors}
-
-
-def _from_gguf(path: Path, entries: dict[str, Any], spec: ModelSpec, name: str) -> Weight | None:
-    """A tensor's own blocks where the kernels keep them, else its values in float32."""
-    from gguf import GGMLQuantizationType, dequantize, quant_shape_to_byte_shape
-
-    from vermilion.models.weights import rotate_half_rows
-
-    entry = entries.get(name)
-    if entry is None:
-        return None
-    kind = GGMLQuantizationType(entry.quantization)
-    num_rows = int(np.prod(entry.shape[:-1]))
-    row_bytes = quant_shape_to_byte_shape(entry.shape, kind)[-1]
-    rows: Array = np.fromfile(path, np.uint8, num_rows * row_bytes, offset=entry.offset).reshape(
-        num_rows, row_bytes
-    )
-    turned = {"q_proj": spec.architecture.num_heads, "k_proj": spec.architecture.num_kv_heads}
-    heads = turned.get(name.split(".")[-2], 0)
-    if heads and spec.family.gguf is not None and spec.family.gguf.interleaved:
-        rows = rows[rotate_half_rows(num_rows, heads)]
-    if kind in _KEPT:
-        return Weight(rows, int(kind), entry.shape[-1])
-    plain = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}.get(kind)
-    values = rows.view(plain) if plain else dequantize(rows, kind)
-    return Weight(values.astype(np.float32))
+    router = take(prefix + names.router)
+    assert router is not None
+    writer.numbers(f"{index}.experts.router", hidden.fill(router.floats().read(0, experts.num_experts), 1))
+    bias = take(prefix + names.router_bias)
+    if bias is not None:
+        writer.numbers(f"{index}.experts.router_bias", bias.numbers())
+    gate, up = names.gate_up
+    for part, name, outputs, inputs in (
+        ("gate", gate, wide, hidden),
+        ("up", up, wide, hidden),
+        ("down", names.down[0], hidden, wide),
+    ):
+        for number in range(experts.num_experts):
+            weight = take(f"{prefix}{name.format(number)}.weight")
+            _pack_matrix(writer, f"{index}.experts.{part}.{number}", weight, bits, outputs, inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +231,7 @@ def read_adapter(folder: Path, architecture: Architecture) -> PackedAdapter:
     numbers = {name: (a.numpy(), b.numpy()) for name, (a, b) in pairs.items()}
 
     def write(writer: PackWriter) -> None:
-        for name, parts in layer_products(architecture):
-            writer.low_rank(name, [numbers.get(part) for part in parts], scale)
+        for name, parts, axes in products_with_axes(architecture):
+            writer.low_rank(name, [numbers.get(part) for part in parts], scale, axes)
 
     return PackedAdapter(in_memory(write))

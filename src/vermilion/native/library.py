@@ -9,7 +9,7 @@ from typing import Any
 
 from vermilion.native.compile import FOLDER, LIBRARY_NAME
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 NUM_PARTS = 3
 
 
@@ -36,37 +36,51 @@ class ProductStruct(ctypes.Structure):
     )
 
 
+class RotationStruct(ctypes.Structure):
+    _fields_ = (("inverse_frequencies", c_void_p), ("size", c_int32), ("factor", c_float))
+
+
+class ExpertsStruct(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("num_experts", "num_active", "num_groups", "num_active_groups")),
+        ("sigmoid", c_int32),
+        ("normalized", c_int32),
+        ("scale", c_float),
+        ("ffn_size", c_int32),
+        ("router", c_void_p),
+        ("router_bias", c_void_p),
+        *((name, ctypes.POINTER(MatrixStruct)) for name in ("gate", "up", "down")),
+    )
+
+
 class LayerStruct(ctypes.Structure):
     _fields_ = (
-        ("attention_norm", c_void_p),
-        ("ffn_norm", c_void_p),
-        ("query_norm", c_void_p),
-        ("key_norm", c_void_p),
-        ("qkv", ProductStruct),
-        ("output", ProductStruct),
-        ("gate_up", ProductStruct),
-        ("down", ProductStruct),
+        *((name, c_void_p) for name in ("attention_norm", "ffn_norm", "query_norm", "key_norm")),
+        *((name, ProductStruct) for name in ("qkv", "output", "gate_up", "down")),
+        ("experts", ExpertsStruct),
+        *((name, c_int32) for name in ("num_kv_heads", "head_dim", "head_norm_size", "ffn_size", "window")),
+        *((name, c_int32) for name in ("rotation", "joint_norm", "value_norm")),
+        ("attention_scale", c_float),
     )
 
 
 class ModelStruct(ctypes.Structure):
     _fields_ = (
-        ("num_layers", c_int32),
-        ("hidden_size", c_int32),
-        ("num_heads", c_int32),
-        ("num_kv_heads", c_int32),
-        ("head_dim", c_int32),
-        ("ffn_size", c_int32),
+        *((name, c_int32) for name in ("num_layers", "hidden_size", "hidden_norm_size", "num_heads")),
         ("vocab_size", c_int32),
-        ("rope_size", c_int32),
+        ("num_rotations", c_int32),
         ("norm_eps", c_float),
         ("mask_token", c_int32),
+        ("activation", c_int32),
+        ("embedding_scale", c_float),
+        ("logit_softcap", c_float),
+        ("padding", c_int32),
         ("layers", ctypes.POINTER(LayerStruct)),
+        ("rotations", ctypes.POINTER(RotationStruct)),
         ("embedding", MatrixStruct),
         ("head", MatrixStruct),
         ("norm", c_void_p),
         ("mask_embedding", c_void_p),
-        ("inverse_frequencies", c_void_p),
         ("draft_down", MatrixStruct),
         ("draft_up", MatrixStruct),
     )

@@ -2,50 +2,115 @@
 
 from __future__ import annotations
 
-from vermilion.models.families import Architecture
-from vermilion.native.checkpoint_packing import NORMS, PRODUCTS
-from vermilion.native.library import LayerStruct, ModelStruct, ProductStruct
+import ctypes
+import math
+
+import numpy as np
+
+from vermilion.models.families import Architecture, Experts, LayerKind, Rope
+from vermilion.native.checkpoint_packing import NORMS, layer_products
+from vermilion.native.library import (
+    ExpertsStruct,
+    LayerStruct,
+    MatrixStruct,
+    ModelStruct,
+    ProductStruct,
+    RotationStruct,
+)
 from vermilion.native.packed_file import PackedFile
+from vermilion.native.stored_sizes import dense_size, filled_up, head_size
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
+"""In the order of kernels/model.h."""
 
 
-def model_table(packed: PackedFile, architecture: Architecture, mask_token_id: int) -> ModelStruct:
-    """Points into `packed`, which must outlive it."""
-    a = architecture
-    layers = (LayerStruct * a.num_layers)(*(_layer(packed, index) for index in range(a.num_layers)))
-    embedding = packed.matrix("embedding")
-    return ModelStruct(
-        num_layers=a.num_layers,
-        hidden_size=a.hidden_size,
-        num_heads=a.num_heads,
-        num_kv_heads=a.num_kv_heads,
-        head_dim=a.head_dim,
-        ffn_size=a.ffn_size,
-        vocab_size=a.vocab_size,
-        rope_size=int(a.head_dim * a.rope_fraction),
-        norm_eps=a.norm_eps,
-        mask_token=mask_token_id,
-        layers=layers,
-        embedding=embedding,
-        head=embedding if a.tied_embeddings else packed.matrix("head"),
-        norm=packed.address("norm"),
-        mask_embedding=packed.address("mask_embedding"),
-        inverse_frequencies=packed.address("inverse_frequencies"),
-        draft_down=packed.matrix("draft_down"),
-        draft_up=packed.matrix("draft_up"),
-    )
+class ModelTable:
+    """Points into the packed file, which must outlive it, and into numbers of its own."""
 
+    def __init__(self, packed: PackedFile, architecture: Architecture, mask_token_id: int) -> None:
+        a = architecture
+        self._packed, self._architecture = packed, a
+        kinds = a.layer_kinds()
+        ropes: list[Rope] = []
+        ropes += (rope for kind in kinds if kind.rotated and (rope := a.rope(kind)) not in ropes)
+        self._frequencies = [np.ascontiguousarray(rope.inverse_frequencies()) for rope in ropes]
+        rotations = [
+            RotationStruct(numbers.ctypes.data, rope.size, rope.magnitude)
+            for rope, numbers in zip(ropes, self._frequencies, strict=True)
+        ]
+        self._products = dict(layer_products(a))
+        layers = [self._layer(index, kind, ropes) for index, kind in enumerate(kinds)]
+        embedding = packed.matrix("embedding")
+        self.struct = ModelStruct(
+            num_layers=a.num_layers,
+            hidden_size=filled_up(a.hidden_size),
+            hidden_norm_size=a.hidden_size,
+            num_heads=a.num_heads,
+            vocab_size=a.vocab_size,
+            num_rotations=len(ropes),
+            norm_eps=a.norm_eps,
+            mask_token=mask_token_id,
+            activation=ACTIVATIONS.index(a.activation),
+            embedding_scale=a.embedding_scale,
+            logit_softcap=a.logit_softcap,
+            layers=(LayerStruct * len(layers))(*layers),
+            rotations=(RotationStruct * len(rotations))(*rotations),
+            embedding=embedding,
+            head=embedding if a.tied_embeddings else packed.matrix("head"),
+            norm=packed.address("norm"),
+            mask_embedding=packed.address("mask_embedding"),
+            draft_down=packed.matrix("draft_down"),
+            draft_up=packed.matrix("draft_up"),
+        )
 
-def _layer(packed: PackedFile, index: int) -> LayerStruct:
-    layer = LayerStruct(**{name: packed.address(f"{index}.{name}") for name in NORMS})
-    for product, parts in PRODUCTS.items():
-        setattr(layer, product, _product(packed, f"{index}.{product}", len(parts)))
-    return layer
+    def _layer(self, index: int, kind: LayerKind, ropes: list[Rope]) -> LayerStruct:
+        a = self._architecture
+        layer = LayerStruct(
+            num_kv_heads=kind.num_kv_heads,
+            head_dim=head_size(kind.head_dim),
+            head_norm_size=kind.head_dim,
+            ffn_size=filled_up(dense_size(a, kind)),
+            window=kind.window,
+            rotation=ropes.index(a.rope(kind)) if kind.rotated else -1,
+            joint_norm=a.qk_norm and a.joint_qk_norm,
+            value_norm=a.value_norm,
+            attention_scale=a.attention_scale or 1 / math.sqrt(kind.head_dim),
+            **{name: self._packed.address(f"{index}.{name}") for name in NORMS},
+        )
+        for product in ("qkv", "output", "gate_up", "down"):
+            name = f"{index}.{product}"
+            setattr(layer, product, self._product(name, len(self._products[name])))
+        if kind.experts is not None:
+            layer.experts = self._experts(f"{index}.experts", kind.experts)
+        return layer
 
+    def _product(self, name: str, num_parts: int) -> ProductStruct:
+        packed = self._packed
+        made = ProductStruct(denoiser=packed.low_rank(f"{name}.denoiser"))
+        for part in range(num_parts):
+            made.parts[part] = packed.matrix(f"{name}.{part}")
+            made.noisy[part] = packed.matrix(f"{name}.noisy.{part}")
+            made.bias[part] = packed.address(f"{name}.bias.{part}")
+        return made
 
-def _product(packed: PackedFile, name: str, num_parts: int) -> ProductStruct:
-    made = ProductStruct(denoiser=packed.low_rank(f"{name}.denoiser"))
-    for part in range(num_parts):
-        made.parts[part] = packed.matrix(f"{name}.{part}")
-        made.noisy[part] = packed.matrix(f"{name}.noisy.{part}")
-        made.bias[part] = packed.address(f"{name}.bias.{part}")
-    return made
+    def _experts(self, name: str, experts: Experts) -> ExpertsStruct:
+        e, packed, numbers = experts, self._packed, range(experts.num_experts)
+
+        def matrices(part: str) -> ctypes.Array[MatrixStruct]:
+            return (MatrixStruct * len(numbers))(*(packed.matrix(f"{name}.{part}.{i}") for i in numbers))
+
+        return ExpertsStruct(
+            num_experts=e.num_experts,
+            num_active=e.num_active,
+            num_groups=e.num_groups,
+            num_active_groups=e.num_active_groups,
+            sigmoid=e.router == "sigmoid",
+            normalized=e.normalized,
+            scale=e.scale,
+            ffn_size=filled_up(e.ffn_size),
+            router=packed.address(f"{name}.router"),
+            router_bias=packed.address(f"{name}.router_bias"),
+            gate=matrices("gate"),
+            up=matrices("up"),
+            down=matrices("down"),
+        )

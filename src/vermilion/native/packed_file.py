@@ -21,24 +21,45 @@ import numpy as np
 from vermilion.errors import ModelFileError
 from vermilion.native import library
 from vermilion.native.library import LowRankStruct, MatrixStruct
+from vermilion.native.stored_sizes import Array, Axis, filled_up, run
 
 _MAGIC = b"vermilion packed\n"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _ALIGNMENT = 64
-_BLOCK = 32
 _FLOAT32 = 0
 _MAX_HASHED_BYTES = 1 << 26
-Array = np.ndarray[Any, Any]
+_PIECE_ELEMENTS = 1 << 23
+"""Of a matrix that is packed at once: 32 MB as float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A matrix to be packed: float32 [O, I], or the rows of a GGUF tensor [O, bytes] of this kind."""
+    """A tensor to be packed, read a few rows at a time: float32 [O, I], or a GGUF's rows [O, bytes]."""
 
-    rows: Array
+    shape: tuple[int, int]
+    read: Callable[[int, int], Array]
+    """The rows [first, end)."""
     kind: int = _FLOAT32
-    num_inputs: int = 0
     """Of GGUF rows."""
+
+    @classmethod
+    def of(cls, rows: Array, kind: int = _FLOAT32, num_inputs: int = 0) -> Weight:
+        """Of an array, in memory, a vector as [O, 1]; `num_inputs` of GGUF rows."""
+        rows = rows if rows.ndim > 1 else rows[:, None]
+        return cls((rows.shape[0], num_inputs or rows.shape[1]), lambda first, end: rows[first:end], kind)
+
+    def floats(self) -> Weight:
+        """The same in float32."""
+        if self.kind == _FLOAT32:
+            return self
+        from gguf import GGMLQuantizationType, dequantize
+
+        kind = GGMLQuantizationType(self.kind)
+        return Weight(self.shape, lambda first, end: dequantize(self.read(first, end), kind))
+
+    def numbers(self) -> Array:
+        """All of it, flat."""
+        return self.floats().read(0, self.shape[0]).reshape(-1)
 
 
 class PackedFile:
@@ -87,37 +108,53 @@ class PackWriter:
         self._entries: dict[str, dict[str, Any]] = {}
         file.write(_MAGIC + bytes(_ALIGNMENT - len(_MAGIC)))
 
-    def matrix(self, name: str, weight: Weight, bits: int) -> None:
-        """`bits`: 4 or 8, as what float32 becomes."""
-        rows = np.ascontiguousarray(weight.rows)
-        num_out, num_in = rows.shape[0], weight.num_inputs or rows.shape[1]
-        packed, size = pack(rows, weight.kind, num_in, bits), (num_out, num_in)
-        self._write(name, packed, {"outputs": size[0], "inputs": size[1], "bits": bits})
+    def matrix(
+        self, name: str, weight: Weight, bits: int, outputs: Axis | None = None, inputs: Axis | None = None
+    ) -> None:
+        """`bits`: 4 or 8, as what float32 becomes. The axes say how it is filled up; without, at the end."""
+        num_out, num_in = weight.shape
+        outputs, inputs = outputs or Axis(num_out, num_out), inputs or run(num_in)
+        if not inputs.is_filled:
+            weight = weight.floats()
+        self._begin(name, {"outputs": outputs.groups * outputs.stored, "inputs": inputs.total, "bits": bits})
+        # Whole tiles at a time; where zeros come between the rows, all at once.
+        step = num_out if outputs.stored != outputs.size else filled_up(_PIECE_ELEMENTS // num_in + 1)
+        for first in range(0, num_out, step):
+            rows = weight.read(first, min(first + step, num_out))
+            if outputs.stored != outputs.size:
+                rows = outputs.fill(rows, 0)
+            rows = np.ascontiguousarray(inputs.fill(rows, 1) if weight.kind == _FLOAT32 else rows)
+            pack(rows, weight.kind, inputs.total, bits).tofile(self._file)
 
     def numbers(self, name: str, values: Array) -> None:
-        self._write(name, np.ascontiguousarray(values), {})
+        self._begin(name, {})
+        np.ascontiguousarray(values).tofile(self._file)
 
-    def low_rank(self, name: str, pairs: Sequence[tuple[Array, Array] | None], scale: float) -> None:
-        """(A_RI, B_OR) of each part of a product, None where nothing is added to it; all of one rank."""
+    def low_rank(
+        self,
+        name: str,
+        pairs: Sequence[tuple[Array, Array] | None],
+        scale: float,
+        axes: tuple[Sequence[Axis], Axis],
+    ) -> None:
+        """(A_RI, B_OR) of each part of a product, None where nothing is added to it; all of one rank. `axes`:
+        outputs of each part, and inputs."""
         present = [pair for pair in pairs if pair is not None]
         if not present:
             return
-        num_in, rank = present[0][0].shape[1], -(-present[0][0].shape[0] // _BLOCK) * _BLOCK
-        down = np.zeros((len(pairs) * rank, num_in), np.float32)
+        rank = filled_up(present[0][0].shape[0])
+        down = np.zeros((len(pairs) * rank, axes[1].total), np.float32)
         for part, pair in enumerate(pairs):
             if pair is None:
                 continue
             a_RI, b_OR = pair
-            down[part * rank : part * rank + a_RI.shape[0]] = a_RI
-            up = np.zeros((b_OR.shape[0], rank), np.float32)
-            up[:, : b_OR.shape[1]] = b_OR * scale
-            self.matrix(f"{name}.up.{part}", Weight(up), 8)
-        self.matrix(f"{name}.down", Weight(down), 8)
+            down[part * rank : part * rank + a_RI.shape[0]] = axes[1].fill(a_RI, 1)
+            self.matrix(f"{name}.up.{part}", Weight.of(b_OR * np.float32(scale)), 8, axes[0][part])
+        self.matrix(f"{name}.down", Weight.of(down), 8)
 
-    def _write(self, name: str, data: Array, entry: Mapping[str, int]) -> None:
+    def _begin(self, name: str, entry: Mapping[str, int]) -> None:
         self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
         self._entries[name] = {**entry, "offset": self._file.tell()}
-        data.tofile(self._file)
 
     def finish(self) -> None:
         start = self._file.tell()

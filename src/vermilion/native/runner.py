@@ -24,7 +24,7 @@ from vermilion.models.families import Architecture
 from vermilion.native import library
 from vermilion.native.checkpoint_packing import PackedAdapter, layer_products
 from vermilion.native.library import AnswersStruct, LowRankStruct, PassStruct
-from vermilion.native.model_table import model_table
+from vermilion.native.model_table import ModelTable
 from vermilion.native.packed_file import PackedFile
 from vermilion.types import EngineInfo, Timing
 
@@ -97,10 +97,9 @@ class NativeRunner:
         self.instruction_set = library.instruction_set(wanted)
         if self.instruction_set is None:
             raise ValueError(f"this processor does not run {wanted!r}")
-        self._packed = packed
-        self._table = model_table(packed, architecture, mask_token_id)
+        self._table = ModelTable(packed, architecture, mask_token_id)
         self._session = self._kernels.vermilion_open(
-            ctypes.byref(self._table), *pool, self.threads, self.instruction_set.encode()
+            ctypes.byref(self._table.struct), *pool, self.threads, self.instruction_set.encode()
         )
         if not self._session:
             raise MemoryError("the key/value pool does not fit into memory; lower engine.kv_tokens")

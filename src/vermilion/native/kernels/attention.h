@@ -80,7 +80,7 @@ void score(const Attention& a) {
     int longest = 0;
     for (int q = 0; q < a.num_queries; q++) longest = a.prefix[q] > longest ? a.prefix[q] : longest;
     float* to[kMaxQueries];
-    for (int at = 0; at < longest; at += 16) {
+    for (int at = a.first; at < longest; at += 16) {
         const int count = longest - at < 16 ? longest - at : 16;
         const uint16_t* keys =
             a.aligned ? a.keys + (long)a.slots[at] * a.head_dim : gather_keys(a, a.slots + at, count);
@@ -99,15 +99,17 @@ void score(const Attention& a) {
     }
 }
 
-// Scores to weights that are not yet divided by their sum; returns 1 / sum.
-float soften(float* scores, int count) {
+// Scores [first, count) to weights that are not yet divided by their sum; those below `hidden` become zero.
+// Returns 1 / sum.
+float soften(float* scores, int first, int hidden, int count) {
     const int padded = (count + 15) / 16 * 16;
+    for (int i = first; i < hidden; i++) scores[i] = -INFINITY;
     for (int i = count; i < padded; i++) scores[i] = -INFINITY;
     Floats most = splat(-INFINITY);
-    for (int i = 0; i < padded; i += 16) most = higher(most, load(scores + i));
+    for (int i = first; i < padded; i += 16) most = higher(most, load(scores + i));
     const Floats shift = splat(highest(most));
     Floats sum = zero();
-    for (int i = 0; i < padded; i += 16) {
+    for (int i = first; i < padded; i += 16) {
         const Floats x = sub(load(scores + i), shift);
         const Floats weight = where_above(x, -87.0f, exponential(x));
         store(scores + i, weight);
@@ -133,16 +135,17 @@ void attend(const Attention& a) {
     float inverse[kMaxQueries];
     int common = a.prefix[0];
     for (int q = 0; q < a.num_queries; q++) {
-        inverse[q] = soften(a.scores + (long)q * a.score_stride, a.prefix[q] + a.num_tail[q]);
+        inverse[q] = soften(a.scores + (long)q * a.score_stride, a.first, a.hidden[q], a.prefix[q] + a.num_tail[q]);
         common = a.prefix[q] < common ? a.prefix[q] : common;
         for (int d = 0; d < a.head_dim; d += 16) store(a.outputs[q] + d, zero());
     }
-    weigh_slots(a, {0, a.num_queries}, 0, common);
+    weigh_slots(a, {0, a.num_queries}, a.first, common);
+    common = common > a.first ? common : a.first;
     const float* from[kMaxQueries];
     for (Range row = row_of(a, 0);; row = row_of(a, row.first + row.count)) {
         const int prefix = a.prefix[row.first];
         weigh_slots(a, row, common, prefix);
-        for (int i = 0; i < a.num_tail[row.first]; i++) {
+        for (int i = a.first > prefix ? a.first - prefix : 0; i < a.num_tail[row.first]; i++) {
             for (int q = 0; q < row.count; q++)
                 from[q] = a.scores + (long)(row.first + q) * a.score_stride + prefix + i;
             const uint16_t* value = a.values + (long)a.tail[row.first][i] * a.head_dim;

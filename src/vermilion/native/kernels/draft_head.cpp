@@ -67,10 +67,10 @@ void DraftHead::join(int pair) {
     const Model& model = session_.model;
     const Given& given = reads_.answers().given[pair];
     std::vector<float> x(model.hidden_size);
-    session_.kernels->normalize(reads_.hidden(given.read), nullptr, model.hidden_size, kEps, x.data());
+    session_.kernels->normalize(reads_.hidden(given.read), nullptr, model.hidden_size, model.hidden_norm_size, kEps, x.data());
     session_.kernels->quantize(x.data(), model.hidden_size, both_.view(), pair, 0);
     session_.kernels->unpack(model.embedding, given.before, x.data());
-    session_.kernels->normalize(x.data(), nullptr, model.hidden_size, kEps, x.data());
+    session_.kernels->normalize(x.data(), nullptr, model.hidden_size, model.hidden_norm_size, kEps, x.data());
     session_.kernels->quantize(x.data(), model.hidden_size, both_.view(), pair, model.hidden_size);
 }
 
@@ -82,7 +82,7 @@ void DraftHead::widen(int block) {
                                {y.data(), kBlock, false});
     for (int pair = 0; pair < num_pairs; pair++) {
         float* x = y.data() + (size_t)pair * kBlock;
-        session_.kernels->gate(x, ones.data(), kBlock, x);
+        session_.kernels->gate(kSilu, x, ones.data(), kBlock, x);
         session_.kernels->quantize(x, kBlock, low_.view(), pair, block * kBlock);
     }
 }

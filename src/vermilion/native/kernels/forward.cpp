@@ -31,15 +31,28 @@ Forward::Forward(Session& session, const Rows& rows, Team& team)
       kernels_(*session.kernels),
       rows_(rows),
       team_(team),
-      cos_((size_t)rows.size() * model_.rope_size / 2),
-      sin_(cos_.size()),
-      queries_((size_t)rows.size() * model_.num_heads * model_.head_dim),
-      attended_(queries_.size()),
-      normed_(rows.size(), model_.hidden_size),
-      attended_codes_(rows.size(), model_.num_heads * model_.head_dim),
-      gated_(rows.size(), model_.ffn_size) {
+      normed_(hidden.size()),
+      normed_codes_(rows.size(), model_.hidden_size),
+      experts_(session, rows.size(), team) {
+    int head_dim = 0, attended = 0, ffn_size = 0, jointly = 0;
+    for (const Layer& layer : session.layers) {
+        head_dim = std::max(head_dim, layer.head_dim);
+        attended = std::max(attended, layer.output.parts[0].inputs);
+        ffn_size = std::max(ffn_size, layer.ffn_size);
+        if (layer.joint_norm)
+            jointly = std::max(jointly, (model_.num_heads + 2 * layer.num_kv_heads) * layer.head_dim);
+        if (!units_.count(layer.num_kv_heads)) plan_attention(layer.num_kv_heads);
+    }
+    queries_.resize((size_t)rows.size() * model_.num_heads * head_dim);
+    heads_.resize((size_t)rows.size() * jointly);
+    attended_.resize((size_t)rows.size() * attended);
+    attended_codes_ = CodeBuffer(rows.size(), attended);
+    gated_ = CodeBuffer(rows.size(), ffn_size);
+    for (int i = 0; i < model_.num_rotations; i++) {
+        cos_.emplace_back((size_t)rows.size() * model_.rotations[i].size / 2);
+        sin_.emplace_back(cos_.back().size());
+    }
     plan_additions();
-    plan_attention();
 }
 
 void Forward::plan_additions() {
@@ -56,13 +69,14 @@ void Forward::plan_additions() {
     }
 }
 
-void Forward::plan_attention() {
-    const int group = model_.num_heads / model_.num_kv_heads;
+void Forward::plan_attention(int num_kv_heads) {
+    const int group = model_.num_heads / num_kv_heads;
     // Few rows are split by heads instead, so that every member has work.
-    const bool few = rows_.size() * model_.num_kv_heads < 4 * team_.size();
+    const bool few = rows_.size() * num_kv_heads < 4 * team_.size();
     const int heads = few ? 1 : std::min(group, kMaxQueries);
-    const bool many = rows_.size() * model_.num_kv_heads >= 16 * team_.size();
+    const bool many = rows_.size() * num_kv_heads >= 16 * team_.size();
     const int most_rows = many ? std::max(1, kMaxQueries / heads) : 1;
+    std::vector<AttentionUnit>& units = units_[num_kv_heads];
     for (int first = 0; first < rows_.size();) {
         int count = 1;
         while (count < most_rows && first + count < rows_.size() &&
@@ -70,7 +84,7 @@ void Forward::plan_attention() {
             count++;
         for (int head = 0; head < model_.num_heads;) {
             const int end = std::min(head + heads, (head / group + 1) * group);
-            units_.push_back({{first, count}, head / group, head, end - head});
+            units.push_back({{first, count}, head / group, head, end - head});
             head = end;
         }
         first += count;
@@ -88,45 +102,69 @@ const LowRank& Forward::low_rank(int layer, Kind kind, const Addition& addition)
 }
 
 void Forward::run() {
-    team_.share(rows_.size(), [&](int row) { embed(row); });
+    team_.share(rows_.size(), [&](int row) {
+        embed(row);
+        turn(row);
+    });
     for (int layer = 0; layer < model_.num_layers; layer++) {
         normalize(model_.layers[layer].attention_norm);
-        lower(layer, kQkv, normed_.view());
+        lower(layer, kQkv, normed_codes_.view());
         project_heads(layer);
         attend(layer);
-        lower(layer, kOutput, attended_codes_.view());
-        add_product(layer, kOutput, attended_codes_.view());
+        const Activations attended = attended_codes_.view(model_.layers[layer].output.parts[0].inputs);
+        lower(layer, kOutput, attended);
+        add_product(layer, kOutput, attended);
         normalize(model_.layers[layer].ffn_norm);
-        lower(layer, kGateUp, normed_.view());
-        gate_up(layer);
-        lower(layer, kDown, gated_.view());
-        add_product(layer, kDown, gated_.view());
+        feed_forward(layer);
     }
 }
 
 void Forward::embed(int row) {
     const Row& r = rows_.rows[row];
-    float* x = hidden.data() + (size_t)row * model_.hidden_size;
-    if (r.masked && model_.mask_embedding)
-        std::copy_n(model_.mask_embedding, model_.hidden_size, x);
-    else
-        kernels_.unpack(model_.embedding, r.id, x);
-    const int half = model_.rope_size / 2;
-    for (int i = 0; i < half; i++) {
-        const double angle = r.position * model_.inverse_frequencies[i];
-        cos_[(size_t)row * half + i] = (float)cos(angle);
-        sin_[(size_t)row * half + i] = (float)sin(angle);
+    const int size = model_.hidden_size;
+    float* x = hidden.data() + (size_t)row * size;
+    if (r.masked && model_.mask_embedding) {
+        std::copy_n(model_.mask_embedding, size, x);
+        return;
+    }
+    kernels_.unpack(model_.embedding, r.id, x);
+    for (int i = 0; i < size && model_.embedding_scale != 1.0f; i++) x[i] *= model_.embedding_scale;
+}
+
+// The row's angles, in double precision so that far positions keep theirs.
+void Forward::turn(int row) {
+    for (int index = 0; index < model_.num_rotations; index++) {
+        const Rotation& rotation = model_.rotations[index];
+        const int half = rotation.size / 2;
+        for (int i = 0; i < half; i++) {
+            const double angle = rows_.rows[row].position * rotation.inverse_frequencies[i];
+            cos_[index][(size_t)row * half + i] = (float)cos(angle) * rotation.factor;
+            sin_[index][(size_t)row * half + i] = (float)sin(angle) * rotation.factor;
+        }
     }
 }
 
 void Forward::normalize(const float* weight) {
     const int size = model_.hidden_size;
-    const Activations into = normed_.view();
+    const Activations into = normed_codes_.view();
     team_.share(rows_.size(), [&](int row) {
-        float* y = scratch(size);
-        kernels_.normalize(hidden.data() + (size_t)row * size, weight, size, model_.norm_eps, y);
+        float* y = normed_.data() + (size_t)row * size;
+        kernels_.normalize(hidden.data() + (size_t)row * size, weight, size, model_.hidden_norm_size,
+                           model_.norm_eps, y);
         kernels_.quantize(y, size, into, row, 0);
     });
+}
+
+void Forward::feed_forward(int layer) {
+    const Layer& l = model_.layers[layer];
+    if (l.ffn_size) {
+        const Activations gated = gated_.view(l.ffn_size);
+        lower(layer, kGateUp, normed_codes_.view());
+        gate_up(layer);
+        lower(layer, kDown, gated);
+        add_product(layer, kDown, gated);
+    }
+    if (l.experts.num_experts) experts_.run(l.experts, normed_.data(), normed_codes_.view(), hidden.data());
 }
 
 // The first half of what adapters add: their rows' inputs times `down`, as codes.
@@ -173,53 +211,76 @@ void Forward::project(int layer, Kind kind, int part, Range tiles, const Activat
 
 // Queries, keys and values, head by head: product, norm, rotation; keys and values go into the pool.
 void Forward::project_heads(int layer) {
-    const int size = model_.head_dim, tiles = size / kTile;
-    team_.share(model_.num_heads + 2 * model_.num_kv_heads, [&](int head) {
-        float* values = scratch((size_t)rows_.size() * size);
-        const int part = head < model_.num_heads ? 0 : head < model_.num_heads + model_.num_kv_heads ? 1 : 2;
-        const int first = part == 0 ? 0 : model_.num_heads + (part - 1) * model_.num_kv_heads;
-        project(layer, kQkv, part, {(head - first) * tiles, tiles}, normed_.view(), {values, size, false});
-        finish_head(layer, head, values);
+    const Layer& l = model_.layers[layer];
+    const int size = l.head_dim, tiles = size / kTile, num_heads = model_.num_heads + 2 * l.num_kv_heads;
+    team_.share(num_heads, [&](int head) {
+        float* values = l.joint_norm ? heads_.data() + head * size : scratch((size_t)rows_.size() * size);
+        const int stride = l.joint_norm ? num_heads * size : size;
+        const int part = head < model_.num_heads ? 0 : head < model_.num_heads + l.num_kv_heads ? 1 : 2;
+        const int first = part == 0 ? 0 : model_.num_heads + (part - 1) * l.num_kv_heads;
+        const int source = part == 2 && !l.qkv.parts[2].tiles ? 1 : part;
+        project(layer, kQkv, source, {(head - first) * tiles, tiles}, normed_codes_.view(), {values, stride, false});
+        for (int row = 0; row < rows_.size() && !l.joint_norm; row++)
+            finish_head(layer, head, row, values + (size_t)row * size);
     });
+    if (l.joint_norm) team_.share(rows_.size(), [&](int row) { finish_jointly(layer, row); });
 }
 
-void Forward::finish_head(int layer, int head, float* values) {
-    const int size = model_.head_dim, half = model_.rope_size / 2;
+// Norms over all query heads and over all key heads of a row.
+void Forward::finish_jointly(int layer, int row) {
     const Layer& l = model_.layers[layer];
-    const bool query = head < model_.num_heads, value = head >= model_.num_heads + model_.num_kv_heads;
-    const int key_head = (head - model_.num_heads) % model_.num_kv_heads;
-    std::vector<uint16_t> halves(size);
-    for (int row = 0; row < rows_.size(); row++) {
-        float* x = values + (size_t)row * size;
-        const float* norm = query ? l.query_norm : l.key_norm;
-        if (!value && norm) kernels_.normalize(x, norm, size, model_.norm_eps, x);
-        if (!value) kernels_.rotate(x, cos_.data() + (size_t)row * half, sin_.data() + (size_t)row * half, half);
-        if (query) {
-            std::copy_n(x, size, queries_.data() + ((size_t)row * model_.num_heads + head) * size);
-        } else if (value) {
-            const int slot = rows_.rows[row].slot;
-            kernels_.to_halves(x, size, session_.pool.values(layer, key_head) + (size_t)slot * size);
-        } else {
-            kernels_.to_halves(x, size, halves.data());
-            session_.pool.store_key(layer, key_head, rows_.rows[row].slot, halves.data());
-        }
+    const int size = l.head_dim, num_heads = model_.num_heads + 2 * l.num_kv_heads;
+    float* x = heads_.data() + (size_t)row * num_heads * size;
+    float* keys = x + (size_t)model_.num_heads * size;
+    kernels_.normalize(x, l.query_norm, model_.num_heads * size, model_.num_heads * l.head_norm_size,
+                       model_.norm_eps, x);
+    kernels_.normalize(keys, l.key_norm, l.num_kv_heads * size, l.num_kv_heads * l.head_norm_size,
+                       model_.norm_eps, keys);
+    for (int head = 0; head < num_heads; head++) finish_head(layer, head, row, x + (size_t)head * size);
+}
+
+void Forward::finish_head(int layer, int head, int row, float* x) {
+    const Layer& l = model_.layers[layer];
+    const int size = l.head_dim, slot = rows_.rows[row].slot;
+    const bool query = head < model_.num_heads, value = head >= model_.num_heads + l.num_kv_heads;
+    const int key_head = (head - model_.num_heads) % l.num_kv_heads;
+    if (value) {
+        if (l.value_norm) kernels_.normalize(x, nullptr, size, l.head_norm_size, model_.norm_eps, x);
+        kernels_.to_halves(x, size, session_.pool.values(layer, key_head) + (size_t)slot * size);
+        return;
     }
+    const float* norm = query ? l.query_norm : l.key_norm;
+    if (norm && !l.joint_norm) kernels_.normalize(x, norm, size, l.head_norm_size, model_.norm_eps, x);
+    if (l.rotation >= 0) {
+        const int half = model_.rotations[l.rotation].size / 2;
+        const size_t at = (size_t)row * half;
+        kernels_.rotate(x, cos_[l.rotation].data() + at, sin_[l.rotation].data() + at, half);
+    }
+    if (query)
+        std::copy_n(x, size, queries_.data() + ((size_t)row * model_.num_heads + head) * size);
+    else
+        session_.pool.store_key(layer, key_head, slot, x, kernels_);
 }
 
 void Forward::attend(int layer) {
-    team_.share((int)units_.size(), [&](int index) { attend_unit(layer, units_[index]); });
-    const int size = model_.num_heads * model_.head_dim;
-    const Activations into = attended_codes_.view();
+    const Layer& l = model_.layers[layer];
+    const std::vector<AttentionUnit>& units = units_.at(l.num_kv_heads);
+    team_.share((int)units.size(), [&](int index) { attend_unit(layer, units[index]); });
+    const int size = model_.num_heads * l.head_dim, stored = l.output.parts[0].inputs;
+    const Activations into = attended_codes_.view(stored);
     team_.share(rows_.size(), [&](int row) {
-        kernels_.quantize(attended_.data() + (size_t)row * size, size, into, row, 0);
+        float* x = attended_.data() + (size_t)row * stored;
+        std::fill(x + size, x + stored, 0.0f);
+        kernels_.quantize(x, stored, into, row, 0);
     });
 }
 
 void Forward::attend_unit(int layer, const AttentionUnit& unit) {
+    const Layer& l = model_.layers[layer];
     Attention a = {};
-    const int size = model_.head_dim;
+    const int size = l.head_dim;
     a.head_dim = size;
-    a.scale = 1.0f / sqrtf((float)size);
+    a.scale = l.attention_scale;
     a.aligned = session_.page_size % 16 == 0;
     a.keys = session_.pool.keys(layer, unit.key_head);
     a.values = session_.pool.values(layer, unit.key_head);
@@ -228,18 +289,22 @@ void Forward::attend_unit(int layer, const AttentionUnit& unit) {
     a.score_stride = (rows_.longest_prefix + rows_.longest_tail + 47) / 16 * 16;
     a.scores = scratch((size_t)kMaxQueries * a.score_stride + (size_t)size * 8);
     a.gathered = (uint16_t*)(a.scores + (size_t)kMaxQueries * a.score_stride);
+    int least_hidden = rows_.longest_prefix + rows_.longest_tail;
     for (int i = 0; i < unit.rows.count; i++) {
         const Row& row = rows_.rows[unit.rows.first + i];
         for (int head = unit.first_head; head < unit.first_head + unit.num_heads; head++) {
             const int q = a.num_queries++;
-            const size_t at = ((size_t)(unit.rows.first + i) * model_.num_heads + head) * size;
-            a.queries[q] = queries_.data() + at;
-            a.outputs[q] = attended_.data() + at;
+            const size_t at = unit.rows.first + i;
+            a.queries[q] = queries_.data() + (at * model_.num_heads + head) * size;
+            a.outputs[q] = attended_.data() + at * l.output.parts[0].inputs + (size_t)head * size;
+            a.hidden[q] = l.window ? std::max(0, row.own + 1 - l.window) : 0;
             a.prefix[q] = row.prefix;
             a.num_tail[q] = row.num_tail;
             a.tail[q] = rows_.tails.data() + row.first_tail;
+            least_hidden = std::min(least_hidden, a.hidden[q]);
         }
     }
+    a.first = least_hidden / 16 * 16;
     kernels_.attend(a);
 }
 
@@ -252,16 +317,16 @@ void Forward::add_product(int layer, Kind kind, Activations x) {
 }
 
 void Forward::gate_up(int layer) {
-    const Activations into = gated_.view();
+    const Activations into = gated_.view(model_.layers[layer].ffn_size);
     const int num_rows = rows_.size();
-    team_.share(model_.ffn_size / kBlock, [&](int block) {
+    team_.share(model_.layers[layer].ffn_size / kBlock, [&](int block) {
         float* gate = scratch((size_t)num_rows * kBlock * 2);
         float* up = gate + (size_t)num_rows * kBlock;
-        project(layer, kGateUp, 0, {block * 2, 2}, normed_.view(), {gate, kBlock, false});
-        project(layer, kGateUp, 1, {block * 2, 2}, normed_.view(), {up, kBlock, false});
+        project(layer, kGateUp, 0, {block * 2, 2}, normed_codes_.view(), {gate, kBlock, false});
+        project(layer, kGateUp, 1, {block * 2, 2}, normed_codes_.view(), {up, kBlock, false});
         for (int row = 0; row < num_rows; row++) {
             const size_t at = (size_t)row * kBlock;
-            kernels_.gate(gate + at, up + at, kBlock, gate + at);
+            kernels_.gate(model_.activation, gate + at, up + at, kBlock, gate + at);
             kernels_.quantize(gate + at, kBlock, into, row, block * kBlock);
         }
     });

@@ -1,28 +1,12 @@
-// Hidden states of a pass: embedding, layers, the reads' last norm. Every member of the team runs `run`.
+// Hidden states of a pass: embedding and layers. Every member of the team runs `run`.
 #pragma once
+#include <map>
 #include <vector>
 
+#include "code_buffer.h"
+#include "experts.h"
 #include "rows.h"
 #include "session.h"
-
-// Activations that own their memory.
-class CodeBuffer {
-   public:
-    CodeBuffer() = default;
-    CodeBuffer(int rows, int inputs)
-        : codes_((size_t)rows * inputs), numbers_((size_t)rows * inputs / kBlock * 2),
-          totals_((size_t)rows * inputs / kBlock), rows_(rows), inputs_(inputs) {}
-    Activations view() {
-        float* sums = numbers_.data() + (size_t)rows_ * inputs_ / kBlock;
-        return {codes_.data(), numbers_.data(), sums, totals_.data(), inputs_, inputs_};
-    }
-
-   private:
-    std::vector<int8_t> codes_;
-    std::vector<float> numbers_;
-    std::vector<int32_t> totals_;
-    int rows_ = 0, inputs_ = 0;
-};
 
 class Forward {
    public:
@@ -48,16 +32,19 @@ class Forward {
     enum Kind { kQkv, kOutput, kGateUp, kDown };
 
     void plan_additions();
-    void plan_attention();
+    void plan_attention(int num_kv_heads);
     void embed(int row);
+    void turn(int row);
     void normalize(const float* weight);
     void lower(int layer, Kind kind, Activations x);
     void project(int layer, Kind kind, int part, Range tiles, const Activations& x, const Output& y);
     void project_heads(int layer);
-    void finish_head(int layer, int head, float* values);
+    void finish_jointly(int layer, int row);
+    void finish_head(int layer, int head, int row, float* x);
     void attend(int layer);
     void attend_unit(int layer, const AttentionUnit& unit);
     void add_product(int layer, Kind kind, Activations x);
+    void feed_forward(int layer);
     void gate_up(int layer);
     const LowRank& low_rank(int layer, Kind kind, const Addition& addition) const;
     const Product& product(int layer, Kind kind) const;
@@ -67,9 +54,12 @@ class Forward {
     const Kernels& kernels_;
     const Rows& rows_;
     Team& team_;
-    std::vector<float> cos_, sin_;           // [rows, rope_size / 2]
-    std::vector<float> queries_, attended_;  // [rows, heads * head_dim]
-    CodeBuffer normed_, attended_codes_, gated_;
+    std::vector<std::vector<float>> cos_, sin_;  // of each rotation [rows, size / 2]
+    std::vector<float> normed_;                  // [rows, hidden_size]
+    std::vector<float> queries_, attended_;      // [rows, heads * head_dim], as wide as the widest layer's
+    std::vector<float> heads_;                   // [rows, all heads], where a norm goes over several
+    CodeBuffer normed_codes_, attended_codes_, gated_;
     std::vector<Addition> additions_;
-    std::vector<AttentionUnit> units_;
+    std::map<int, std::vector<AttentionUnit>> units_;  // by the number of key heads
+    ExpertLayers experts_;
 };

@@ -9,8 +9,9 @@
 #include "statistics.h"
 
 const Kernels* TABLE() {
-    static const Kernels table = {kInstructionSet, normalize, quantize,  multiply,  unpack,         rotate,
-                                  add_to,          gate,      to_halves, attend,    summarize,      entropy,
-                                  list_not_below,  dot_product};
+    static const Kernels table = {
+        kInstructionSet, normalize, quantize,  multiply, unpack,    rotate,  add_to,         add_scaled,
+        gate,            cap,       to_halves, attend,   summarize, entropy, list_not_below, dot_product,
+    };
     return &table;
 }

@@ -44,6 +44,8 @@ struct Attention {
     uint16_t* gathered;  // scratch, [head_dim][16]
     const float* queries[kMaxQueries];
     float* outputs[kMaxQueries];
+    int first;                // a multiple of 16: no query sees anything before it
+    int hidden[kMaxQueries];  // how many it does not see of the first slots of what follows
     int prefix[kMaxQueries];  // it sees the logical slots [0, prefix) and these pool slots, in this order
     int num_tail[kMaxQueries];
     const int32_t* tail[kMaxQueries];
@@ -57,8 +59,8 @@ struct Summary {
 
 struct Kernels {
     const char* name;
-    // RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight (null: 1).
-    void (*normalize)(const float* x, const float* weight, int size, float eps, float* y);
+    // RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight (null: 1); the mean is over `num_real`, the rest is zero.
+    void (*normalize)(const float* x, const float* weight, int size, int num_real, float eps, float* y);
     // Codes of x[0, count) into `row`, from `first_input` on; both multiples of 32.
     void (*quantize)(const float* x, int count, const Activations& into, int row, int first_input);
     // y[row, tile] = x[row] . matrix[tile] for rows and tiles of these ranges.
@@ -67,7 +69,9 @@ struct Kernels {
     // Rotate-half RoPE over the first 2 * half components.
     void (*rotate)(float* head, const float* cos, const float* sin, int half);
     void (*add)(float* y, const float* x, int count);
-    void (*gate)(const float* gate, const float* up, int count, float* y);  // silu(gate) * up
+    void (*add_scaled)(float* y, const float* x, float scale, int count);
+    void (*gate)(int activation, const float* gate, const float* up, int count, float* y);  // activation(gate) * up
+    void (*cap)(float* x, int count, float most);  // most * tanh(x / most)
     void (*to_halves)(const float* x, int count, uint16_t* halves);
     void (*attend)(const Attention& attention);
     Summary (*summarize)(const float* logits, int count, float sharpness);

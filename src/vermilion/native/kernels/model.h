@@ -1,4 +1,4 @@
-// A model as data: what `native/weights.py` fills in. Plain C, so that ctypes can mirror it.
+// A model as data: what `native/model_table.py` fills in. Plain C, so that ctypes can mirror it.
 #pragma once
 #include <stdint.h>
 
@@ -36,23 +36,58 @@ struct Product {
     LowRank denoiser;  // what noisy rows add
 };
 
+// Angles of one rotary embedding: of a head's first `size` components, i and i + size / 2 are a pair.
+struct Rotation {
+    const double* inverse_frequencies;  // [size / 2]
+    int32_t size;
+    float factor;  // of cosines and sines: YaRN's attention factor
+};
+
+// A mixture of experts: each row goes through `num_active` of them, which its router chooses.
+struct Experts {
+    int32_t num_experts;  // 0: none
+    int32_t num_active, num_groups, num_active_groups;
+    int32_t sigmoid;     // else softmax
+    int32_t normalized;  // whether the weights of the chosen sum to `scale`
+    float scale;
+    int32_t ffn_size;
+    const float* router;       // [num_experts, hidden_size]
+    const float* router_bias;  // [num_experts] chooses and does not weigh; null: none
+    const Matrix *gate, *up, *down;  // [num_experts] each
+};
+
+// Sizes of what is stored are multiples of 32, of a head 16, filled up with zeros; `_norm_size` is the true one.
 struct Layer {
     const float* attention_norm;
     const float* ffn_norm;
     const float* query_norm;  // null: none
     const float* key_norm;
-    Product qkv, output, gate_up, down;
+    Product qkv;  // without a third part, keys before norm and rotation are the values
+    Product output, gate_up, down;
+    Experts experts;
+    int32_t num_kv_heads, head_dim, head_norm_size;
+    int32_t ffn_size;  // of gate_up and down; 0: experts alone
+    int32_t window;      // keys that a row sees up to its own; 0: all
+    int32_t rotation;    // its index in the model's; -1: none
+    int32_t joint_norm;  // whether query_norm and key_norm go over all heads of a row together
+    int32_t value_norm;  // whether values are normalised, without a weight
+    float attention_scale;
 };
 
+enum Activation : int32_t { kSilu, kGelu, kGeluTanh };
+
 struct Model {
-    int32_t num_layers, hidden_size, num_heads, num_kv_heads, head_dim, ffn_size, vocab_size;
-    int32_t rope_size;  // leading components of a head that are rotated
+    int32_t num_layers, hidden_size, hidden_norm_size, num_heads, vocab_size, num_rotations;
     float norm_eps;
     int32_t mask_token;  // never chosen
+    int32_t activation;  // of the gates: Activation
+    float embedding_scale;
+    float logit_softcap;  // 0: none
+    int32_t padding;
     const Layer* layers;
+    const Rotation* rotations;
     Matrix embedding, head;
     const float* norm;
-    const float* mask_embedding;        // null: masked rows have an ordinary embedding
-    const double* inverse_frequencies;  // [rope_size / 2]
-    Matrix draft_down, draft_up;        // absent: no draft head
+    const float* mask_embedding;   // null: masked rows have an ordinary embedding
+    Matrix draft_down, draft_up;  // absent: no draft head
 };

@@ -18,13 +18,13 @@ inline Floats exponential(Floats x) {
     return mul(made, power_of_two(n));
 }
 
-void normalize(const float* x, const float* weight, int size, float eps, float* y) {
+void normalize(const float* x, const float* weight, int size, int num_real, float eps, float* y) {
     Floats squares = zero();
     for (int i = 0; i < size; i += 16) {
         const Floats part = load(x + i);
         squares = fma(part, part, squares);
     }
-    const Floats inverse = splat(1.0f / sqrtf(total(squares) / (float)size + eps));
+    const Floats inverse = splat(1.0f / sqrtf(total(squares) / (float)num_real + eps));
     for (int i = 0; i < size; i += 16) {
         const Floats part = mul(load(x + i), inverse);
         store(y + i, weight ? mul(part, load(weight + i)) : part);
@@ -49,12 +49,45 @@ void add_to(float* y, const float* x, int count) {
     for (int i = 0; i < count; i += 16) store(y + i, add(load(y + i), load(x + i)));
 }
 
-void gate(const float* gate, const float* up, int count, float* y) {
-    for (int i = 0; i < count; i += 16) {
-        const Floats x = load(gate + i);
-        const Floats silu = div(x, add(splat(1.0f), exponential(sub(zero(), x))));
-        store(y + i, mul(silu, load(up + i)));
+void add_scaled(float* y, const float* x, float scale, int count) {
+    for (int i = 0; i < count; i += 16) store(y + i, fma(load(x + i), splat(scale), load(y + i)));
+}
+
+inline Floats logistic(Floats x) { return div(splat(1.0f), add(splat(1.0f), exponential(sub(zero(), x)))); }
+
+// 1 - 2 / (1 + exp(2x)), which is tanh, with an error below 2e-7.
+inline Floats tangent(Floats x) {
+    return sub(splat(1.0f), div(splat(2.0f), add(splat(1.0f), exponential(add(x, x)))));
+}
+
+// 2 Phi(x / sqrt(2)) - 1 by Abramowitz and Stegun 7.1.26, with an error below 3e-7.
+inline Floats error_function(Floats x) {
+    const Floats size = magnitude(x), t = div(splat(1.0f), fma(size, splat(0.3275911f), splat(1.0f)));
+    constexpr float kCoefficients[] = {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
+    Floats made = splat(1.061405429f);
+    for (const float c : kCoefficients) made = fma(made, t, splat(c));
+    const Floats rest = mul(mul(made, t), exponential(sub(zero(), mul(size, size))));
+    const Floats positive = sub(splat(1.0f), rest);
+    return sub(where_above(x, 0.0f, add(positive, positive)), positive);
+}
+
+inline Floats activated(int activation, Floats x) {
+    if (activation == kSilu) return div(x, add(splat(1.0f), exponential(sub(zero(), x))));
+    if (activation == kGeluTanh) {
+        const Floats inner = mul(fma(mul(mul(x, x), x), splat(0.044715f), x), splat(0.7978845608f));
+        return mul(x, logistic(add(inner, inner)));
     }
+    const Floats half = mul(x, splat(0.5f));
+    return fma(half, error_function(mul(x, splat(0.7071067812f))), half);
+}
+
+void gate(int activation, const float* gate, const float* up, int count, float* y) {
+    for (int i = 0; i < count; i += 16) store(y + i, mul(activated(activation, load(gate + i)), load(up + i)));
+}
+
+void cap(float* x, int count, float most) {
+    for (int i = 0; i < count; i += 16)
+        store(x + i, mul(splat(most), tangent(div(load(x + i), splat(most)))));
 }
 
 void to_halves(const float* x, int count, uint16_t* halves) {

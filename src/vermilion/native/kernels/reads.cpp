@@ -51,13 +51,14 @@ void Reads::normalize(int read) {
     const size_t row = rows_.place[pass_.reads[read].row];
     float* y = normed_.data() + (size_t)read * model.hidden_size;
     session_.kernels->normalize(forward_.hidden.data() + row * model.hidden_size, model.norm, model.hidden_size,
-                                model.norm_eps, y);
+                                model.hidden_norm_size, model.norm_eps, y);
     session_.kernels->quantize(y, model.hidden_size, codes_.view(), read, 0);
 }
 
 void Reads::answer(int index, float* logits) {
     const Model& model = session_.model;
     const Read& read = pass_.reads[index];
+    if (model.logit_softcap > 0) session_.kernels->cap(logits, (model.vocab_size + 15) / 16 * 16, model.logit_softcap);
     if (answers_.logits)
         memcpy(answers_.logits + (size_t)index * model.vocab_size, logits, model.vocab_size * sizeof(float));
     const Reading reading(*session_.kernels, logits, model.vocab_size, model.mask_token, pass_, read);

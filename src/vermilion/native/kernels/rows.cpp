@@ -56,16 +56,20 @@ void Rows::see(Row& row, const Segment& segment, int own_end, const int32_t* als
     const int32_t* pool = slots_of(segment.request);
     row.prefix = segment.sees;
     row.first_tail = (int32_t)tails.size();
+    const auto num_tail = [&] { return (int32_t)tails.size() - row.first_tail; };
     const auto add = [&](int slot) {
         if (slot < segment.sees) return;
-        if (slot == row.prefix && (int)tails.size() == row.first_tail)
+        if (slot == row.prefix && !num_tail())
             row.prefix++;
         else
             tails.push_back(pool[slot]);
     };
     for (int i = 0; i < segment.num_also; i++) add(also[i]);
-    for (int slot = segment.slot; slot < own_end; slot++) add(slot);
-    row.num_tail = (int32_t)tails.size() - row.first_tail;
+    for (int slot = segment.slot; slot < own_end; slot++) {
+        if (pool[slot] == row.slot) row.own = slot < segment.sees ? slot : row.prefix + num_tail();
+        add(slot);
+    }
+    row.num_tail = num_tail();
 }
 
 void Rows::sort() {

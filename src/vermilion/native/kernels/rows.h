@@ -11,6 +11,7 @@
 struct Row {
     int32_t id, position, slot, request, adapter;
     int32_t prefix, first_tail, num_tail;
+    int32_t own;  // its own index among what it sees
     bool masked, noisy;
 };
 

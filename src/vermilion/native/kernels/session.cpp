@@ -8,40 +8,58 @@ static void* zeros(size_t count) {
     return made;
 }
 
-Pool::Pool(const Model& model, int num_slots)
-    : num_layers_(model.num_layers),
-      num_heads_(model.num_kv_heads),
-      head_dim_(model.head_dim),
-      part_((size_t)(num_slots + 15) / 16 * 16 * model.head_dim),
-      keys_((uint16_t*)zeros(part_ * num_layers_ * num_heads_ * sizeof(uint16_t))),
-      values_((uint16_t*)zeros(part_ * num_layers_ * num_heads_ * sizeof(uint16_t))) {}
+Pool::Pool(const Model& model, int num_slots) : num_slots_((size_t)(num_slots + 15) / 16 * 16) {
+    size_t size = 0;
+    for (int index = 0; index < model.num_layers; index++) {
+        const Layer& layer = model.layers[index];
+        layers_.push_back({layer.num_kv_heads, layer.head_dim, size});
+        size += num_slots_ * layer.num_kv_heads * layer.head_dim;
+    }
+    keys_ = (uint16_t*)zeros(size * sizeof(uint16_t));
+    values_ = (uint16_t*)zeros(size * sizeof(uint16_t));
+}
 
 void Pool::store_key(int layer, int head, int slot, const uint16_t* key) {
-    uint16_t* to = keys(layer, head) + (size_t)(slot / 16) * 16 * head_dim_ + slot % 16;
-    for (int d = 0; d < head_dim_; d++) to[d * 16] = key[d];
+    const int size = layers_[layer].head_dim;
+    uint16_t* to = keys(layer, head) + (size_t)(slot / 16) * 16 * size + slot % 16;
+    for (int d = 0; d < size; d++) to[d * 16] = key[d];
+}
+
+void Pool::store_key(int layer, int head, int slot, const float* key, const Kernels& kernels) {
+    constexpr int kMostAtOnce = 64;
+    uint16_t halves[kMostAtOnce];
+    const int size = layers_[layer].head_dim;
+    uint16_t* to = keys(layer, head) + (size_t)(slot / 16) * 16 * size + slot % 16;
+    for (int first = 0; first < size; first += kMostAtOnce) {
+        const int count = size - first < kMostAtOnce ? size - first : kMostAtOnce;
+        kernels.to_halves(key + first, count, halves);
+        for (int d = 0; d < count; d++) to[(first + d) * 16] = halves[d];
+    }
 }
 
 void Pool::move(const int32_t* pairs, int count) {
-    std::vector<uint16_t> kept((size_t)count * 2 * head_dim_);
-    for (int layer = 0; layer < num_layers_; layer++) {
-        for (int head = 0; head < num_heads_; head++) {
-            uint16_t* to = kept.data();
-            for (int i = 0; i < count; i++, to += 2 * head_dim_) {
-                const int slot = pairs[2 * i];
-                const uint16_t* key = keys(layer, head) + (size_t)(slot / 16) * 16 * head_dim_ + slot % 16;
-                const uint16_t* value = values(layer, head) + (size_t)slot * head_dim_;
-                for (int d = 0; d < head_dim_; d++) {
-                    to[d] = key[d * 16];
-                    to[head_dim_ + d] = value[d];
-                }
-            }
-            const uint16_t* from = kept.data();
-            for (int i = 0; i < count; i++, from += 2 * head_dim_) {
-                store_key(layer, head, pairs[2 * i + 1], from);
-                uint16_t* value = values(layer, head) + (size_t)pairs[2 * i + 1] * head_dim_;
-                for (int d = 0; d < head_dim_; d++) value[d] = from[head_dim_ + d];
-            }
+    for (int layer = 0; layer < (int)layers_.size(); layer++)
+        for (int head = 0; head < layers_[layer].num_heads; head++) move(layer, head, pairs, count);
+}
+
+void Pool::move(int layer, int head, const int32_t* pairs, int count) {
+    const int size = layers_[layer].head_dim;
+    std::vector<uint16_t> kept((size_t)count * 2 * size);
+    uint16_t* to = kept.data();
+    for (int i = 0; i < count; i++, to += 2 * size) {
+        const int slot = pairs[2 * i];
+        const uint16_t* key = keys(layer, head) + (size_t)(slot / 16) * 16 * size + slot % 16;
+        const uint16_t* value = values(layer, head) + (size_t)slot * size;
+        for (int d = 0; d < size; d++) {
+            to[d] = key[d * 16];
+            to[size + d] = value[d];
         }
+    }
+    const uint16_t* from = kept.data();
+    for (int i = 0; i < count; i++, from += 2 * size) {
+        store_key(layer, head, pairs[2 * i + 1], from);
+        uint16_t* value = values(layer, head) + (size_t)pairs[2 * i + 1] * size;
+        for (int d = 0; d < size; d++) value[d] = from[size + d];
     }
 }
 

@@ -24,14 +24,23 @@ class Pool {
     // [slot][head_dim]
     uint16_t* values(int layer, int head) { return values_ + part(layer, head); }
     void store_key(int layer, int head, int slot, const uint16_t* key);
+    void store_key(int layer, int head, int slot, const float* key, const Kernels& kernels);
     // Copies (from, to) pairs of slots, all at once.
     void move(const int32_t* pairs, int count);
 
    private:
-    size_t part(int layer, int head) const { return ((size_t)layer * num_heads_ + head) * part_; }
+    struct Sizes {
+        int num_heads, head_dim;
+        size_t start;  // of the layer in `keys_` and `values_`
+    };
+    void move(int layer, int head, const int32_t* pairs, int count);
+    size_t part(int layer, int head) const {
+        const Sizes& sizes = layers_[layer];
+        return sizes.start + num_slots_ * head * sizes.head_dim;
+    }
 
-    const int num_layers_, num_heads_, head_dim_;
-    const size_t part_;
+    const size_t num_slots_;  // rounded up to whole tiles
+    std::vector<Sizes> layers_;
     uint16_t *keys_, *values_;
 };
 
