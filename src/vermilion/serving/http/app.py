@@ -26,6 +26,7 @@ from vermilion.serving.jobs import batch_routes, file_routes, fine_tuning_routes
 from vermilion.serving.service_state import ServiceState
 from vermilion.serving.wire import (
     anthropic,
+    azure,
     bedrock,
     bedrock_invoke,
     decoder_routes,
@@ -88,6 +89,7 @@ ROUTES = (
     *bedrock.ROUTES,
     *bedrock_invoke.ROUTES,
     *sagemaker.ROUTES,
+    *azure.ROUTES,
     *console_routes.ROUTES,
     Route("GET", "/health", health, openapi.HEALTH, scopes=OPEN, needs_model=False),
     Route("GET", "/ready", ready, openapi.READY, scopes=OPEN),

@@ -29,6 +29,7 @@ TAGS: list[dict[str, Any]] = [
     {"name": "lm studio", "description": "For clients of LM Studio: OpenAI's shapes and figures of speed."},
     {"name": "llama.cpp", "description": "For editors that complete with llama.cpp's server."},
     {"name": "amazon", "description": "For clients of Amazon's Bedrock and SageMaker."},
+    {"name": "azure", "description": "For clients of Azure AI, beside OpenAI's routes."},
     {
         "name": "accounts",
         "description": "Sign-up, keys, usage and invoices, where the service keeps accounts.",

@@ -17,6 +17,7 @@ from vermilion.errors import BadRequest
 from vermilion.serving.heavy_work import offload
 from vermilion.serving.http import auth
 from vermilion.serving.http.connection import ClientGone
+from vermilion.serving.http.extra_parameters import EXTRA_PARAMETERS, without_extra
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -89,7 +90,7 @@ async def read(request: HttpRequest, kind: type[Body], limit_bytes: int, places:
         def work() -> Body:
             unpacked = _unpacked(auth.verified(content, request.headers), request, limit_bytes)
             auth.seen(unpacked)
-            return parse(unpacked, kind)
+            return parse(unpacked, kind, request.headers.get(EXTRA_PARAMETERS))
 
         large = len(content) > _INLINE_BYTES or "content-encoding" in request.headers
         request.scope[LARGE_BODY] = large
@@ -125,8 +126,11 @@ def _unpacked(content: bytes, request: HttpRequest, limit_bytes: int) -> bytes:
     return unpacked
 
 
-def parse(content: bytes, kind: type[Body]) -> Body:
-    """JSON as a `kind`. Raises `BadRequest`; NaN, infinities and nesting past 200 levels are no JSON here."""
+def parse(content: bytes, kind: type[Body], extra: str | None = None) -> Body:
+    """JSON as a `kind`. Raises `BadRequest`; NaN, infinities and nesting past 200 levels are no JSON here.
+
+    `extra` says what becomes of fields that Azure's chat does not have.
+    """
     if len(content) > _INLINE_BYTES:
         _check_parts(content)
     try:
@@ -135,7 +139,7 @@ def parse(content: bytes, kind: type[Body]) -> Body:
         raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise BadRequest("The request body must be a JSON object.", code="invalid_type")
-    return convert(value, kind, {})
+    return convert(without_extra(value, extra), kind, {})
 
 
 def convert(value: Mapping[str, Any], kind: type[Body], names: Mapping[str, str]) -> Body:

@@ -31,6 +31,8 @@ OPERATE = ("operate",)
 OPEN: tuple[str, ...] = ()
 
 _AZURE = re.compile(r"/openai(?:/deployments/([^/]+))?(?=/)")
+_FOUNDRY = re.compile(r"/models(?=/(?:chat/completions|completions|embeddings|info)$)")
+"""What Azure AI's clients put before a route."""
 _SLASHES = re.compile("//+")
 """What is left where a client puts `/v1/...` behind an address that ends in a slash."""
 _VERSION = "/v1"
@@ -127,6 +129,8 @@ class RouteTable:
         if path.startswith("/beta/"):
             path = path.removeprefix("/beta")
         bare = _AZURE.sub("", path.rstrip("/"), count=1) if path.startswith("/openai/") else path.rstrip("/")
+        if bare.startswith("/models/"):
+            bare = _FOUNDRY.sub("", bare, count=1)
         if bare in self._only_versioned:
             # Such as /v1/infill: ours; llama.cpp's of the same name has no version.
             return bare
