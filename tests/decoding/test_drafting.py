@@ -108,6 +108,13 @@ def test_runs_of_text_grow_longer_while_they_are_right() -> None:
     assert third < second
 
 
+@pytest.mark.parametrize("curve", [CURVE, FREE, RowCosts((1, 2, 8), (4.0, 4.0, 10.0))])
+def test_most_rows_within_a_time(curve: RowCosts) -> None:
+    for ms in (0.0, 4.0, 4.5, 8.0, 13.9, 14.0, 50.0):
+        most = min(curve.within(ms), 10_000)
+        assert most == max((rows for rows in range(1, 10_001) if curve.at(rows) <= ms), default=0), ms
+
+
 def test_the_curve_follows_what_steps_cost_and_not_how_fast_the_machine_is() -> None:
     costs = RowCosts((1, 4, 8), (4.0, 5.0, 6.0), noisy_row_ms=0.2)
     for _ in range(300):

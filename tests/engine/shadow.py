@@ -7,6 +7,7 @@ moved wrongly, shared wrongly or overwritten is found the first time a row looks
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -205,6 +206,7 @@ class Memory:
     max_rows: int = 256
     prefill_chunk: int = 256
     max_running: int = 8
+    max_pause_ms: float = math.inf
     costs: RowCosts | None = None
     share: bool = True
 
@@ -212,7 +214,7 @@ class Memory:
 def engine(traits: Traits, sizes: Memory, context_length: int) -> tuple[Engine, ShadowWorker]:
     """A whole engine but for the model."""
     cache = PageCache(sizes.num_pages, sizes.page_size, share=sizes.share and traits.context != "full")
-    limits = Limits(sizes.max_rows, sizes.prefill_chunk, sizes.max_running)
+    limits = Limits(sizes.max_rows, sizes.prefill_chunk, sizes.max_running, sizes.max_pause_ms)
     worker = ShadowWorker(cache, traits)
     worker.scheduler = Scheduler(limits, cache, sizes.costs)
     decoders = DECODERS if traits.has_next_token else DECODERS[3:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
@@ -111,6 +112,13 @@ CHEAP_ROWS = RowCosts((1, 64), (4.0, 5.0))
 DEAR_ROWS = RowCosts((1, 8, 64), (4.0, 9.0, 80.0), noisy_row_ms=0.3)
 
 
+class SteadyCosts(RowCosts):
+    """Learns nothing from how fast a worker without a model is."""
+
+    def note(self, rows: int, noisy: int, ms: float) -> None:
+        pass
+
+
 class Traffic(RuleBasedStateMachine):
     """Random traffic over a small memory. Subclasses name the kind of model."""
 
@@ -130,6 +138,7 @@ class Traffic(RuleBasedStateMachine):
         prefill_chunk=st.sampled_from((256, 11, 4, 1)),
         max_running=st.sampled_from((2, 4, 8)),
         costs=st.sampled_from((None, CHEAP_ROWS, DEAR_ROWS)),
+        max_pause_ms=st.sampled_from((math.inf, 25.0, 0.0)),
         share=st.booleans(),
     )
     def start(self, extra_pages: int, **limits: object) -> None:
@@ -246,6 +255,36 @@ def test_decoding_goes_on_while_a_long_prompt_is_stored(prefill_chunk: int) -> N
     for _ in range(20):
         assert "short" in {name for name, _ in built.step()}
     assert worker.most_rows <= 16
+
+
+@pytest.mark.parametrize("num_prompts", [1, 5])
+@pytest.mark.parametrize("prompt_length", [28, 300])
+def test_prompts_are_read_in_pieces_that_keep_a_stream_going(num_prompts: int, prompt_length: int) -> None:
+    costs = SteadyCosts((1, 8, 64), (4.0, 9.0, 80.0))
+    sizes = Memory(num_pages=600, costs=costs, max_pause_ms=50.0)
+    built, worker = engine(tiny.TRAITS["causal-shift"], sizes, 900)
+    sampling = Sampling(max_tokens=200, ignore_eos=True)
+    stream = built.submit(Request("stream", (3, 4), sampling, Decoding("ar")))
+    built.step()
+    for number in range(num_prompts):
+        prompt = tuple(2 + (number + at * (number + 2)) % 14 for at in range(prompt_length))
+        built.submit(Request(f"prompt{number}", prompt, Sampling(max_tokens=1), Decoding("ar")))
+    answered: set[str] = set()
+    for _ in range(200):
+        worker.most_rows, settled = 0, len(stream.settled)
+        events = built.step()
+        assert costs.at(worker.most_rows) <= 50.0
+        assert len(stream.settled) > settled, "every step brings the stream on"
+        answered |= {name for name, event in events if isinstance(event, Finish)}
+        if len(answered) == num_prompts:
+            break
+    else:
+        raise AssertionError("the prompts are not read to their end")
+    # Nobody is kept waiting by a prompt that is alone: it is read as fast as ever.
+    built.abort("stream")
+    built.submit(Request("alone", tuple(2 + at % 13 for at in range(250)), sampling, Decoding("ar")))
+    built.step()
+    assert worker.most_rows == 250
 
 
 def test_drafts_that_can_never_fit_are_refused_not_waited_for() -> None:

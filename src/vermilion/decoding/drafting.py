@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import operator
-from bisect import bisect_left
+import sys
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,15 @@ class RowCosts:
         if rows <= known:
             return self._by_rows[rows]
         return self._by_rows[known] + self._slope * (rows - known)
+
+    def within(self, ms: float) -> int:
+        """Most rows of a forward that takes `ms` at the machine's pace of now."""
+        ms /= self._pace
+        known = len(self._by_rows) - 1
+        if ms < self._by_rows[known]:
+            return max(0, bisect_right(self._by_rows, ms) - 1)
+        more = (ms - self._by_rows[known]) / self._slope if self._slope else math.inf
+        return known + int(min(more, sys.maxsize))
 
     def note(self, rows: int, noisy: int, ms: float) -> None:
         """A step of so many rows took `ms`, host work included: follow what steps really cost.

@@ -171,6 +171,7 @@ def engine_over(
         max_rows=config.max_rows,
         prefill_chunk=config.prefill_chunk,
         max_running=config.max_running,
+        max_pause_ms=config.max_pause_ms,
     )
     worker = runner(num_pages, size)
     return Engine(worker, Scheduler(limits, cache), tokenizer, _info(spec, context), traits)

@@ -7,6 +7,8 @@ holds, so the oldest always advances and nothing starves.
 from __future__ import annotations
 
 import logging
+import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +23,10 @@ from vermilion.engine.output import Output
 from vermilion.types import Request
 
 _MAX_OVERTAKEN = 4
+_OWN_ROWS = 64
+"""Tokens to store of a request that answers: what its last pass settled. One with more was preempted."""
+_MIN_PROMPT_ROWS = 16
+"""Of a step, however dear rows are, so that prompts get on beside any number of answers."""
 _MIN_SHARE = 256
 """Rows that a request's guesses may take of a step, whatever the budget of a step is."""
 
@@ -62,6 +68,9 @@ class Limits:
     max_rows: int
     prefill_chunk: int
     max_running: int
+    max_pause_ms: float = math.inf
+    """Longest step that prompts may make of one that brings answers on, unless that took half as long
+    without them."""
 
     @property
     def max_draft_rows(self) -> int:
@@ -133,12 +142,15 @@ class Scheduler:
         """The next step's work, at most one item per sequence; empty only when there is nothing to do."""
         self._step += 1
         self._admit()
-        chunk = self.limits.prefill_chunk
         live = [s for s in self.running if not s.request.background] or self.running
         self._separate = [s for s in self._separate if s in self.running]
         live = self._separate[:1] or live
+        room = self._prompt_rows(live)
+        chunk = min(self.limits.prefill_chunk, room - _MIN_PROMPT_ROWS)
         ready = [s for s in live if self._pending(s) <= chunk]
         prefilling = [s for s in live if self._pending(s) > chunk]
+        left = _MIN_PROMPT_ROWS if prefilling else 0  # short prompts that keep coming starve no long one
+        room -= left
         # Longest unserved first, so that no request is passed over twice when not all fit.
         ready.sort(key=lambda sequence: sequence.served)
         reserve = min(chunk, self.limits.max_rows // 2) if prefilling else 0
@@ -146,6 +158,10 @@ class Scheduler:
         work: dict[int, Work] = {}
         rows = 0
         for sequence in ready:
+            pending = self._pending(sequence)
+            reads = self._reads_prompt(sequence)
+            if reads and pending > room:
+                continue
             planned = self._planned(sequence, budget)
             if planned is None:
                 continue
@@ -153,10 +169,13 @@ class Scheduler:
                 continue
             placed = self._place(work, sequence, planned, prefill=False)
             rows += placed
+            if placed and reads:
+                room -= pending
             if budget is not None and placed:
-                budget = budget.plus(placed - self._pending(sequence) - 1)
+                budget = budget.plus(placed - pending - 1)
+        room += left
         for sequence in prefilling:
-            count = min(chunk, self._pending(sequence), max(self.limits.max_rows - rows, 0))
+            count = min(chunk, self._pending(sequence), room, max(self.limits.max_rows - rows, 0))
             grid = max(1, sequence.program.traits.block_grid)
             count -= count % grid
             if not work:
@@ -164,7 +183,9 @@ class Scheduler:
                 count = max(count, grid)
             if count <= 0 or sequence not in self.running:
                 continue
-            rows += self._place(work, sequence, sequence.program.prefill(count), prefill=True)
+            placed = self._place(work, sequence, sequence.program.prefill(count), prefill=True)
+            rows += placed
+            room -= placed
         if self._separate and not work and not self._failed:
             # The one whose turn it is waits for memory that its elders hold.
             self._separate = []
@@ -185,6 +206,20 @@ class Scheduler:
             page = sequence.pages[sequence.named]
             sequence.digest = self.cache.remember(page, sequence.digest, tokens)
             sequence.named += 1
+
+    def _prompt_rows(self, live: list[Sequence]) -> int:
+        """Most rows of prompts that a step may have beside the answers among `live`, which they make wait."""
+        answers = [s for s in live if not self._reads_prompt(s)]
+        own = sum(self._pending(s) + 1 for s in answers)
+        if self.costs is None or not own:
+            return sys.maxsize
+        room = self.costs.within(max(self.limits.max_pause_ms, 2 * self.costs.at(own)))
+        room -= own + len(live) - len(answers)  # each that reads has a row for its first token
+        return max(room, 2 * _MIN_PROMPT_ROWS)
+
+    def _reads_prompt(self, sequence: Sequence) -> bool:
+        """Whether it has no text yet, or has lost what it had stored."""
+        return not sequence.program.settled or self._pending(sequence) > _OWN_ROWS
 
     def _pending(self, sequence: Sequence) -> int:
         """Tokens that could be stored before the program's own next pass."""
