@@ -16,6 +16,7 @@ from vermilion.decoding.knobs import Knob
 from vermilion.decoding.passes import Reading
 from vermilion.errors import BadParameter
 from vermilion.models.families import Traits
+from vermilion.models.families.family_presets import MAX_BLOCK_LENGTH
 from vermilion.types import Decoding
 
 Rule = Callable[[Decoding, Sequence[Reading], Reading | None, int], list[int]]
@@ -60,7 +61,7 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
         "threshold": Knob(
             0, 100, "least confidence to settle; of `entropy`, `renoise` and `reorder` most nats to settle at"
         ),
-        "block_length": Knob(1, 256, "rows of one canvas", integer=True),
+        "block_length": Knob(1, MAX_BLOCK_LENGTH, "rows of one canvas", integer=True),
         "first_block": Knob(0, 64, "rows of the first canvas; 0 for the block length", integer=True),
         "max_steps": Knob(0, 64, "most denoise passes a block; 0 for its length", integer=True),
         "revise_below": Knob(0, 1, "mask a token again where the base finds it less likely; 0 never"),

@@ -177,8 +177,10 @@ class Worker:
             sees += [segment.sees] * count
             start += [segment.slot] * count
             end += [segment.slot + segment.reach(row) for row in range(count)]
-            positions += range(segment.start, segment.start + count)
-            slots += range(segment.slot, segment.slot + count)
+            # Rows that all see each other see by the window of their first one.
+            step = 0 if segment.span == 0 else 1
+            positions += [segment.start + step * row for row in range(count)]
+            slots += [segment.slot + step * row for row in range(count)]
         first_slot = state.first_page * self.page_size if state.unbroken else -1
         return Visibility(
             rows,

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from vermilion.models import lora_folder
 from vermilion.models.families import Architecture
-from vermilion.models.linear import Linear
+from vermilion.models.linear import NOISY_ROWS, Linear
 from vermilion.models.lora import Lora, Pair
 from vermilion.models.tensor_files import Shape
 from vermilion.models.transformer import Transformer
 
-DENOISER = "denoiser"
+DENOISER = NOISY_ROWS
 Pairs = Mapping[str, Pair]
 """{module name (`model.layers.0.self_attn.q_proj`): (A [R, I], B [O, R])}"""
 

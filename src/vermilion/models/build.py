@@ -114,5 +114,5 @@ def _gguf_source(path: Path, header: GGUFHeader, spec: ModelSpec) -> GGUFTensors
 
 def _is_spare(name: str, places: Mapping[str, Place], names: TensorNames) -> bool:
     """Whether a checkpoint may hold a tensor that is not read: a tied head, or what is computed here."""
-    spare = name == f"{names.head}.weight" or name.endswith(names.ignored)
+    spare = name == f"{names.head}.weight" or name.endswith(names.ignored) or name.startswith(names.unread)
     return spare and name not in places

@@ -49,6 +49,8 @@ def spec_of(files: ModelFiles, header: GGUFHeader | None = None) -> ModelSpec:
 def spec_from_config(config: Mapping[str, Any], name: str, denoiser: DenoiserFile | None = None) -> ModelSpec:
     """The spec of a Hugging Face config.json, with the denoiser beside it. Raises as `spec_of`."""
     family = family_of(config, name)
+    if family.inner:
+        config = {**config, **(config.get(family.inner) or {})}
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     given = {**rope, **{key: value for key, value in config.items() if value is not None}}
     found = {field: given[key] for field, key in family.keys.items() if given.get(key) is not None}
@@ -59,7 +61,7 @@ def spec_from_config(config: Mapping[str, Any], name: str, denoiser: DenoiserFil
         raise ModelFileError(f"{name}: config.json lacks {', '.join(missing)}.")
     found["rope_scaling"] = rope_scaling(rope)
     found["layers"] = family.layers(config)
-    return _spec(family, {**found, **family.fixed}, name, denoiser)
+    return _spec(family, {**found, **family.derived(config), **family.fixed}, name, denoiser)
 
 
 def rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
@@ -137,10 +139,10 @@ def _gguf_fields(header: GGUFHeader, kind: GGUFKind, name: str) -> dict[str, Any
 
 
 def _spec(family: Family, found: Mapping[str, Any], name: str, denoiser: DenoiserFile | None) -> ModelSpec:
-    architecture = _architecture({k: v for k, v in found.items() if k not in _TRAITS})
+    block_length = found.get("block_length", 0)
+    other = {*_TRAITS, "block_length"}
+    architecture = _architecture({k: v for k, v in found.items() if k not in other})
     needs = list(architecture.beyond_backbone())
-    if family.traits is not None and family.traits.noise == "uniform":
-        needs.append("uniform noise")
     if needs:
         raise ModelFileError(f"{name} has {', '.join(needs)}, which is not supported.")
     told = {k: v for k, v in found.items() if k in _TRAITS}
@@ -154,7 +156,7 @@ def _spec(family: Family, found: Mapping[str, Any], name: str, denoiser: Denoise
             name, architecture, replace(AUTOREGRESSIVE, eos_token_ids=told["eos_token_ids"]), family
         )
     told["eos_token_ids"] = told["eos_token_ids"] or family.traits.eos_token_ids
-    return ModelSpec(name, architecture, replace(family.traits, **told), family)
+    return ModelSpec(name, architecture, replace(family.traits, **told), family, block_length)
 
 
 def _architecture(found: Mapping[str, Any]) -> Architecture:

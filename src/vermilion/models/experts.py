@@ -6,6 +6,7 @@ Shapes: N rows, H hidden, E experts, A chosen by each row, F width of an expert,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -53,15 +54,36 @@ class Router(nn.Module):
         return grouped.masked_fill(closed[..., None], float("-inf")).flatten(-2)
 
 
+class ScaledRouter(Router):
+    """Rows are normed without a weight and scaled entry by entry; so is the weight of each expert."""
+
+    def __init__(self, hidden_size: int, experts: Experts, norm_eps: float) -> None:
+        super().__init__(hidden_size, experts)
+        self.scale = nn.Parameter(torch.ones(hidden_size))
+        self.expert_scale = nn.Parameter(torch.ones(experts.num_experts))
+        self.norm_eps = norm_eps
+
+    def forward(self, x_NH: Tensor) -> tuple[Tensor, Tensor]:
+        size = x_NH.shape[-1]
+        normed_NH = F.rms_norm(x_NH, (size,), None, self.norm_eps) * self.scale / math.sqrt(size)
+        weights_NA, chosen_NA = super().forward(normed_NH)
+        return weights_NA * self.expert_scale[chosen_NA], chosen_NA
+
+
 class ExpertLayer(nn.Module):
     """The experts of a layer; the shared one, which every row goes through, is added to them."""
 
     def __init__(
-        self, hidden_size: int, experts: Experts, activation: Activation, linear: type[Linear]
+        self,
+        hidden_size: int,
+        experts: Experts,
+        activation: Activation,
+        linear: type[Linear],
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         e = experts
-        self.router = Router(hidden_size, e)
+        self.router = ScaledRouter(hidden_size, e, norm_eps) if e.scaled_router else Router(hidden_size, e)
         self.activation = activation
         self.gate_up = linear(hidden_size, (e.ffn_size, e.ffn_size) * e.num_experts)
         self.down = linear(e.ffn_size, (hidden_size,) * e.num_experts)
@@ -69,9 +91,9 @@ class ExpertLayer(nn.Module):
         self.shared_gate_up = linear(hidden_size, (shared, shared)) if shared else None
         self.shared_down = linear(shared, (hidden_size,)) if shared else None
 
-    def forward(self, x_NH: Tensor) -> Tensor:
-        """[N, H]"""
-        weights_NA, chosen_NA = self.router(x_NH)
+    def forward(self, x_NH: Tensor, routed_NH: Tensor | None = None) -> Tensor:
+        """[N, H]; `routed_NH`: what the router sees of the rows, if not what the experts see."""
+        weights_NA, chosen_NA = self.router(x_NH if routed_NH is None else routed_NH)
         expert_P, order_P = chosen_NA.flatten().sort(stable=True)
         counts_E = torch.bincount(expert_P, minlength=self.router.experts.num_experts)
         gate, up = grouped(self.gate_up, x_NH[order_P // chosen_NA.shape[1]], counts_E).chunk(2, -1)

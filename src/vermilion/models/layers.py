@@ -67,7 +67,9 @@ class Layer(nn.Module):
         self.gate_up = linear(a.hidden_size, ffn, bias=a.ffn_bias) if kind.dense else None
         self.down = linear(a.ffn_size, (a.hidden_size,), bias=a.ffn_bias) if kind.dense else None
         self.experts = (
-            ExpertLayer(a.hidden_size, kind.experts, self.activation, linear) if kind.experts else None
+            ExpertLayer(a.hidden_size, kind.experts, self.activation, linear, a.norm_eps)
+            if kind.experts
+            else None
         )
 
     def forward(

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from vermilion.models.lora import Lora
 from vermilion.models.product import product
 
+NOISY_ROWS = "denoiser"
+"""Name of the adapter of noisy rows, known to the model or not."""
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterRows:

@@ -73,6 +73,10 @@ def places_of(
     yield f"{names.norm}.weight", _parameter_place(model.norm, "weight")
     if model.head is not None:
         yield from _linear_places((names.head,), model.head)
+    for ours, published in names.model_products.items():
+        yield from _linear_places(published, cast(Linear, model.get_submodule(ours)))
+    for ours, name in names.model_norms.items():
+        yield f"{name}.weight", _parameter_place(model.get_submodule(ours), "weight")
     for index, layer in enumerate(cast(Iterable[Layer], model.layers)):
         prefix = names.layer.format(index)
         for ours, published in names.products.items():
@@ -85,6 +89,9 @@ def places_of(
             norm = getattr(layer, ours)
             if norm is not None:
                 yield f"{prefix}{name}.weight", _parameter_place(norm, "weight")
+        for path, name in names.parameters.items():
+            module, _, parameter = path.rpartition(".")
+            yield name.format(index), _parameter_place(layer.get_submodule(module), parameter)
 
 
 def _linear_places(names: Sequence[str], linear: Linear) -> Iterator[tuple[str, Place]]:

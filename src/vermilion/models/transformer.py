@@ -24,6 +24,7 @@ from vermilion.models.families.names import LLAMA_PRODUCTS
 from vermilion.models.layers import Layer, Norm
 from vermilion.models.linear import LINEAR_KINDS, AdapterRows, Linear
 from vermilion.models.rotary import Rotary
+from vermilion.models.sandwich_layer import SandwichLayer
 from vermilion.models.self_conditioning import SelfConditioning
 
 
@@ -55,7 +56,9 @@ class Transformer(nn.Module):
         a, linear = architecture, LINEAR_KINDS[kind]
         self.architecture = a
         self.embedding = linear(a.hidden_size, (a.vocab_size,))
-        self.layers = nn.ModuleList(Layer(a, kind, linear) for kind in a.layer_kinds())
+        self.layers = nn.ModuleList(
+            (SandwichLayer if a.sandwich_norms else Layer)(a, kind, linear) for kind in a.layer_kinds()
+        )
         self.norm = Norm(a.hidden_size, a.norm_eps)
         self.head = None if a.tied_embeddings else linear(a.hidden_size, (a.vocab_size,))
         self.rotary = Rotary(a)

@@ -369,12 +369,16 @@ class ReferenceAnswer:
         pool = self.model.new_pool(count)
         denoiser = [AdapterRows(DENOISER, num_clean, count)] if num_clean < count else []
         own = [AdapterRows(self.adapter, 0, count)] if self.adapter else []
+        at = torch.tensor(positions)
+        if num_clean < count and visible[num_clean, -1]:
+            # Rows that all see each other see by the window of their first one.
+            at[num_clean:] = positions[num_clean]
         rows = Rows(
             ids_N=torch.tensor(ids, device=pool.device),
             positions_N=torch.tensor(positions, device=pool.device),
             masked_N=torch.tensor(masked, device=pool.device),
             slots_N=torch.arange(count, device=pool.device),
-            attend=explicit(self.model.architecture, pool, visible, torch.tensor(positions)),
+            attend=explicit(self.model.architecture, pool, visible, at),
             adapters=[*denoiser, *own],
             signal_MH=self.signal_MH,
         )

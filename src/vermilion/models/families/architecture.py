@@ -24,6 +24,8 @@ class Experts:
     normalized: bool = True
     """Whether the weights of the chosen experts sum to `scale`."""
     scale: float = 1.0
+    scaled_router: bool = False
+    """The router norms its rows, weighs their entries, and weighs each expert chosen (Gemma 4)."""
     num_groups: int = 1
     """Experts are chosen within the `num_active_groups` groups whose two best have the highest sum."""
     num_active_groups: int = 1
@@ -87,6 +89,9 @@ class Architecture:
     embedding_scale: float = 1.0
     logit_softcap: float = 0.0
     """c of c tanh(logits / c); 0: none (Gemma)."""
+    sandwich_norms: bool = False
+    """Norms behind attention and feed-forward as well, one for each of a dense one and its experts, and a
+    factor on what leaves the layer, another one for noisy rows (DiffusionGemma)."""
     self_conditioning: bool = False
     """Noisy rows take in what the model said of their positions in the step before (arXiv 2208.04202)."""
     layers: tuple[LayerKind, ...] = ()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vermilion.models.families.architecture import Architecture, LayerKind
-from vermilion.models.families.family_presets import Presets, default_preset, presets_for
+from vermilion.models.families.family_presets import MAX_BLOCK_LENGTH, Presets, default_preset, presets_for
 from vermilion.models.families.names import GGUF, LLAMA, TensorNames
 from vermilion.models.families.traits import AUTOREGRESSIVE, Traits
 
@@ -49,6 +49,11 @@ def sliding_layers(config: Config) -> tuple[LayerKind, ...]:
     return layers if any(layer.window for layer in layers) else ()
 
 
+def no_fields(config: Config) -> Mapping[str, Any]:
+    """Nothing follows."""
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class GGUFKind:
     """How GGUF files keep a family."""
@@ -72,6 +77,10 @@ class Family:
     keys: Mapping[str, str] = field(default_factory=lambda: HUGGING_FACE)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `Architecture` that its code has and its config does not say."""
+    inner: str = ""
+    """Entry of its config.json that holds those of the text model; empty where they are the whole."""
+    derived: Callable[[Config], Mapping[str, Any]] = no_fields
+    """Fields of `Architecture` that follow from entries of its config."""
     layers: Callable[[Config], tuple[LayerKind, ...]] = sliding_layers
     names: TensorNames = LLAMA
     gguf: GGUFKind | None = None
@@ -108,7 +117,13 @@ class ModelSpec:
     @property
     def presets(self) -> Presets:
         """Its decodings by name; empty for an autoregressive model without a denoiser."""
-        return self.family.presets or presets_for(self.traits, self.block_length)
+        if not self.family.presets:
+            return presets_for(self.traits, self.block_length)
+        longest = self.block_length or MAX_BLOCK_LENGTH
+        return {
+            name: replace(preset, block_length=min(preset.block_length, longest))
+            for name, preset in self.family.presets.items()
+        }
 
     @property
     def default_preset(self) -> str:

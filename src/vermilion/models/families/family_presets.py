@@ -10,6 +10,9 @@ from vermilion.types import Decoding
 
 Presets = Mapping[str, Decoding]
 
+MAX_BLOCK_LENGTH = 256
+"""Positions of the longest canvas."""
+
 WITH_BASE: Presets = MappingProxyType(
     {
         "ar": Decoding(decoder="ar"),

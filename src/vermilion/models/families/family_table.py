@@ -5,6 +5,7 @@ from __future__ import annotations
 from vermilion.errors import ModelFileError
 from vermilion.models.families.family import HUGGING_FACE, Config, Family, GGUFKind
 from vermilion.models.families.family_presets import REORDERING
+from vermilion.models.families.gemma import DIFFUSION_GEMMA
 from vermilion.models.families.names import TensorNames
 from vermilion.models.families.traits import Traits
 
@@ -79,6 +80,7 @@ FAMILIES: list[Family] = [
         traits=Traits("causal", False, 151665, (151645, 151643), canvas="causal"),
         presets=REORDERING,
     ),
+    DIFFUSION_GEMMA,
 ]
 """The first row that describes a checkpoint is its family."""
 

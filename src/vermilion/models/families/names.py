@@ -54,8 +54,16 @@ class TensorNames:
     parts is a tensor that the checkpoint keeps fused, parts one below the other."""
     norms: Mapping[str, str] = field(default_factory=lambda: LLAMA_NORMS)
     experts: ExpertNames = ExpertNames()
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """Per parameter of a layer that is neither a product nor a norm, by its path in ours, its whole name; {}
+    stands for the layer's number."""
+    model_products: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    model_norms: Mapping[str, str] = field(default_factory=dict)
+    """Products and norms outside the layers, by their path in ours."""
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """Ends of the names of tensors that are computed here instead of read."""
+    unread: tuple[str, ...] = ()
+    """Beginnings of the names of tensors that are of no use here: towers of other senses, tied copies."""
 
     def in_llama(self, num_layers: int) -> dict[str, str]:
         """Every tensor's name there may be to the one in Hugging Face's Llama. For checkpoints that publish
