@@ -25,6 +25,8 @@ class OracleRow:
     """Rows whose keys it attends to."""
     noisy: bool = False
     masked: bool = False
+    first: int = -1
+    """Position of the first of the rows that all see each other; -1 for a row that sees no later ones."""
 
 
 def unpacked(packed: PackedFile, name: str) -> Array:
@@ -125,7 +127,8 @@ class Oracle:
         scale = self.a.attention_scale or 1 / np.sqrt(kind.head_dim)
         out = np.zeros_like(q)
         for i, row in enumerate(rows):
-            seen = [j for j in row.sees if not kind.window or row.position - rows[j].position < kind.window]
+            own = row.position if row.first < 0 else row.first
+            seen = [j for j in row.sees if not kind.window or own - rows[j].position < kind.window]
             for head in range(self.a.num_heads):
                 keys, values = k[seen, head // group], v[seen, head // group]
                 score = keys @ q[i, head] * scale

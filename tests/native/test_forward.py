@@ -51,8 +51,8 @@ def mixed_rows() -> list[OracleRow]:
         OracleRow(5, 23, (*past, 23)),
         OracleRow(6, 23, (*past, 24)),
         OracleRow(7, 24, (*past, 24, 25)),
-        *(OracleRow(i, 23 + n, (*past, 26, 27, 28), True, i == 0) for n, i in enumerate((6, 0, 0))),
-        *(OracleRow(i, 24 + n, (*past, 24, 29, 30), True, i == 0) for n, i in enumerate((7, 0))),
+        *(OracleRow(i, 23 + n, (*past, 26, 27, 28), True, i == 0, 23) for n, i in enumerate((6, 0, 0))),
+        *(OracleRow(i, 24 + n, (*past, 24, 29, 30), True, i == 0, 24) for n, i in enumerate((7, 0))),
     ]
 
 

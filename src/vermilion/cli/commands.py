@@ -116,12 +116,12 @@ def bench(*, options: BenchOptions) -> None:
     if min(concurrency) < 1:
         raise BadParameter("--concurrency", options.concurrency, "whole numbers from 1, separated by commas")
     pulling.ensure(options.model, options.offline)
-    settings = {"dtype": options.dtype, "device": options.device, "prefix_cache": False}
-    engine = build(EngineConfig, {**settings, "max_running": max(concurrency)})
+    settings = {name: getattr(options, name) for name in ("dtype", "device", "quantize", "threads")}
+    engine = build(EngineConfig, {**settings, "prefix_cache": False, "max_running": max(concurrency)})
     speed.main(
         speed.BenchConfig(
             options.model, presets, concurrency, options.prompts, options.max_tokens, options.repeats,
-            options.output, options.peer, options.prompt_tokens, engine,
+            options.output, options.peer, options.peer_file, options.passes, options.prompt_tokens, engine,
         )
     )  # fmt: skip
 

@@ -120,7 +120,13 @@ class BenchOptions:
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 64
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 5
     peer: Annotated[str, typer.Option(help="Another engine to run in turns with ours: llama.cpp.")] = ""
+    peer_file: Annotated[
+        Path | None, typer.Option(help="GGUF that the peer reads where the model is none; compares passes.")
+    ] = None
+    passes: Annotated[bool, typer.Option("--passes", help="Only what a pass costs by its rows.")] = False
     prompt_tokens: Annotated[int, typer.Option(min=0, help="Bring every prompt to this length.")] = 0
+    quantize: Annotated[str, typer.Option(help="q8, q4 or none: bits of the weights on a CPU.")] = "q8"
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of a pass; 0 for all.")] = 0
     dtype: Dtype = "auto"
     device: Device = "auto"
     output: Annotated[Path | None, typer.Option(help="JSON Lines file that takes the rows.")] = None

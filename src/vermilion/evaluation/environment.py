@@ -9,10 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from vermilion.engine.llm import LLM
 from vermilion.models import catalog
@@ -25,12 +24,18 @@ def environment(llm: LLM) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
         "model": llm.model.id,
-        "device": torch.cuda.get_device_name() if info.device.startswith("cuda") else processor(),
+        "device": _accelerator() if info.device.startswith("cuda") else processor(),
         "backend": info.backend,
         "threads": info.threads,
         "dtype": info.dtype,
-        "torch": torch.__version__,
+        "torch": version("torch"),
     }
+
+
+def _accelerator() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def command() -> str:

@@ -99,6 +99,12 @@ class LlamaCpp:
         self._answer(prompt, n_predict=num_tokens, ignore_eos=True, cache_prompt=goes_on)
         return time.perf_counter() - began
 
+    def pass_ms(self, prefix: Sequence[int], ids: Sequence[int]) -> float:
+        """Milliseconds in which `ids` are evaluated together behind a prefix that an earlier call left in the
+        cache; logits are computed of the last one alone."""
+        reply = self._answer([*prefix, *ids], n_predict=1, ignore_eos=True, cache_prompt=True)
+        return float(reply["timings"]["prompt_ms"])
+
     def _answer(self, prompt: Sequence[int], **changed: Any) -> dict[str, Any]:
         body = {
             "prompt": list(prompt),

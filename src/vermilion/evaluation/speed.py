@@ -21,7 +21,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
 
 from vermilion.config import EngineConfig
 from vermilion.decoding.presets import resolve
@@ -30,19 +29,11 @@ from vermilion.errors import ConfigError
 from vermilion.evaluation.environment import environment
 from vermilion.evaluation.fixed_prompts import FixedPrompt, fixed
 from vermilion.evaluation.likelihood import opinion
-from vermilion.evaluation.peers import LlamaCpp, PeerRound, PeerRow, Setup, opened, peer_row
+from vermilion.evaluation.pass_times import PassRow, measure_passes, print_passes
+from vermilion.evaluation.peers import PEERS, LlamaCpp, PeerRound, PeerRow, Setup, opened, peer_row
 from vermilion.models import catalog
 from vermilion.models.catalog import DEFAULT_MODEL
 from vermilion.types import Decoding, Finish, Request, Sampling, Text, Timing
-
-_PRODUCTS = (
-    "aten::mm",
-    "aten::addmm",
-    "aten::addmm_",
-    "aten::bmm",
-    "aten::linear",
-    "mkldnn::_linear_pointwise",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +52,10 @@ class BenchConfig:
     """JSON Lines file that takes one row per preset and concurrency."""
     peer: str = ""
     """Another engine to run in turns with ours: `llama.cpp`."""
+    peer_file: Path | None = None
+    """GGUF that the peer reads where the model is none; only passes are compared then."""
+    passes_only: bool = False
+    """Whether to measure passes by their number of rows and no answers."""
     prompt_tokens: int = 0
     """Length that every prompt is brought to by repeating it; 0 leaves them as they are."""
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(prefix_cache=False))
@@ -93,24 +88,66 @@ class Row:
     forward_ms: float
     decode_ms: float
     host_ms: float
-    product_share: float
-    """Share of the forward's CPU time that matrix products take, from a profiled run."""
+    product_share: float | None
+    """Share of the forward's CPU time that matrix products take, from a profiled run; None on the native
+    backend."""
     rows_per_forward: float
     first_text_ms: float
     edits_per_100_tokens: float
-    same_text_as_ar: float
-    """Share of the prompts whose answer equals AR's token for token."""
-    greedy_agreement: float
+    same_text_as_ar: float | None
+    """Share of the prompts whose answer equals AR's token for token; None for a model without AR, as what
+    follows."""
+    greedy_agreement: float | None
     """Share of tokens that the base model would have chosen too, given the text so far."""
-    base_logprob: float
-    peak_memory_mib: float
+    base_logprob: float | None
     speed_vs_peer: float = 0.0
     """Against the fastest way of the peer; 0 where none was measured."""
 
 
 def main(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print a table and, last, one JSON document; returns the document."""
+    """Measure, print tables and, last, one JSON document; returns the document."""
     llm = LLM(config.model, config=config.engine)
+    rows, peer_rows = ([], []) if config.passes_only else _measure_presets(config, llm)
+    peak_mib = _peak_memory_mib()
+    passes = _measure_passes(config, llm)
+    document = {
+        **_environment(config, llm),
+        "peak_memory_mib": peak_mib,
+        "rows": [*map(asdict, rows), *map(asdict, peer_rows)],
+        "passes": [asdict(row) for row in passes],
+        "passes_only": config.passes_only,
+    }
+    if rows:
+        _print(rows, peer_rows)
+    print_passes(passes)
+    print(f"peak memory {peak_mib:.0f} MiB{' with the peer' if peer_rows else ''}")
+    if config.output is not None:
+        _append(config.output, document)
+    print(json.dumps(document))
+    return document
+
+
+def _measure_passes(config: BenchConfig, llm: LLM) -> list[PassRow]:
+    if not config.peer:
+        return measure_passes(llm, config.repeats)
+    setup = Setup(threads=llm.engine.info().threads, max_prompt=1024, max_tokens=1)
+    return measure_passes(llm, config.repeats, LlamaCpp(_peer_file(config), setup))
+
+
+def _peer_file(config: BenchConfig) -> Path:
+    """Raises ConfigError where there is none."""
+    files = catalog.find(config.model)
+    if config.peer not in PEERS:
+        raise ConfigError(f"--peer: {config.peer!r} is not known; allowed: {', '.join(PEERS)}.")
+    if config.peer_file is None and files.kind != "gguf":
+        raise ConfigError(
+            f"--peer {config.peer}: {config.model} is no GGUF file, which {config.peer} reads; name one by "
+            "--peer-file."
+        )
+    return config.peer_file or files.base
+
+
+def _measure_presets(config: BenchConfig, llm: LLM) -> tuple[list[Row], list[PeerRow]]:
     prompts = [_lengthened(_ids(llm, prompt), config.prompt_tokens) for prompt in fixed(config.prompts)]
     presets = config.presets or tuple(llm.model.presets)
     decodings = {preset: resolve(llm.model, preset) for preset in presets}
@@ -121,7 +158,8 @@ def main(config: BenchConfig) -> dict[str, Any]:
         bar = stack.enter_context(
             Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
         )
-        peers = stack.enter_context(_peers(config, prompts)) if config.peer else {}
+        compared = config.peer and config.peer_file is None
+        peers = stack.enter_context(_peers(config, prompts)) if compared else {}
         jobs = [
             (n, name)
             for n in config.concurrency
@@ -137,16 +175,20 @@ def main(config: BenchConfig) -> dict[str, Any]:
                 continue
             measured = _round(llm, wanted, sampling, decodings[preset], concurrency)
             rounds.setdefault((preset, concurrency), []).append(measured)
-    shares = {preset: _product_share(llm, prompts[0], decodings[preset]) for preset in presets}
+    shares = _product_shares(llm, prompts[0], decodings)
     rows = [_row(llm, key, rounds, _cycled(prompts, key[1]), shares) for key in rounds]
     rows = [replace(row, speed_vs_peer=_ratio_to_best(rounds, peer_rounds, row)) for row in rows]
     peer_rows = [peer_row(*key, found) for key, found in peer_rounds.items()]
-    document = {**_environment(config, llm), "rows": [*map(asdict, rows), *map(asdict, peer_rows)]}
-    _print(rows, peer_rows)
-    if config.output is not None:
-        _append(config.output, document)
-    print(json.dumps(document))
-    return document
+    return rows, peer_rows
+
+
+def _product_shares(llm: LLM, prompt: list[int], decodings: Mapping[str, Decoding]) -> dict[str, float]:
+    """Empty on the native backend, whose passes PyTorch's profiler does not see."""
+    if llm.engine.info().backend != "torch":
+        return {}
+    from vermilion.evaluation.product_share import product_share
+
+    return {preset: product_share(llm, prompt, decoding) for preset, decoding in decodings.items()}
 
 
 def _ids(llm: LLM, prompt: FixedPrompt) -> list[int]:
@@ -163,15 +205,14 @@ def _lengthened(ids: list[int], length: int) -> list[int]:
 def _peers(
     config: BenchConfig, prompts: Sequence[Sequence[int]]
 ) -> AbstractContextManager[dict[tuple[str, int], LlamaCpp]]:
-    files = catalog.find(config.model)
-    if files.kind != "gguf":
-        raise ConfigError(f"--peer {config.peer}: {config.model} is no GGUF file, which {config.peer} reads.")
     setup = Setup(
         threads=config.engine.threads or os.cpu_count() or 1,
         max_prompt=max(len(prompt) for prompt in prompts),
         max_tokens=config.max_tokens,
     )
-    return opened(config.peer, files.base, [replace(setup, num_streams=n) for n in config.concurrency])
+    return opened(
+        config.peer, _peer_file(config), [replace(setup, num_streams=n) for n in config.concurrency]
+    )
 
 
 def _ratio_to_best(
@@ -240,17 +281,6 @@ def _round(
     )
 
 
-def _product_share(llm: LLM, prompt: list[int], decoding: Decoding) -> float:
-    """Matrix products' share of the CPU time of the operators in decode steps."""
-    list(llm.stream(prompt, Sampling(max_tokens=2), decoding))
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        list(llm.stream(prompt, Sampling(max_tokens=16), decoding))
-    events = profiled.key_averages()
-    total = sum(event.self_cpu_time_total for event in events)
-    products = sum(event.self_cpu_time_total for event in events if event.key in _PRODUCTS)
-    return products / total if total else 0.0
-
-
 def _row(
     llm: LLM,
     key: tuple[str, int],
@@ -265,9 +295,9 @@ def _row(
     middle = sorted(mine, key=lambda one: one.tokens / one.wall_s)[len(mine) // 2]
     timing, forwards = middle.timing, max(1, middle.timing.forwards)
     spent = timing.forward_s + timing.decode_s
-    opinions = [
-        opinion(llm.engine, prompt, answer) for prompt, answer in zip(prompts, middle.answers, strict=True)
-    ]
+    has_base = llm.engine.traits.has_next_token
+    answers = zip(prompts, middle.answers, strict=True)
+    opinions = [opinion(llm.engine, prompt, answer) for prompt, answer in answers] if has_base else []
     pairs = zip(middle.answers, baseline[0].answers, strict=True)
     ratios = [
         (one.tokens / one.wall_s) / (base.tokens / base.wall_s)
@@ -284,14 +314,13 @@ def _row(
         forward_ms=1e3 * timing.forward_s / forwards,
         decode_ms=1e3 * timing.decode_s / forwards,
         host_ms=1e3 * (middle.wall_s - spent) / forwards,
-        product_share=shares[preset],
+        product_share=shares.get(preset),
         rows_per_forward=timing.rows / forwards,
         first_text_ms=1e3 * statistics.median(one.first_text_s for one in mine),
         edits_per_100_tokens=100 * middle.edits / max(1, middle.tokens),
-        same_text_as_ar=statistics.mean(float(a == b) for a, b in pairs),
-        greedy_agreement=statistics.mean(one.greedy_share for one in opinions),
-        base_logprob=statistics.mean(one.mean_logprob for one in opinions),
-        peak_memory_mib=_peak_memory_mib(),
+        same_text_as_ar=statistics.mean(float(a == b) for a, b in pairs) if has_base else None,
+        greedy_agreement=statistics.mean(one.greedy_share for one in opinions) if has_base else None,
+        base_logprob=statistics.mean(one.mean_logprob for one in opinions) if has_base else None,
     )
 
 
@@ -320,16 +349,19 @@ def _print(rows: Sequence[Row], peer_rows: Sequence[PeerRow]) -> None:
         "vs peer": lambda r: f"{r.speed_vs_peer:.2f}x" if r.speed_vs_peer else "",
         "tokens/pass": lambda r: f"{r.tokens_per_pass:.2f}",
         "ms/pass": lambda r: f"{r.ms_per_pass:.1f}",
-        "products": lambda r: f"{r.forward_ms * r.product_share:.1f}",
-        "other ops": lambda r: f"{r.forward_ms * (1 - r.product_share) + r.decode_ms:.1f}",
+        "forward": lambda r: f"{r.forward_ms:.1f}",
+        "products": lambda r: "" if r.product_share is None else f"{r.forward_ms * r.product_share:.1f}",
+        "choosing": lambda r: f"{r.decode_ms:.1f}",
         "host": lambda r: f"{r.host_ms:.1f}",
         "rows": lambda r: f"{r.rows_per_forward:.1f}",
         "first text ms": lambda r: f"{r.first_text_ms:.0f}",
-        "same as AR": lambda r: f"{r.same_text_as_ar:.0%}",
-        "greedy": lambda r: f"{r.greedy_agreement:.1%}",
-        "logprob": lambda r: f"{r.base_logprob:.2f}",
-        "peak MiB": lambda r: f"{r.peak_memory_mib:.0f}",
+        "same as AR": lambda r: "" if r.same_text_as_ar is None else f"{r.same_text_as_ar:.0%}",
+        "greedy": lambda r: "" if r.greedy_agreement is None else f"{r.greedy_agreement:.1%}",
+        "logprob": lambda r: "" if r.base_logprob is None else f"{r.base_logprob:.2f}",
     }
+    if all(row.product_share is None for row in rows):
+        # Tokens are chosen inside the library, in the same call.
+        del columns["products"], columns["choosing"]
     for name in columns:
         table.add_column(name, justify="left" if name == "preset" else "right")
     for row in rows:
@@ -341,7 +373,8 @@ def _print(rows: Sequence[Row], peer_rows: Sequence[PeerRow]) -> None:
 
 def _append(path: Path, document: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    shared = {key: value for key, value in document.items() if key != "rows"}
+    shared = {key: value for key, value in document.items() if key not in ("rows", "passes", "passes_only")}
     with path.open("a") as file:
-        for row in document["rows"]:
-            file.write(json.dumps({**shared, **row}) + "\n")
+        kind = {"benchmark": "passes"} if document["passes_only"] else {}
+        for row in document["passes" if kind else "rows"]:
+            file.write(json.dumps({**shared, **kind, **row}) + "\n")

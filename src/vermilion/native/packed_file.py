@@ -28,8 +28,8 @@ _FORMAT_VERSION = 2
 _ALIGNMENT = 64
 _FLOAT32 = 0
 _MAX_HASHED_BYTES = 1 << 26
-_PIECE_ELEMENTS = 1 << 23
-"""Of a matrix that is packed at once: 32 MB as float32."""
+_PIECE_ELEMENTS = 1 << 20
+"""Of a matrix that is packed at once: 4 MB as float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,19 @@ class PackedFile:
             return MatrixStruct()
         tiles = self._data.ctypes.data + entry["offset"]
         return MatrixStruct(tiles, entry["outputs"], entry["inputs"], entry["bits"])
+
+    def size_of(self, prefix: str) -> int:
+        """Bytes of all matrices whose names begin so."""
+        kernels = library.load()
+        entries = (each for name, each in self._entries.items() if name.startswith(prefix) and "bits" in each)
+        return sum(
+            kernels.vermilion_packed_size(each["outputs"], each["inputs"], each["bits"]) for each in entries
+        )
+
+    @property
+    def data(self) -> Array:
+        """The whole file, as bytes."""
+        return self._data
 
     def address(self, name: str) -> int | None:
         """Where an array of numbers begins; None where there is none of this name."""

@@ -97,6 +97,7 @@ class NativeRunner:
         self.instruction_set = library.instruction_set(wanted)
         if self.instruction_set is None:
             raise ValueError(f"this processor does not run {wanted!r}")
+        self._packed = packed
         self._table = ModelTable(packed, architecture, mask_token_id)
         self._session = self._kernels.vermilion_open(
             ctypes.byref(self._table.struct), *pool, self.threads, self.instruction_set.encode()
@@ -109,6 +110,23 @@ class NativeRunner:
         """Whether `logits` holds those of the last pass's reads, [reads, vocabulary], before any penalty."""
         self.logits: Any = None
         self.timing = Timing()
+
+    @property
+    def weights(self) -> Any:
+        """The packed file's bytes."""
+        return self._packed.data
+
+    @property
+    def bytes_per_pass(self) -> int:
+        """Weights that a pass of one row reads: not the embedding's other rows, nor experts that it does not
+        choose."""
+        a, packed = self.architecture, self._packed
+        size = packed.size_of("") - (0 if a.tied_embeddings else packed.size_of("embedding"))
+        for index, kind in enumerate(a.layer_kinds()):
+            if kind.experts is not None:
+                unused = kind.experts.num_experts - kind.experts.num_active
+                size -= packed.size_of(f"{index}.experts.") * unused // kind.experts.num_experts
+        return size
 
     def info(self) -> EngineInfo:
         return EngineInfo("native", "cpu", "quantized", self.threads, self.instruction_set or "")

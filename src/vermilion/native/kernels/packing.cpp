@@ -31,22 +31,25 @@ void split_nibbles(const uint8_t* from, uint8_t* codes) {
     }
 }
 
-uint8_t clamped(float code, int low, int high) {
-    return (uint8_t)(code < (float)low ? low : code > (float)high ? high : (int)rintf(code));
+// To the nearest, ties to even, by the rounding of a large sum: rintf is a call where no instruction is assumed.
+uint8_t clamped(float code, float low, float high) {
+    constexpr float kLarge = 12582912.0f;  // 1.5 x 2^23
+    const float inside = code < low ? low : code > high ? high : code;
+    return (uint8_t)((inside + kLarge) - kLarge);
 }
 
 Block quantized(const float* x, int bits) {
     Block block = {};
     float low = x[0], high = x[0];
     for (int i = 1; i < kBlock; i++) {
-        low = fminf(low, x[i]);
-        high = fmaxf(high, x[i]);
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
     }
     if (bits == 4) {
         block.scale = float_to_half((high - low) / 15.0f);
         block.minimum = float_to_half(low);
     } else {
-        block.scale = float_to_half(fmaxf(fabsf(low), fabsf(high)) / 127.0f);
+        block.scale = float_to_half((-low > high ? -low : high) / 127.0f);
     }
     // By the rounded scale and minimum, so that the codes make up for what rounding them cost.
     const float scale = half_to_float(block.scale), inverse = scale > 0.0f ? 1.0f / scale : 0.0f;

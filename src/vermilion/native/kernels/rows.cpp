@@ -65,8 +65,10 @@ void Rows::see(Row& row, const Segment& segment, int own_end, const int32_t* als
             tails.push_back(pool[slot]);
     };
     for (int i = 0; i < segment.num_also; i++) add(also[i]);
+    const int own_slot = segment.span ? segment.slot + row.position - segment.start : segment.slot;
     for (int slot = segment.slot; slot < own_end; slot++) {
-        if (pool[slot] == row.slot) row.own = slot < segment.sees ? slot : row.prefix + num_tail();
+        // Rows that all see each other see by the window of their first one.
+        if (slot == own_slot) row.own = slot < segment.sees ? slot : row.prefix + num_tail();
         add(slot);
     }
     row.num_tail = num_tail();

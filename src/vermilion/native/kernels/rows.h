@@ -11,7 +11,7 @@
 struct Row {
     int32_t id, position, slot, request, adapter;
     int32_t prefix, first_tail, num_tail;
-    int32_t own;  // its own index among what it sees
+    int32_t own;  // its own index among what it sees, or the first row's of those that all see each other
     bool masked, noisy;
 };
 
