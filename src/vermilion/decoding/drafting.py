@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal
 
-Source = Literal["denoiser", "lookup", "existing"]
-"""Where drafts come from: the denoiser's guesses, earlier text of the request, text that is to be edited."""
+Source = Literal["denoiser", "drafter", "lookup", "existing"]
+"""Where drafts come from: guesses of the model's denoiser or of the drafter beside it, earlier text of the
+request, text that is to be edited."""
 
-_PRIORS: Mapping[Source, float] = {"denoiser": 0.7, "lookup": 0.6, "existing": 0.9}
+_PRIORS: Mapping[Source, float] = {"denoiser": 0.7, "drafter": 0.7, "lookup": 0.6, "existing": 0.9}
 """How often a draft behind a right one is right, until a request's own drafts tell."""
+_COPIED: tuple[Source, ...] = ("lookup", "existing")
 MAX_CHANCE = 0.98
 """No draft counts as certain, so that a long run never looks free."""
 _FORGETTING = 0.9
@@ -41,13 +43,21 @@ _RECOVERY = 0.97
 class RowCosts:
     """Milliseconds of one forward by its number of rows, as measured on this machine and model."""
 
-    def __init__(self, rows: Sequence[int], ms: Sequence[float], noisy_row_ms: float = 0.0) -> None:
-        """`rows` rise, at least two; `noisy_row_ms` is what a row costs besides for the denoiser's adapter.
+    def __init__(
+        self,
+        rows: Sequence[int],
+        ms: Sequence[float],
+        noisy_row_ms: float = 0.0,
+        drafter_ms: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        """`rows` rise, at least two; `noisy_row_ms` is what a row costs besides for the denoiser's adapter;
+        `drafter_ms` what a pass of the drafter costs, and what each of its rows adds.
 
         Measurements are noisy, but more rows never cost less: a point below an earlier one is raised to it.
         """
         self.rows = tuple(rows)
         self.noisy_row_ms = max(0.0, noisy_row_ms)
+        self.drafter_ms = drafter_ms
         self._pace = 1.0
         """What steps take now over what the curve says."""
         self._draw(ms)
@@ -115,6 +125,13 @@ class DraftBudget:
         longer += noisy * self.costs.noisy_row_ms
         return MARGIN * self.streams * longer / self.costs.at(self.streams)
 
+    def drafter_price(self, rows: int) -> float:
+        """The same of the time that the drafter takes for this many rows of one stream; the streams of a step
+        share its passes."""
+        whole, each = self.costs.drafter_ms
+        longer = whole / self.streams + each * rows
+        return MARGIN * self.streams * longer / self.costs.at(self.streams)
+
     @property
     def hopeless(self) -> bool:
         """Whether not even a draft that is almost certain is worth its row."""
@@ -166,6 +183,18 @@ def worthwhile_guesses(by_depth: Sequence[float], budget: DraftBudget) -> int:
     return best
 
 
+def worthwhile_drafts(by_depth: Sequence[float], budget: DraftBudget) -> int:
+    """As `worthwhile_guesses` for a drafter: its rows are not the base's, and it guesses from its first."""
+    best, best_gain = 0, 0.0
+    if _too_dear(by_depth, budget):
+        return 0
+    for count in range(1, len(by_depth) + 1):
+        gain = gain_of(by_depth[:count], budget) - budget.drafter_price(count)
+        if gain > best_gain:
+            best, best_gain = count, gain
+    return best
+
+
 class Acceptance:
     """How often one request's drafts were accepted lately: a mean with a prior, new drafts weigh most."""
 
@@ -199,11 +228,11 @@ class DraftRecord:
         """Drafts that were verified."""
         self.accepted: Counter[str] = Counter()
         self._by_depth: list[Acceptance] = []
-        """Of the denoiser's drafts at each depth of a tree, behind accepted ones."""
+        """Of guessed drafts at each depth of a tree, behind accepted ones."""
         self._certainty = Acceptance(_PRIORS["denoiser"])
         """Probability of the tokens that the base chose: where it is sure, drafts tend to be right."""
         self._calibration = Acceptance(1.0)
-        """Accepted drafts over what the denoiser's own probabilities promised."""
+        """Accepted drafts over what their own probabilities promised."""
         self._copied = {source: Acceptance(rate) for source, rate in _PRIORS.items()}
 
     def run_chances(self, source: Source, count: int) -> list[float]:
@@ -228,7 +257,7 @@ class DraftRecord:
         self.drafted[source] += len(depths)
         self.accepted[source] += accepted
         tried = min(accepted, max(depths)) + 1
-        if source != "denoiser":
+        if source in _COPIED:
             self._copied[source].note(accepted, tried)
             return
         for depth in range(tried):
@@ -240,13 +269,13 @@ class DraftRecord:
         self._certainty.note(math.exp(logprob))
 
     def note_useless(self) -> None:
-        """The denoiser was asked, and nothing that it guessed could be a draft."""
+        """Guesses were asked for, and none could be a draft."""
         self._at_depth(0).note(0.0)
 
     def rest(self, source: Source) -> None:
         """A pass went by in which drafts of this source could have been asked for and were not."""
-        denoiser = (*self._by_depth, self._calibration)
-        for acceptance in denoiser if source == "denoiser" else (self._copied[source],):
+        guessed = (*self._by_depth, self._calibration)
+        for acceptance in (self._copied[source],) if source in _COPIED else guessed:
             acceptance.rest()
 
     def _at_depth(self, depth: int) -> Acceptance:

@@ -72,8 +72,9 @@ class Read:
     top: int = 0
     """How many of the likeliest tokens are wanted."""
     after: int = -1
-    """Of a draft: the read, by its index in the pass, that gives the token before `position`; -1 for none.
-    Models with a draft head then say what they would guess behind each token that may stand there."""
+    """Of a draft: the read, by its index in the pass, that gives the token before `position`; -1: its row
+    stands on it. Models with a draft head then say what they would guess behind each token that may stand
+    there."""
     divisor: float = 1.0
     """What the logits are divided by before anything else: the temperature of a schedule."""
     draw: int = -1
@@ -104,6 +105,8 @@ class Pass:
     reads: tuple[Read, ...] = ()
     moves: tuple[tuple[int, int], ...] = ()
     """(from, to): logical slots whose keys and values are copied before the forward, all at once."""
+    reserve: int = 0
+    """Slots behind its own that must exist too: the drafter's rows follow."""
 
     @property
     def num_rows(self) -> int:
@@ -112,4 +115,4 @@ class Pass:
     @property
     def num_slots(self) -> int:
         """Logical slots that must exist: all that is seen or written."""
-        return max(segment.slot + len(segment.ids) for segment in self.segments)
+        return max(segment.slot + len(segment.ids) for segment in self.segments) + self.reserve

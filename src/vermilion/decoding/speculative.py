@@ -33,6 +33,7 @@ from vermilion.decoding.drafting import (
     Source,
     gain_of,
     worthwhile,
+    worthwhile_drafts,
     worthwhile_guesses,
 )
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
@@ -52,17 +53,22 @@ class Speculative(Program):
         super().__init__(task, traits)
         self._watch = RepetitionWatch() if task.stop_repetition else None
         self._tree: tuple[Node, ...] = ()
-        """The denoiser's drafts for the next pass."""
+        """Guessed drafts for the next pass."""
         self._run: tuple[Node, ...] = ()
         """A chain of drafts copied from text, for the next pass."""
         self._verifying: tuple[Node, ...] = ()
         """The drafts of the planned pass."""
-        self._source: Source = "denoiser"
+        self._guesser: Source = "drafter" if traits.drafter else "denoiser"
+        self._source: Source = self._guesser
         """Where they come from."""
         self._branches: dict[int, list[Read]] = {}
         self._prompt_lookup = PromptLookup()
         self._hopeless = False
         """Whether rows cost too much for any draft in the planned pass: with many streams at once."""
+        self._wants_drafts = False
+        """Whether the drafter may be asked before the next pass."""
+        self._asked = False
+        """Whether it was, before this one."""
         self._moves: tuple[tuple[int, int], ...] = ()
         """Keys of accepted drafts that lie in another slot than their position's."""
 
@@ -81,6 +87,8 @@ class Speculative(Program):
         if decoding.decoder == "ar":
             return 0
         nodes = max(decoding.draft_nodes, decoding.lookup)
+        if self.traits.drafter:
+            return nodes + self.traits.drafter
         return nodes + max(1, min(decoding.branches, nodes + 1)) * decoding.block_length
 
     @property
@@ -94,6 +102,7 @@ class Speculative(Program):
     def forget(self) -> None:
         super().forget()
         self._moves = ()
+        self._wants_drafts = False
 
     def plan(self, budget: DraftBudget | None = None) -> Pass:
         self._hopeless = budget is not None and budget.hopeless
@@ -125,7 +134,42 @@ class Speculative(Program):
                 segments.append(segment)
                 self._branches[end] = wanted
                 reads += wanted
-        return Pass(tuple(segments), tuple(reads), self._moves)
+        reserve = 0 if self.task.decoding.decoder == "ar" else self.traits.drafter
+        return Pass(tuple(segments), tuple(reads), self._moves, reserve)
+
+    def ask_drafter(self, num_slots: int, budget: DraftBudget | None = None) -> Pass | None:
+        """The drafter's pass before the next plan, in no more than `num_slots` slots; None for none.
+
+        Its rows stand behind the settled text: the last token, whose base row has not run yet, then masks.
+        """
+        settled, mask = len(self.tokens), self.traits.mask_token_id
+        if not self._wants_drafts or (budget is not None and budget.hopeless):
+            return None
+        # A draft for the answer's last position saves no pass: the base gives that token anyway.
+        count = min(self.traits.drafter, self.limit - 1 - settled, num_slots - (settled - 1))
+        if count > 0 and budget is not None:
+            chances = self.record.guess_chances(count)
+            run = self.record.run_chances(self._copies, len(self._run))
+            if self._run and gain_of(run, budget) >= gain_of(chances, budget):
+                return None
+            count = worthwhile_drafts(chances, budget)
+        if count <= 0:
+            return None
+        ids = (self.tokens[-1], *([mask] * (count - 1)))
+        masked = (False, *([True] * (count - 1)))
+        rows = Segment(ids, settled - 1, settled - 1, settled - 1, span=0, noisy=True, masked=masked)
+        reads = [Read(row, settled + row, "draft", top=CHOICES, after=row - 1) for row in range(count)]
+        return Pass((rows,), tuple(reads), self._moves)
+
+    def drafted(self, readings: Sequence[Reading]) -> None:
+        """Take in what the drafter guessed."""
+        # The pass has put accepted drafts' keys where they belong.
+        self.cached += len(self._moves)
+        self._moves = ()
+        self._wants_drafts, self._asked = False, True
+        self._tree = self._drafted(readings)
+        if not self._tree:
+            self.record.note_useless()
 
     def _children(self, parent: int) -> tuple[int, ...]:
         """Targets of a base read: only a relaxed verdict looks at more than the base's own choice."""
@@ -138,18 +182,18 @@ class Speculative(Program):
         those from text where there are any, and as many as there are."""
         copied = self._copies
         if self._hopeless:
-            return (), "denoiser"
+            return (), self._guesser
         if budget is None:
-            return (self._run, copied) if self._run else (self._tree, "denoiser")
+            return (self._run, copied) if self._run else (self._tree, self._guesser)
         run = self.record.run_chances(copied, len(self._run))
         tree = self.record.tree_chances([node.logprob for node in self._tree])
         if self._run and gain_of(run, budget) >= gain_of(tree, budget):
             return self._run[: worthwhile(run, budget)], copied
-        return self._tree[: worthwhile(tree, budget)], "denoiser"
+        return self._tree[: worthwhile(tree, budget)], self._guesser
 
     def _ends(self) -> tuple[int, ...]:
         """Outcomes of this pass to draft behind."""
-        if self.task.decoding.decoder == "ar" or self._hopeless:
+        if self.task.decoding.decoder == "ar" or self._hopeless or self.traits.drafter:
             return ()
         return likeliest_ends(self._verifying, self.task.decoding.branches) if self._verifying else (-1,)
 
@@ -209,8 +253,9 @@ class Speculative(Program):
             self.record.note(self._source, depths, logprobs, len(path))
         if self._run and not (tree and self._source == self._copies):
             self.record.rest(self._copies)
-        if not self._branches and not (tree and self._source == "denoiser"):
-            self.record.rest("denoiser")
+        if not self._branches and not self._asked and not (tree and self._source == self._guesser):
+            self.record.rest(self._guesser)
+        self._asked = False
         end = path[-1] if path else -1
         self._tree, self._run, self._verifying = (), (), ()
         if self.finish is None and end in self._branches:
@@ -222,7 +267,9 @@ class Speculative(Program):
                     if not self._tree:
                         self.record.note_useless()
                 at += len(wanted)
-        if self.finish is None and self.task.decoding.decoder != "ar" and not self._hopeless:
+        drafts = self.finish is None and self.task.decoding.decoder != "ar"
+        self._wants_drafts = drafts and self.traits.drafter > 0
+        if drafts and not self._hopeless:
             self._run = self._copied()
 
     def _verified(self, readings: Sequence[Reading]) -> list[int]:

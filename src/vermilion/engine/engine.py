@@ -73,6 +73,9 @@ class Runner(Holder, Protocol):
 
     def run(self, jobs: Listing[Job]) -> list[list[Reading]]: ...
 
+    def draft(self, jobs: Listing[Job]) -> list[list[Reading]]:
+        """The jobs' rows through the model's drafter."""
+
     def info(self) -> EngineInfo: ...
 
     def release(self, request: str) -> None:
@@ -104,7 +107,11 @@ class Engine:
         if self.traits.has_next_token:
             cache = self.scheduler.cache
             self.scheduler.costs = measure(
-                self.worker, cache.page_size, cache.num_pages, denoises=self.traits.gated
+                self.worker,
+                cache.page_size,
+                cache.num_pages,
+                denoises=self.traits.gated and not self.traits.drafter,
+                drafts=bool(self.traits.drafter),
             )
 
     @property
@@ -263,6 +270,8 @@ class Engine:
         What fails in one request's planning, reading or text ends that request. A forward that fails is
         repeated request by request, so that only one which fails alone ends.
         """
+        if self.traits.drafter:
+            self._draft()
         began = time.perf_counter()
         planned = self.scheduler.plan()
         events = [self._fail(sequence, _FAILED) for sequence in self.scheduler.take_failed()]
@@ -294,6 +303,22 @@ class Engine:
                 events.append(self._fail(work.sequence, _FAILED))
         self._note_cost(ready, 1e3 * (time.perf_counter() - began))
         return events
+
+    def _draft(self) -> None:
+        """Let the drafter guess what this step's passes verify; without its guesses they are shorter."""
+        asked = self.scheduler.plan_drafts()
+        if not asked:
+            return
+        try:
+            answers = self.worker.draft([self._job(work) for work in asked])
+        except Exception:
+            # Their keys may be damaged: what was moved, and what was to be.
+            log.exception("drafting for %d requests failed", len(asked))
+            self.scheduler.separate([work.sequence for work in asked])
+            return
+        for work, readings in zip(asked, answers, strict=True):
+            assert isinstance(work.sequence.program, Speculative)
+            work.sequence.program.drafted(readings)
 
     def _note_cost(self, ready: Listing[Work], ms: float) -> None:
         """A step without prefill took so long, from its planning to its events."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vermilion.decoding.passes import Choices, Reading
 from vermilion.decoding.sampling import gumbel
+from vermilion.models.draft_head import DraftHead
 from vermilion.models.transformer import Transformer
 from vermilion.types import Sampling
 
@@ -25,7 +26,9 @@ class Draft:
 
     index: int
     after: int
-    """-1: behind nothing that is read in this forward."""
+    """-1: behind `before`."""
+    before: int
+    """The token that its row stands on."""
     position: int
     sampling: Sampling
     count: int
@@ -33,14 +36,17 @@ class Draft:
 
 
 def follow(
-    model: Transformer, hidden_AH: Tensor, drafts: Sequence[Draft], readings: Sequence[Reading]
+    model: Transformer,
+    head: DraftHead,
+    hidden_AH: Tensor,
+    drafts: Sequence[Draft],
+    readings: Sequence[Reading],
 ) -> list[Reading]:
-    """`readings`, those of `drafts` with their `given`; needs a model with a draft head.
+    """`readings`, those of `drafts` with their `given`, as `head` says.
 
     Before a draft that follows another stand that one's choices, before one that follows a base row that
     row's token. Where tokens are sampled, one choice each: the likeliest under the noise of its position.
     """
-    assert model.draft_head is not None
     by_index = {draft.index: draft for draft in drafts}
     pairs = [(row, token) for row, draft in enumerate(drafts) for token in _before(draft, by_index, readings)]
     if not pairs:
@@ -55,7 +61,7 @@ def follow(
     logprob_AC = torch.tensor(
         [[value for _, value in top] for top in padded], dtype=torch.float64, device=device
     )
-    added_PH = model.draft_head(hidden_AH[row_P], model.embedding.rows(before_P))
+    added_PH = head(hidden_AH[row_P], model.embedding.rows(before_P))
     added_PC = torch.einsum("ph,pch->pc", added_PH, model.output.rows(choice_AC[row_P]))
     old_PC = logprob_AC[row_P]
     new_PC = old_PC + added_PC.double()
@@ -78,7 +84,7 @@ def follow(
 def _before(draft: Draft, by_index: Mapping[int, Draft], readings: Sequence[Reading]) -> list[int]:
     """The tokens that may stand before a draft's position."""
     if draft.after < 0:
-        return []
+        return [draft.before]
     earlier = by_index.get(draft.after)
     if earlier is None:
         return [readings[draft.after].token]

@@ -192,6 +192,26 @@ class Scheduler:
             return self.plan()
         return list(work.values())
 
+    def plan_drafts(self) -> list[Work]:
+        """What the drafter should run before the next step's plan, which verifies its guesses."""
+        live = [s for s in self.running if s.request.background is False] or self.running
+        ready = [s for s in live if self._pending(s) <= self.limits.prefill_chunk]
+        budget, size = self._budget(ready), self.cache.page_size
+        asked: list[Work] = []
+        for sequence in ready:
+            program = sequence.program
+            if not isinstance(program, Speculative):
+                continue
+            try:
+                rows = program.ask_drafter(len(sequence.pages) * size, budget if program.lossless else None)
+            except Exception:
+                log.exception("a request could not ask for drafts")
+                self._failed.append(sequence)
+                continue
+            if rows is not None:
+                asked.append(Work(sequence, rows, prefill=False))
+        return asked
+
     def applied(self, work: Work) -> None:
         """Take note of what a step stored: whole pages of final tokens become shareable."""
         sequence = work.sequence

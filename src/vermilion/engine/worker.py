@@ -18,6 +18,7 @@ from vermilion.engine.following import Draft, follow
 from vermilion.models import adapters
 from vermilion.models.adapters import DENOISER, Adapter
 from vermilion.models.attention import LayeredAttention, Visibility
+from vermilion.models.drafted_rows import DraftedRows
 from vermilion.models.linear import AdapterRows
 from vermilion.models.transformer import Rows, Transformer
 from vermilion.types import EngineInfo, Timing
@@ -51,6 +52,7 @@ class Worker:
         self.page_size = page_size
         self.mask_token_id = mask_token_id
         self.pool = model.new_pool(num_pages * page_size)
+        self._drafted = DraftedRows.of(model)
         self.timing = Timing()
         self._device = model.norm.weight.device
         self._attention = LayeredAttention(model.architecture, self.pool, attention)
@@ -73,33 +75,43 @@ class Worker:
         dtype = str(self.model.norm.weight.dtype).removeprefix("torch.")
         return EngineInfo("torch", str(self._device), dtype, torch.get_num_threads())
 
-    @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> list[list[Reading]]:
         """One forward over all jobs; the readings of each, in the order of its reads."""
+        return self._run(jobs, self.model)
+
+    def draft(self, jobs: Sequence[Job]) -> list[list[Reading]]:
+        """The same through the drafter, whose layers have keys and values of all that the base has stored."""
+        assert self._drafted is not None
+        return self._run(jobs, self._drafted)
+
+    @torch.inference_mode()
+    def _run(self, jobs: Sequence[Job], model: Transformer | DraftedRows) -> list[list[Reading]]:
         began = time.perf_counter()
         self._move(jobs)
         rows, read_rows = self._gather(jobs)
         prepared = time.perf_counter()
-        hidden_NH = self.model(rows, self.pool)
+        hidden_NH = model(rows, self.pool)
         wanted = [want for job in jobs for want in job.wanted]
         hidden_RH = hidden_NH[self._tensor(read_rows)] if wanted else None
-        logits_RV = None if hidden_RH is None else widened(self.model.logits(hidden_RH))
+        logits_RV = None if hidden_RH is None else widened(model.logits(hidden_RH))
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         computed = time.perf_counter()
         readings = [] if logits_RV is None else read(logits_RV, wanted, self.mask_token_id)
-        if logits_RV is not None and self.model.self_conditioning is not None:
+        drafts_only = isinstance(model, DraftedRows)
+        if logits_RV is not None and not drafts_only and self.model.self_conditioning is not None:
             conditioning.keep(self.model, self.states, jobs, logits_RV)
-        drafts = _drafts(jobs) if self.model.draft_head is not None else []
-        if drafts and hidden_RH is not None:
+        head = model.drafter.head if isinstance(model, DraftedRows) else model.draft_head
+        drafts = _drafts(jobs) if head is not None else []
+        if drafts and head is not None and hidden_RH is not None:
             drafted = self._tensor([draft.index for draft in drafts])
-            readings = follow(self.model, hidden_RH[drafted], drafts, readings)
+            readings = follow(self.model, head, hidden_RH[drafted], drafts, readings)
         self.timing += Timing(
             forward_s=computed - prepared,
             decode_s=time.perf_counter() - computed,
             prepare_s=prepared - began,
-            forwards=1,
-            rows=rows.ids_N.shape[0],
+            forwards=0 if drafts_only else 1,
+            rows=0 if drafts_only else rows.ids_N.shape[0],
         )
         return _split(readings, [len(job.wanted) for job in jobs])
 
@@ -148,6 +160,7 @@ class Worker:
             attend=self._attention.plan(seen, self.states.table_TS, num_rows),
             adapters=flat.adapters,
             signal_MH=signal,
+            num_clean=num_clean,
         )
         read_rows = [mine[r.row] for job, mine in zip(jobs, row_of, strict=True) for r in job.rows.reads]
         return rows, read_rows
@@ -204,10 +217,12 @@ def _drafts(jobs: Sequence[Job]) -> list[Draft]:
     drafts: list[Draft] = []
     start = 0
     for job in jobs:
+        ids = [token for segment in job.rows.segments for token in segment.ids]
         drafts += [
             Draft(
                 start + index,
                 start + read.after if read.after >= 0 else -1,
+                ids[read.row],
                 read.position,
                 want.sampling,
                 read.top,

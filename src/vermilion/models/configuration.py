@@ -8,7 +8,7 @@ from typing import Any
 
 from vermilion.errors import ModelFileError
 from vermilion.models.catalog import ModelFiles
-from vermilion.models.denoiser_file import DenoiserFile
+from vermilion.models.denoiser_file import DENOISER_FILE, DRAFTER_FILE, DenoiserFile
 from vermilion.models.families import (
     AUTOREGRESSIVE,
     Architecture,
@@ -37,13 +37,21 @@ def spec_of(files: ModelFiles, header: GGUFHeader | None = None) -> ModelSpec:
     Raises ModelFileError for a type that no family has, for an entry that is missing or of the wrong kind,
     and for a shape that the backbone does not compute.
     """
-    denoiser = DenoiserFile.read(files.adapter) if files.adapter else None
+    drafter = files.adapter / DRAFTER_FILE if files.adapter else None
+    drafts = drafter is not None and drafter.is_file()
+    denoiser = None
+    if files.adapter and not (drafts and not (files.adapter / DENOISER_FILE).is_file()):
+        denoiser = DenoiserFile.read(files.adapter)
     if files.kind == "gguf":
-        return spec_from_gguf(header or read_header(files.base), files.name, denoiser)
-    path = files.base / "config.json"
-    if not path.is_file():
-        raise ModelFileError(f"{path} is missing.")
-    return spec_from_config(read_json(path), files.name, denoiser)
+        spec = spec_from_gguf(header or read_header(files.base), files.name, denoiser)
+    else:
+        path = files.base / "config.json"
+        if not path.is_file():
+            raise ModelFileError(f"{path} is missing.")
+        spec = spec_from_config(read_json(path), files.name, denoiser)
+    if drafter is None or not drafts:
+        return spec
+    return replace(spec, traits=replace(spec.traits, drafter=int(read_json(drafter).get("block_length", 0))))
 
 
 def spec_from_config(config: Mapping[str, Any], name: str, denoiser: DenoiserFile | None = None) -> ModelSpec:

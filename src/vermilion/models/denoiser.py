@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vermilion.models import adapters
-from vermilion.models.denoiser_file import DenoiserFile
+from vermilion.models.denoiser_file import DENOISER_FILE, DRAFTER_FILE, DenoiserFile
 from vermilion.models.draft_head import DraftHead
+from vermilion.models.drafter import Drafter
+from vermilion.models.drafter import read as read_drafter
 from vermilion.models.families import Architecture
 from vermilion.models.lora import Pair
 from vermilion.models.lora_folder import read_pairs
@@ -33,12 +35,16 @@ class Denoiser:
     """Stands in for the embedding of the mask id in noisy rows."""
     draft_head: tuple[Tensor, Tensor] | None = None
     """(down [K, 2H], up [H, K])"""
+    drafter: Drafter | None = None
 
 
 def read(
     folder: Path, architecture: Architecture, dtype: torch.dtype, device: torch.device | str
 ) -> Denoiser:
     """Raises ModelFileError, naming the tensor, where it does not fit a base of this architecture."""
+    drafter = read_drafter(folder, architecture, dtype) if (folder / DRAFTER_FILE).is_file() else None
+    if drafter is not None and not (folder / DENOISER_FILE).is_file():
+        return Denoiser(drafter=drafter.to(device))
     kind, projections = DenoiserFile.read(folder).weights, adapters.projections(architecture)
     pairs, scale, weights = dict[str, Pair](), 0.0, dict[str, Tensor]()
     if kind == "lora":
@@ -61,7 +67,7 @@ def read(
         check_shapes(path, given, {"down": (rank, 2 * size), "up": (size, rank)})
         tensors = dict(source.read(dtype, device))
         head = (tensors["down"], tensors["up"])
-    return Denoiser(pairs, scale, weights, mask, head)
+    return Denoiser(pairs, scale, weights, mask, head, drafter and drafter.to(device))
 
 
 def attach(model: Transformer, denoiser: Denoiser) -> None:
@@ -75,3 +81,4 @@ def attach(model: Transformer, denoiser: Denoiser) -> None:
         model.mask_embedding = nn.Parameter(denoiser.mask_embedding_H)
     if denoiser.draft_head is not None:
         model.draft_head = DraftHead.of(*denoiser.draft_head)
+    model.drafter = denoiser.drafter

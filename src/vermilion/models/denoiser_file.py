@@ -13,6 +13,7 @@ from vermilion.models.families.traits import AUTOREGRESSIVE, Context, Traits
 from vermilion.text import read_json
 
 DENOISER_FILE = "denoiser.json"
+DRAFTER_FILE = "drafter.json"
 Weights = Literal["lora", "copy", "tied"]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vermilion.models.attention import Attend
 from vermilion.models.draft_head import DraftHead
+from vermilion.models.drafter import Drafter
 from vermilion.models.families import Architecture
 from vermilion.models.families.names import LLAMA_PRODUCTS
 from vermilion.models.layers import Layer, Norm
@@ -44,6 +45,8 @@ class Rows:
     """Which rows go through which adapters of the model."""
     signal_MH: Tensor | None = None
     """What the last M rows, the noisy ones, are conditioned on, where the model conditions itself."""
+    num_clean: int = 0
+    """Leading rows that stand for settled text or its drafts; a drafter reads what the base makes of them."""
 
 
 class Transformer(nn.Module):
@@ -65,14 +68,17 @@ class Transformer(nn.Module):
         self.mask_embedding: nn.Parameter | None = None
         self.draft_head: DraftHead | None = None
         self.self_conditioning = SelfConditioning(a, linear) if a.self_conditioning else None
+        self.drafter: Drafter | None = None
 
     def new_pool(self, num_slots: int) -> Tensor:
-        """Zeroed keys and values: [layers, S, 2, J, D] in the activations' dtype and device. Where layers
-        have different sizes, J is 1 and D the most that one needs; a layer uses the beginning."""
+        """Zeroed keys and values: [layers, S, 2, J, D], the drafter's layers last, in the activations' dtype
+        and device. Where layers have different sizes, J is 1 and D the most that one needs; a layer uses the
+        beginning."""
         a, like = self.architecture, self.norm.weight
         shapes = {(kind.num_kv_heads, kind.head_dim) for kind in a.layer_kinds()}
         of_layer = shapes.pop() if len(shapes) == 1 else (1, max(j * d for j, d in shapes))
-        shape = (a.num_layers, num_slots, 2, *of_layer)
+        num_layers = a.num_layers + (self.drafter.shape.num_layers if self.drafter is not None else 0)
+        shape = (num_layers, num_slots, 2, *of_layer)
         if like.device.type == "cpu":
             # numpy's zeros come from the system untouched: memory is used as the slots are.
             size = math.prod(shape) * like.element_size()
@@ -96,9 +102,14 @@ class Transformer(nn.Module):
             x_NH = torch.cat([clean, self.self_conditioning(noisy, rows.signal_MH)])
         turns = self.rotary.at(rows.positions_N, x_NH.dtype)
         attends = rows.attend if isinstance(rows.attend, Sequence) else [rows.attend] * len(self.layers)
-        for layer, turn, attend, pool_S2JD in zip(self.layers, turns, attends, pool, strict=True):
-            attention = partial(_through_pool, rows.slots_N, attend, pool_S2JD)
+        inputs: list[Tensor] = []
+        for layer, turn, attend, pool_S2JD in zip(self.layers, turns, attends, pool, strict=False):
+            if self.drafter is not None:
+                inputs.append(x_NH)
+            attention = partial(through_pool, rows.slots_N, attend, pool_S2JD)
             x_NH, _ = layer(x_NH, rows.adapters, turn, attention)
+        if self.drafter is not None:
+            self.drafter.inject_rows(inputs, turns, rows.slots_N[: rows.num_clean], pool)
         hidden_NH: Tensor = self.norm(x_NH)
         return hidden_NH
 
@@ -129,7 +140,7 @@ class Transformer(nn.Module):
                     yield linear, tuple(f"model.layers.{index}.{part}" for part in named)
 
 
-def _through_pool(
+def through_pool(
     slots_N: Tensor, attend: Attend, pool_S2JD: Tensor, q_NHD: Tensor, k_NJD: Tensor, v_NJD: Tensor
 ) -> Tensor:
     """The rows' keys and values go into the pool; what they see comes out of it."""

@@ -76,9 +76,15 @@ def _sources(files: ModelFiles) -> Iterator[Path]:
 
 
 def _write(files: ModelFiles, spec: ModelSpec, bits: int, writer: PackWriter) -> None:
-    pack_base(writer, spec.architecture, CheckpointTensors(files, spec), bits, spec.name)
+    tensors = CheckpointTensors(files, spec)
+    pack_base(writer, spec.architecture, tensors, bits, spec.name)
     if files.adapter is not None:
         _pack_denoiser(writer, spec.architecture, files.adapter, bits)
+    if spec.traits.drafter and files.adapter is not None:
+        from vermilion.models import drafter
+        from vermilion.native.drafter_packing import pack_drafter
+
+        pack_drafter(writer, spec.architecture, drafter.read(files.adapter, spec.architecture), tensors)
 
 
 def _pack_denoiser(writer: PackWriter, architecture: Architecture, folder: Path, bits: int) -> None:

@@ -64,6 +64,25 @@ class LayerStruct(ctypes.Structure):
     )
 
 
+class DrafterStruct(ctypes.Structure):
+    _fields_ = (
+        ("num_layers", c_int32),
+        ("num_taps", c_int32),
+        ("vocab_size", c_int32),
+        ("padding", c_int32),
+        ("taps", c_void_p),
+        ("layers", ctypes.POINTER(LayerStruct)),
+        ("inject", MatrixStruct),
+        ("head", MatrixStruct),
+        ("vocabulary", c_void_p),
+        ("inject_norm", c_void_p),
+        ("norm", c_void_p),
+        ("mask_embedding", c_void_p),
+        ("down", MatrixStruct),
+        ("up", MatrixStruct),
+    )
+
+
 class ModelStruct(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("num_layers", "hidden_size", "hidden_norm_size", "num_heads")),
@@ -83,6 +102,7 @@ class ModelStruct(ctypes.Structure):
         ("mask_embedding", c_void_p),
         ("draft_down", MatrixStruct),
         ("draft_up", MatrixStruct),
+        ("drafter", DrafterStruct),
     )
 
 
@@ -92,6 +112,8 @@ class PassStruct(ctypes.Structure):
         ("num_requests", c_int32),
         ("num_moves", c_int32),
         ("num_reads", c_int32),
+        ("num_taps", c_int32),
+        ("drafting", c_int32),
         ("segments", c_char_p),
         ("ids", c_char_p),
         ("masked", c_char_p),
@@ -103,6 +125,7 @@ class PassStruct(ctypes.Structure):
         ("targets", c_char_p),
         ("changes", c_char_p),
         ("allowed", c_char_p),
+        ("taps", c_char_p),
     )
 
 
@@ -115,6 +138,7 @@ class AnswersStruct(ctypes.Structure):
         ("given", c_void_p),
         ("given_tokens", c_void_p),
         ("given_logprobs", c_void_p),
+        ("tapped", c_void_p),
         ("logits", c_void_p),
         ("num_given", c_int32),
     )

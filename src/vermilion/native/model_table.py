@@ -7,9 +7,10 @@ import math
 
 import numpy as np
 
-from vermilion.models.families import Architecture, Experts, LayerKind, Rope
+from vermilion.models.families import LLAMA, Architecture, Experts, LayerKind, Rope
 from vermilion.native.checkpoint_packing import NORMS, layer_products
 from vermilion.native.library import (
+    DrafterStruct,
     ExpertsStruct,
     LayerStruct,
     MatrixStruct,
@@ -39,7 +40,8 @@ class ModelTable:
             for rope, numbers in zip(ropes, self._frequencies, strict=True)
         ]
         self._products = dict(layer_products(a))
-        layers = [self._layer(index, kind, ropes) for index, kind in enumerate(kinds)]
+        self._ropes = ropes
+        layers = [self._layer(str(index), kind) for index, kind in enumerate(kinds)]
         embedding = packed.matrix("embedding")
         self.struct = ModelStruct(
             num_layers=a.num_layers,
@@ -61,9 +63,33 @@ class ModelTable:
             mask_embedding=packed.address("mask_embedding"),
             draft_down=packed.matrix("draft_down"),
             draft_up=packed.matrix("draft_up"),
+            drafter=self._drafter(),
         )
 
-    def _layer(self, index: int, kind: LayerKind, ropes: list[Rope]) -> LayerStruct:
+    def _drafter(self) -> DrafterStruct:
+        packed = self._packed
+        if "drafter.inject" not in packed:
+            return DrafterStruct()
+        count = packed.size("drafter.layers")
+        kinds = self._architecture.layer_kinds()[-count:]
+        layers = [self._layer(f"drafter.{index}", kind) for index, kind in enumerate(kinds)]
+        return DrafterStruct(
+            num_layers=count,
+            num_taps=packed.size("drafter.taps"),
+            vocab_size=packed.size("drafter.vocabulary"),
+            taps=packed.address("drafter.taps"),
+            layers=(LayerStruct * count)(*layers),
+            inject=packed.matrix("drafter.inject"),
+            head=packed.matrix("drafter.head"),
+            vocabulary=packed.address("drafter.vocabulary"),
+            inject_norm=packed.address("drafter.inject_norm"),
+            norm=packed.address("drafter.norm"),
+            mask_embedding=packed.address("drafter.mask_embedding"),
+            down=packed.matrix("drafter.down"),
+            up=packed.matrix("drafter.up"),
+        )
+
+    def _layer(self, index: str, kind: LayerKind) -> LayerStruct:
         a = self._architecture
         layer = LayerStruct(
             num_kv_heads=kind.num_kv_heads,
@@ -71,7 +97,7 @@ class ModelTable:
             head_norm_size=kind.head_dim,
             ffn_size=filled_up(dense_size(a, kind)),
             window=kind.window,
-            rotation=ropes.index(a.rope(kind)) if kind.rotated else -1,
+            rotation=self._ropes.index(a.rope(kind)) if kind.rotated else -1,
             joint_norm=a.qk_norm and a.joint_qk_norm,
             value_norm=a.value_norm,
             attention_scale=a.attention_scale or 1 / math.sqrt(kind.head_dim),
@@ -79,8 +105,9 @@ class ModelTable:
         )
         for product in ("qkv", "output", "gate_up", "down"):
             name = f"{index}.{product}"
-            setattr(layer, product, self._product(name, len(self._products[name])))
-        if kind.experts is not None:
+            num_parts = len(LLAMA.products[product]) if "drafter" in name else len(self._products[name])
+            setattr(layer, product, self._product(name, num_parts))
+        if kind.experts is not None and "drafter" not in index:
             layer.experts = self._experts(f"{index}.experts", kind.experts)
         return layer
 

@@ -24,7 +24,7 @@ from vermilion.native.library import LowRankStruct, MatrixStruct
 from vermilion.native.stored_sizes import Array, Axis, filled_up, run
 
 _MAGIC = b"vermilion packed\n"
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _ALIGNMENT = 64
 _FLOAT32 = 0
 _MAX_HASHED_BYTES = 1 << 26
@@ -106,6 +106,10 @@ class PackedFile:
         entry = self._entries.get(name)
         return None if entry is None else self._data.ctypes.data + entry["offset"]
 
+    def size(self, name: str) -> int:
+        """How many numbers an array has."""
+        return int(self._entries[name]["size"])
+
     def low_rank(self, name: str) -> LowRankStruct:
         made = LowRankStruct(self.matrix(f"{name}.down"))
         for part in range(library.NUM_PARTS):
@@ -140,7 +144,7 @@ class PackWriter:
             pack(rows, weight.kind, inputs.total, bits).tofile(self._file)
 
     def numbers(self, name: str, values: Array) -> None:
-        self._begin(name, {})
+        self._begin(name, {"size": values.size})
         np.ascontiguousarray(values).tofile(self._file)
 
     def low_rank(

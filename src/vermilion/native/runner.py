@@ -26,6 +26,7 @@ from vermilion.native.checkpoint_packing import PackedAdapter, layer_products
 from vermilion.native.library import AnswersStruct, LowRankStruct, PassStruct
 from vermilion.native.model_table import ModelTable
 from vermilion.native.packed_file import PackedFile
+from vermilion.native.stored_sizes import filled_up
 from vermilion.types import EngineInfo, Timing
 
 # The structures of kernels/interface.h that come in arrays.
@@ -109,6 +110,10 @@ class NativeRunner:
         self.keep_logits = False
         """Whether `logits` holds those of the last pass's reads, [reads, vocabulary], before any penalty."""
         self.logits: Any = None
+        self.taps: Sequence[int] = ()
+        """Layers whose inputs are kept from each pass; the number of layers for what the last norm takes."""
+        self.tapped: Any = None
+        """Those of the last pass, [rows, taps, hidden], float32; rows as the jobs list them."""
         self.timing = Timing()
 
     @property
@@ -160,6 +165,13 @@ class NativeRunner:
 
     def run(self, jobs: Sequence[Job]) -> list[list[Reading]]:
         """One forward over all jobs; the readings of each, in the order of its reads."""
+        return self._run(jobs, drafting=False)
+
+    def draft(self, jobs: Sequence[Job]) -> list[list[Reading]]:
+        """The same through the drafter, whose layers have keys and values of all that the base has stored."""
+        return self._run(jobs, drafting=True)
+
+    def _run(self, jobs: Sequence[Job], *, drafting: bool) -> list[list[Reading]]:
         began = time.perf_counter()
         lists = _Lists()
         row = 0
@@ -170,12 +182,17 @@ class NativeRunner:
             row += job.rows.num_rows
         lists.first_page.append(len(lists.pages))
         outcome = _Outcome(lists, self.architecture.vocab_size if self.keep_logits else 0)
+        if self.taps and not drafting:
+            shape = (row, len(self.taps), filled_up(self.architecture.hidden_size))
+            self.tapped = np.empty(shape, np.float32)
+            outcome.struct.tapped = self.tapped.ctypes.data
         prepared = time.perf_counter()
-        self._kernels.vermilion_run(
-            self._session, ctypes.byref(_pass_of(lists, len(jobs))), ctypes.byref(outcome.struct)
-        )
+        asked = _pass_of(lists, len(jobs), () if drafting else self.taps)
+        asked.drafting = drafting
+        self._kernels.vermilion_run(self._session, ctypes.byref(asked), ctypes.byref(outcome.struct))
         # Tokens are chosen inside the library, in the same call.
-        self.timing += Timing(time.perf_counter() - prepared, 0.0, prepared - began, 1, row)
+        forwards, rows = (0, 0) if drafting else (1, row)
+        self.timing += Timing(time.perf_counter() - prepared, 0.0, prepared - began, forwards, rows)
         if self.keep_logits:
             self.logits = outcome.logits
         return outcome.readings(jobs)
@@ -205,9 +222,9 @@ def _list_reads(lists: _Lists, job: Job, first_row: int) -> None:
     for read, want in zip(job.rows.reads, job.wanted, strict=True):
         _list_read(lists, read, want, (first_row, first_read))
         before = 0
-        if read.purpose == "draft" and read.after >= 0:
+        if read.purpose == "draft":
             earlier = job.rows.reads[read.after]
-            before = earlier.top if earlier.purpose == "draft" else 1
+            before = earlier.top if read.after >= 0 and earlier.purpose == "draft" else 1
         befores.append(before)
         lists.num_given += before
         lists.num_choices += before * read.top
@@ -243,15 +260,16 @@ def _changes(adjustments: Adjustments) -> bytes:
     return made.tobytes()
 
 
-def _pass_of(lists: _Lists, num_requests: int) -> PassStruct:
+def _pass_of(lists: _Lists, num_requests: int, taps: Sequence[int]) -> PassStruct:
     def numbers(values: list[int]) -> bytes:
         return array("i", values).tobytes()
 
     return PassStruct(
-        lists.num_segments, num_requests, len(lists.moves) // 2, lists.num_reads,
+        lists.num_segments, num_requests, len(lists.moves) // 2, lists.num_reads, len(taps), 0,
         bytes(lists.segments), numbers(lists.ids), bytes(lists.masked), numbers(lists.also),
         numbers(lists.pages), numbers(lists.first_page), numbers(lists.moves), bytes(lists.reads),
         numbers(lists.targets), bytes(lists.changes), bytes(lists.allowed),
+        numbers(list(taps)),
     )  # fmt: skip
 
 
@@ -281,6 +299,7 @@ class _Outcome:
                     self._given_tokens, self._given_logprobs,
                 )
             ),
+            None,
             address,
         )  # fmt: skip
 

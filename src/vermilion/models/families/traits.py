@@ -27,6 +27,7 @@ class Traits:
              before them and the masks to their left (WeDLM, I-DLM).
     next_token  clean rows of a causal context predict the next token though masks predict themselves
              (Nemotron-Labs-Diffusion, which has a head for each).
+    drafter  tokens that a shallow drafter beside the model guesses at a time (`models/drafter.py`); 0: none.
     """
 
     context: Context
@@ -38,6 +39,7 @@ class Traits:
     noise: Literal["mask", "uniform"] = "mask"
     canvas: Literal["bidirectional", "causal"] = "bidirectional"
     next_token: bool = False
+    drafter: int = 0
 
     @property
     def has_next_token(self) -> bool:

@@ -26,9 +26,9 @@ void DraftHead::run(Team& team) {
     const int num_pairs = reads_.answers().num_given;
     if (!num_pairs) return;
     team.share(num_pairs, [&](int pair) { join(pair); });
-    team.share(model.draft_down.outputs / kBlock, [&](int block) { widen(block); });
+    team.share(reads_.stack().draft_down.outputs / kBlock, [&](int block) { widen(block); });
     team.share(model.hidden_size / kBlock, [&](int block) {
-        session_.kernels->multiply(model.draft_up, {block * 2, 2}, low_.view(), {0, num_pairs},
+        session_.kernels->multiply(reads_.stack().draft_up, {block * 2, 2}, low_.view(), {0, num_pairs},
                                    {added_.data() + block * kBlock, model.hidden_size, false});
     });
     team.share((int)drafts_.size(), [&](int draft) { weigh(draft); });
@@ -50,16 +50,18 @@ void DraftHead::plan() {
         if (after == -2) continue;
         drafts_.push_back(read);
         first_pair_.push_back(out.num_given);
-        if (after >= 0 && pass.reads[after].after == -2) {
+        if (after == -1) {
+            add(read, reads_.token_of(read));
+        } else if (pass.reads[after].after == -2) {
             add(read, out.answers[after].token);
-        } else if (after >= 0) {
+        } else {
             const int count = std::min(pass.reads[after].choices, out.answers[after].num_top);
             for (int i = 0; i < count; i++) add(read, out.top_tokens[reads_.first_top(after) + i]);
         }
     }
     first_pair_.push_back(out.num_given);
     both_ = CodeBuffer(out.num_given, 2 * session_.model.hidden_size);
-    low_ = CodeBuffer(out.num_given, session_.model.draft_up.inputs);
+    low_ = CodeBuffer(out.num_given, reads_.stack().draft_up.inputs);
     added_.resize((size_t)out.num_given * session_.model.hidden_size);
 }
 
@@ -78,7 +80,7 @@ void DraftHead::widen(int block) {
     const int num_pairs = reads_.answers().num_given;
     const std::vector<float> ones(kBlock, 1.0f);
     std::vector<float> y((size_t)num_pairs * kBlock);
-    session_.kernels->multiply(session_.model.draft_down, {block * 2, 2}, both_.view(), {0, num_pairs},
+    session_.kernels->multiply(reads_.stack().draft_down, {block * 2, 2}, both_.view(), {0, num_pairs},
                                {y.data(), kBlock, false});
     for (int pair = 0; pair < num_pairs; pair++) {
         float* x = y.data() + (size_t)pair * kBlock;

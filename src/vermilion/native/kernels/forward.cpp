@@ -4,17 +4,9 @@
 
 #include <algorithm>
 
+#include "sharing.h"
+
 namespace {
-
-// A member's scratch of at least `size` floats, kept from pass to pass.
-float* scratch(size_t size) {
-    static thread_local std::vector<float> buffer;
-    if (buffer.size() < size) buffer.resize(size);
-    return buffer.data();
-}
-
-// Tiles of one share: few enough that the members end together, enough that sharing costs nothing.
-int tiles_per_share(int num_tiles, int members) { return std::clamp(num_tiles / (members * 8), 1, 8); }
 
 int rank_of(const LowRank& low) {
     int parts = 0;
@@ -24,12 +16,15 @@ int rank_of(const LowRank& low) {
 
 }  // namespace
 
-Forward::Forward(Session& session, const Rows& rows, Team& team)
+Forward::Forward(Session& session, const Rows& rows, const Pass& pass, float* tapped, Team& team)
     : hidden((size_t)rows.size() * session.model.hidden_size),
       session_(session),
       model_(session.model),
+      stack_(session.stack(pass.drafting)),
       kernels_(*session.kernels),
       rows_(rows),
+      pass_(pass),
+      tapped_(tapped),
       team_(team),
       normed_(hidden.size()),
       normed_codes_(rows.size(), model_.hidden_size),
@@ -52,7 +47,11 @@ Forward::Forward(Session& session, const Rows& rows, Team& team)
         cos_.emplace_back((size_t)rows.size() * model_.rotations[i].size / 2);
         sin_.emplace_back(cos_.back().size());
     }
-    plan_additions();
+    if (model_.drafter.num_taps && !pass.drafting) {
+        tapped_codes_ = CodeBuffer(rows.num_clean, model_.drafter.inject.inputs);
+        injected_.resize((size_t)rows.num_clean * model_.hidden_size);
+    }
+    if (!pass.drafting) plan_additions();
 }
 
 void Forward::plan_additions() {
@@ -92,7 +91,7 @@ void Forward::plan_attention(int num_kv_heads) {
 }
 
 const Product& Forward::product(int layer, Kind kind) const {
-    const Layer& l = model_.layers[layer];
+    const Layer& l = stack_.layers[layer];
     return kind == kQkv ? l.qkv : kind == kOutput ? l.output : kind == kGateUp ? l.gate_up : l.down;
 }
 
@@ -106,16 +105,32 @@ void Forward::run() {
         embed(row);
         turn(row);
     });
-    for (int layer = 0; layer < model_.num_layers; layer++) {
-        normalize(model_.layers[layer].attention_norm);
+    for (int layer = 0; layer < stack_.num_layers; layer++) {
+        tap(layer);
+        tap_for_drafter(layer);
+        normalize(stack_.layers[layer].attention_norm);
         lower(layer, kQkv, normed_codes_.view());
         project_heads(layer);
         attend(layer);
-        const Activations attended = attended_codes_.view(model_.layers[layer].output.parts[0].inputs);
+        const Activations attended = attended_codes_.view(stack_.layers[layer].output.parts[0].inputs);
         lower(layer, kOutput, attended);
         add_product(layer, kOutput, attended);
-        normalize(model_.layers[layer].ffn_norm);
+        normalize(stack_.layers[layer].ffn_norm);
         feed_forward(layer);
+    }
+    tap(stack_.num_layers);
+    if (!injected_.empty()) inject();
+}
+
+// Keeps the layer's input where the pass wants it.
+void Forward::tap(int layer) {
+    const int size = model_.hidden_size;
+    for (int i = 0; i < pass_.num_taps; i++) {
+        if (pass_.taps[i] != layer) continue;
+        team_.share(rows_.size(), [&](int listed) {
+            std::copy_n(hidden.data() + (size_t)rows_.place[listed] * size, size,
+                        tapped_ + ((size_t)listed * pass_.num_taps + i) * size);
+        });
     }
 }
 
@@ -123,8 +138,8 @@ void Forward::embed(int row) {
     const Row& r = rows_.rows[row];
     const int size = model_.hidden_size;
     float* x = hidden.data() + (size_t)row * size;
-    if (r.masked && model_.mask_embedding) {
-        std::copy_n(model_.mask_embedding, size, x);
+    if (r.masked && stack_.mask_embedding) {
+        std::copy_n(stack_.mask_embedding, size, x);
         return;
     }
     kernels_.unpack(model_.embedding, r.id, x);
@@ -156,7 +171,7 @@ void Forward::normalize(const float* weight) {
 }
 
 void Forward::feed_forward(int layer) {
-    const Layer& l = model_.layers[layer];
+    const Layer& l = stack_.layers[layer];
     if (l.ffn_size) {
         const Activations gated = gated_.view(l.ffn_size);
         lower(layer, kGateUp, normed_codes_.view());
@@ -211,7 +226,7 @@ void Forward::project(int layer, Kind kind, int part, Range tiles, const Activat
 
 // Queries, keys and values, head by head: product, norm, rotation; keys and values go into the pool.
 void Forward::project_heads(int layer) {
-    const Layer& l = model_.layers[layer];
+    const Layer& l = stack_.layers[layer];
     const int size = l.head_dim, tiles = size / kTile, num_heads = model_.num_heads + 2 * l.num_kv_heads;
     team_.share(num_heads, [&](int head) {
         float* values = l.joint_norm ? heads_.data() + head * size : scratch((size_t)rows_.size() * size);
@@ -221,14 +236,14 @@ void Forward::project_heads(int layer) {
         const int source = part == 2 && !l.qkv.parts[2].tiles ? 1 : part;
         project(layer, kQkv, source, {(head - first) * tiles, tiles}, normed_codes_.view(), {values, stride, false});
         for (int row = 0; row < rows_.size() && !l.joint_norm; row++)
-            finish_head(layer, head, row, values + (size_t)row * size);
+            finish_head(l, stack_.first_in_pool + layer, head, row, values + (size_t)row * size);
     });
     if (l.joint_norm) team_.share(rows_.size(), [&](int row) { finish_jointly(layer, row); });
 }
 
 // Norms over all query heads and over all key heads of a row.
 void Forward::finish_jointly(int layer, int row) {
-    const Layer& l = model_.layers[layer];
+    const Layer& l = stack_.layers[layer];
     const int size = l.head_dim, num_heads = model_.num_heads + 2 * l.num_kv_heads;
     float* x = heads_.data() + (size_t)row * num_heads * size;
     float* keys = x + (size_t)model_.num_heads * size;
@@ -236,17 +251,17 @@ void Forward::finish_jointly(int layer, int row) {
                        model_.norm_eps, x);
     kernels_.normalize(keys, l.key_norm, l.num_kv_heads * size, l.num_kv_heads * l.head_norm_size,
                        model_.norm_eps, keys);
-    for (int head = 0; head < num_heads; head++) finish_head(layer, head, row, x + (size_t)head * size);
+    for (int head = 0; head < num_heads; head++)
+        finish_head(l, stack_.first_in_pool + layer, head, row, x + (size_t)head * size);
 }
 
-void Forward::finish_head(int layer, int head, int row, float* x) {
-    const Layer& l = model_.layers[layer];
+void Forward::finish_head(const Layer& l, int in_pool, int head, int row, float* x) {
     const int size = l.head_dim, slot = rows_.rows[row].slot;
     const bool query = head < model_.num_heads, value = head >= model_.num_heads + l.num_kv_heads;
     const int key_head = (head - model_.num_heads) % l.num_kv_heads;
     if (value) {
         if (l.value_norm) kernels_.normalize(x, nullptr, size, l.head_norm_size, model_.norm_eps, x);
-        kernels_.to_halves(x, size, session_.pool.values(layer, key_head) + (size_t)slot * size);
+        kernels_.to_halves(x, size, session_.pool.values(in_pool, key_head) + (size_t)slot * size);
         return;
     }
     const float* norm = query ? l.query_norm : l.key_norm;
@@ -259,11 +274,11 @@ void Forward::finish_head(int layer, int head, int row, float* x) {
     if (query)
         std::copy_n(x, size, queries_.data() + ((size_t)row * model_.num_heads + head) * size);
     else
-        session_.pool.store_key(layer, key_head, slot, x, kernels_);
+        session_.pool.store_key(in_pool, key_head, slot, x, kernels_);
 }
 
 void Forward::attend(int layer) {
-    const Layer& l = model_.layers[layer];
+    const Layer& l = stack_.layers[layer];
     const std::vector<AttentionUnit>& units = units_.at(l.num_kv_heads);
     team_.share((int)units.size(), [&](int index) { attend_unit(layer, units[index]); });
     const int size = model_.num_heads * l.head_dim, stored = l.output.parts[0].inputs;
@@ -276,14 +291,14 @@ void Forward::attend(int layer) {
 }
 
 void Forward::attend_unit(int layer, const AttentionUnit& unit) {
-    const Layer& l = model_.layers[layer];
+    const Layer& l = stack_.layers[layer];
     Attention a = {};
     const int size = l.head_dim;
     a.head_dim = size;
     a.scale = l.attention_scale;
     a.aligned = session_.page_size % 16 == 0;
-    a.keys = session_.pool.keys(layer, unit.key_head);
-    a.values = session_.pool.values(layer, unit.key_head);
+    a.keys = session_.pool.keys(stack_.first_in_pool + layer, unit.key_head);
+    a.values = session_.pool.values(stack_.first_in_pool + layer, unit.key_head);
     a.slots = rows_.slots_of(rows_.rows[unit.rows.first].request);
     // Tiles of 16 scores may reach past a row's last.
     a.score_stride = (rows_.longest_prefix + rows_.longest_tail + 47) / 16 * 16;
@@ -317,9 +332,9 @@ void Forward::add_product(int layer, Kind kind, Activations x) {
 }
 
 void Forward::gate_up(int layer) {
-    const Activations into = gated_.view(model_.layers[layer].ffn_size);
+    const Activations into = gated_.view(stack_.layers[layer].ffn_size);
     const int num_rows = rows_.size();
-    team_.share(model_.layers[layer].ffn_size / kBlock, [&](int block) {
+    team_.share(stack_.layers[layer].ffn_size / kBlock, [&](int block) {
         float* gate = scratch((size_t)num_rows * kBlock * 2);
         float* up = gate + (size_t)num_rows * kBlock;
         project(layer, kGateUp, 0, {block * 2, 2}, normed_codes_.view(), {gate, kBlock, false});

@@ -10,7 +10,8 @@
 
 class Forward {
    public:
-    Forward(Session& session, const Rows& rows, Team& team);
+    // `tapped`: where the pass's taps go.
+    Forward(Session& session, const Rows& rows, const Pass& pass, float* tapped, Team& team);
 
     // Called by all members; hidden states of all rows before the last norm are then in `hidden`.
     void run();
@@ -34,13 +35,17 @@ class Forward {
     void plan_additions();
     void plan_attention(int num_kv_heads);
     void embed(int row);
+    void tap(int layer);
+    void tap_for_drafter(int layer);
+    void inject();
+    void inject_head(int index, int head);
     void turn(int row);
     void normalize(const float* weight);
     void lower(int layer, Kind kind, Activations x);
     void project(int layer, Kind kind, int part, Range tiles, const Activations& x, const Output& y);
     void project_heads(int layer);
     void finish_jointly(int layer, int row);
-    void finish_head(int layer, int head, int row, float* x);
+    void finish_head(const Layer& l, int in_pool, int head, int row, float* x);
     void attend(int layer);
     void attend_unit(int layer, const AttentionUnit& unit);
     void add_product(int layer, Kind kind, Activations x);
@@ -51,13 +56,18 @@ class Forward {
 
     Session& session_;
     const Model& model_;
+    const Stack stack_;
     const Kernels& kernels_;
     const Rows& rows_;
+    const Pass& pass_;
+    float* const tapped_;
     Team& team_;
     std::vector<std::vector<float>> cos_, sin_;  // of each rotation [rows, size / 2]
     std::vector<float> normed_;                  // [rows, hidden_size]
     std::vector<float> queries_, attended_;      // [rows, heads * head_dim], as wide as the widest layer's
     std::vector<float> heads_;                   // [rows, all heads], where a norm goes over several
+    CodeBuffer tapped_codes_;                    // clean rows at the drafter's taps
+    std::vector<float> injected_;                // [clean rows, hidden_size]
     CodeBuffer normed_codes_, attended_codes_, gated_;
     std::vector<Addition> additions_;
     std::map<int, std::vector<AttentionUnit>> units_;  // by the number of key heads

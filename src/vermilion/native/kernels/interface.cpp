@@ -7,7 +7,7 @@ void run_pass(Session& session, const Pass& pass, Answers& answers) {
     if (pass.num_moves) session.pool.move(pass.moves, pass.num_moves);
     Team& team = session.workers();
     const Rows rows(pass, session.page_size);
-    Forward forward(session, rows, team);
+    Forward forward(session, rows, pass, answers.tapped, team);
     Reads reads(session, rows, forward, pass, answers);
     DraftHead drafts(session, reads);
     bool any_draft = false;
@@ -16,7 +16,7 @@ void run_pass(Session& session, const Pass& pass, Answers& answers) {
     team.run([&] {
         forward.run();
         if (pass.num_reads) reads.run(team);
-        if (any_draft && session.model.draft_down.tiles) drafts.run(team);
+        if (any_draft && reads.stack().draft_down.tiles) drafts.run(team);
     });
 }
 

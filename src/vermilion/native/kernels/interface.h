@@ -34,13 +34,15 @@ struct Read {
     int32_t row;      // counted over all segments in order
     int32_t position, top_k, top, entropy;
     int32_t first_target, num_targets, first_change, num_changes;
-    int32_t after;    // of a draft: the read that gives the token before it, -1 for none; -2: no draft
+    int32_t after;    // of a draft: the read that gives the token before it, -1: its row stands on it; -2: no draft
     int32_t choices;  // of a draft: how many of its likeliest tokens to weigh
     int32_t padding;
 };
 
 struct Pass {
     int32_t num_segments, num_requests, num_moves, num_reads;
+    int32_t num_taps;
+    int32_t drafting;  // whether the drafter runs instead of the base
     const Segment* segments;
     const int32_t* ids;      // of all rows in order
     const uint8_t* masked;   // rows that carry the mask embedding
@@ -52,6 +54,7 @@ struct Pass {
     const int32_t* targets;
     const Change* changes;
     const uint8_t* allowed;
+    const int32_t* taps;  // layers whose inputs are wanted; the number of layers: what the last norm takes
 };
 
 struct Answer {
@@ -73,6 +76,7 @@ struct Answers {
     Given* given;            // for each draft, as many as tokens may stand before it
     int32_t* given_tokens;   // `choices` places for each of these
     double* given_logprobs;
+    float* tapped;           // [rows as the segments list them, num_taps, hidden_size]
     float* logits;           // [num_reads, vocab_size], unchanged by penalties or bans; null: not wanted
     int32_t num_given;
 };

@@ -74,6 +74,20 @@ struct Layer {
     float attention_scale;
 };
 
+// A shallow drafter: layers of the base's sizes that read its hidden states (`models/drafter.py`).
+struct Drafter {
+    int32_t num_layers, num_taps;  // 0: none
+    int32_t vocab_size, padding;
+    const int32_t* taps;  // layers of the base whose inputs are injected
+    const Layer* layers;
+    Matrix inject, head;        // the head's rows are those of `vocabulary`
+    const int32_t* vocabulary;  // [vocab_size] token ids
+    const float* inject_norm;
+    const float* norm;
+    const float* mask_embedding;
+    Matrix down, up;  // of the head that reads the token before
+};
+
 enum Activation : int32_t { kSilu, kGelu, kGeluTanh };
 
 struct Model {
@@ -90,4 +104,16 @@ struct Model {
     const float* norm;
     const float* mask_embedding;   // null: masked rows have an ordinary embedding
     Matrix draft_down, draft_up;  // absent: no draft head
+    Drafter drafter;
+};
+
+// What a pass runs through: the base's layers, or the drafter's.
+struct Stack {
+    const Layer* layers;
+    int num_layers;
+    int first_in_pool;  // layer of the pool that takes the first one's keys and values
+    const float *norm, *mask_embedding;
+    Matrix head, draft_down, draft_up;
+    const int32_t* vocabulary;  // token ids of the head's rows; null: each row's own number
+    int num_outputs;
 };

@@ -15,6 +15,7 @@ constexpr int kTilesPerShare = 16;
 
 Reads::Reads(Session& session, const Rows& rows, const Forward& forward, const Pass& pass, Answers& answers)
     : session_(session),
+      stack_(session.stack(pass.drafting)),
       rows_(rows),
       forward_(forward),
       pass_(pass),
@@ -26,20 +27,20 @@ Reads::Reads(Session& session, const Rows& rows, const Forward& forward, const P
         first_top_.push_back(top);
         top += pass.reads[read].top;
     }
-    const size_t padded = (size_t)(session.model.vocab_size + kTile - 1) / kTile * kTile;
+    const size_t padded = (size_t)(stack_.num_outputs + kTile - 1) / kTile * kTile;
     const size_t needed = padded * std::min(kBatch, pass.num_reads);
     if (session.logits.size() < needed) session.logits.resize(needed);
 }
 
 void Reads::run(Team& team) {
     team.share(pass_.num_reads, [&](int read) { normalize(read); });
-    const int num_tiles = (session_.model.vocab_size + kTile - 1) / kTile, padded = num_tiles * kTile;
+    const int num_tiles = (stack_.num_outputs + kTile - 1) / kTile, padded = num_tiles * kTile;
     float* logits = session_.logits.data();
     for (int first = 0; first < pass_.num_reads; first += kBatch) {
         const int count = std::min(kBatch, pass_.num_reads - first);
         team.share((num_tiles + kTilesPerShare - 1) / kTilesPerShare, [&](int index) {
             const int tile = index * kTilesPerShare;
-            session_.kernels->multiply(session_.model.head, {tile, std::min(kTilesPerShare, num_tiles - tile)},
+            session_.kernels->multiply(stack_.head, {tile, std::min(kTilesPerShare, num_tiles - tile)},
                                        codes_.view(), {first, count}, {logits + tile * kTile, padded, false});
         });
         team.share(count, [&](int i) { answer(first + i, logits + (size_t)i * padded); });
@@ -50,7 +51,7 @@ void Reads::normalize(int read) {
     const Model& model = session_.model;
     const size_t row = rows_.place[pass_.reads[read].row];
     float* y = normed_.data() + (size_t)read * model.hidden_size;
-    session_.kernels->normalize(forward_.hidden.data() + row * model.hidden_size, model.norm, model.hidden_size,
+    session_.kernels->normalize(forward_.hidden.data() + row * model.hidden_size, stack_.norm, model.hidden_size,
                                 model.hidden_norm_size, model.norm_eps, y);
     session_.kernels->quantize(y, model.hidden_size, codes_.view(), read, 0);
 }
@@ -58,6 +59,13 @@ void Reads::normalize(int read) {
 void Reads::answer(int index, float* logits) {
     const Model& model = session_.model;
     const Read& read = pass_.reads[index];
+    std::vector<float> spread;
+    if (stack_.vocabulary) {
+        // What the drafter cannot guess is as good as impossible.
+        spread.assign((size_t)(model.vocab_size + kTile - 1) / kTile * kTile, -1e30f);
+        for (int i = 0; i < stack_.num_outputs; i++) spread[stack_.vocabulary[i]] = logits[i];
+        logits = spread.data();
+    }
     if (model.logit_softcap > 0) session_.kernels->cap(logits, (model.vocab_size + 15) / 16 * 16, model.logit_softcap);
     if (answers_.logits)
         memcpy(answers_.logits + (size_t)index * model.vocab_size, logits, model.vocab_size * sizeof(float));

@@ -15,6 +15,9 @@ class Reads {
     const float* hidden(int read) const { return normed_.data() + (size_t)read * session_.model.hidden_size; }
     const Pass& pass() const { return pass_; }
     Answers& answers() const { return answers_; }
+    const Stack& stack() const { return stack_; }
+    // The token that the read's row stands on.
+    int32_t token_of(int read) const { return rows_.rows[rows_.place[pass_.reads[read].row]].id; }
     // Where the read's likeliest tokens begin in `top_tokens`.
     int first_top(int read) const { return first_top_[read]; }
 
@@ -23,6 +26,7 @@ class Reads {
     void answer(int read, float* logits);
 
     Session& session_;
+    const Stack stack_;
     const Rows& rows_;
     const Forward& forward_;
     const Pass& pass_;

@@ -10,8 +10,9 @@ static void* zeros(size_t count) {
 
 Pool::Pool(const Model& model, int num_slots) : num_slots_((size_t)(num_slots + 15) / 16 * 16) {
     size_t size = 0;
-    for (int index = 0; index < model.num_layers; index++) {
-        const Layer& layer = model.layers[index];
+    const int num_base = model.num_layers;
+    for (int index = 0; index < num_base + model.drafter.num_layers; index++) {
+        const Layer& layer = index < num_base ? model.layers[index] : model.drafter.layers[index - num_base];
         layers_.push_back({layer.num_kv_heads, layer.head_dim, size});
         size += num_slots_ * layer.num_kv_heads * layer.head_dim;
     }
@@ -66,11 +67,23 @@ void Pool::move(int layer, int head, const int32_t* pairs, int count) {
 Session::Session(const Model& given, int num_pages, int page_size, int threads, const Kernels* kernels)
     : model(given),
       layers(given.layers, given.layers + given.num_layers),
+      drafter_layers(given.drafter.layers, given.drafter.layers + given.drafter.num_layers),
       kernels(kernels),
       page_size(page_size),
       threads(threads),
       pool(given, num_pages * page_size) {
     model.layers = layers.data();
+    model.drafter.layers = drafter_layers.data();
+}
+
+Stack Session::stack(bool drafting) const {
+    const Model& m = model;
+    const Drafter& d = model.drafter;
+    if (!drafting)
+        return {m.layers,     m.num_layers, 0,       m.norm,      m.mask_embedding, m.head,
+                m.draft_down, m.draft_up,   nullptr, m.vocab_size};
+    return {d.layers, d.num_layers, m.num_layers, d.norm, d.mask_embedding, d.head, d.down, d.up, d.vocabulary,
+            d.vocab_size};
 }
 
 Team& Session::workers() {

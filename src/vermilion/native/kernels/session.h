@@ -48,7 +48,7 @@ struct Session {
     Session(const Model& given, int num_pages, int page_size, int threads, const Kernels* kernels);
 
     Model model;
-    std::vector<Layer> layers;
+    std::vector<Layer> layers, drafter_layers;
     const Kernels* kernels;
     int page_size;
     int threads;
@@ -56,6 +56,8 @@ struct Session {
     std::unique_ptr<Team> team;
     std::map<int, std::vector<LowRank>> adapters;
     std::vector<float> logits;  // of one batch of reads, kept from pass to pass
+
+    Stack stack(bool drafting) const;
 
     // The threads; made anew in a fork, which has none of its parent's.
     Team& workers();
