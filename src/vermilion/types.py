@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 MIN_TEMPERATURE = 1e-4
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -143,6 +143,8 @@ class Request:
     cache_salt: str = ""
     """Requests share stored prefixes with those of the same salt alone, so that neither `cached_tokens` nor
     time tells one organisation what another has asked."""
+    forwarded: Mapping[str, Any] | None = None
+    """What the caller asked in OpenAI's words, for a backend that passes it on to another server."""
     background: bool = False
     """Whether it runs only while nothing else does, and gives its memory to whatever comes."""
     realtime: bool = False

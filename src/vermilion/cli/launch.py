@@ -19,6 +19,7 @@ from vermilion.errors import BadParameter, ModelFileError
 from vermilion.serving.backend import Served
 from vermilion.serving.generation import model_names
 from vermilion.serving.http import server
+from vermilion.serving.remote.upstream_config import UpstreamConfig
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.types import Sampling
 
@@ -35,6 +36,8 @@ class Settings:
     model: str = DEFAULT_MODEL
     serve: ServeConfig = field(default_factory=ServeConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
+    """Where the model runs, if not here."""
     adapters: Mapping[str, Path] = field(default_factory=dict)
     """Folders in PEFT's layout, by the names under which they are served."""
 
@@ -63,6 +66,10 @@ def settings_of(options: ServeOptions) -> Settings:
         if value is not None
     ]
     settings = load(Settings, options.config, [*(options.set or ()), *overrides])
+    if options.upstream:
+        settings = replace(settings, upstream=replace(settings.upstream, urls=tuple(options.upstream)))
+    if settings.upstream.urls and options.model:
+        settings = replace(settings, upstream=replace(settings.upstream, model=options.model))
     adapters = dict(settings.adapters)
     for given in options.adapter or ():
         name, equals, folder = given.partition("=")
@@ -77,7 +84,8 @@ def settings_of(options: ServeOptions) -> Settings:
 def serve(options: ServeOptions, opened: Callable[[str], None]) -> None:
     """Serves until a signal; `opened` gets the address once the port is open, before the model is loaded."""
     settings = settings_of(options)
-    pulling.ensure(settings.model, options.offline)
+    if not settings.upstream.urls:
+        pulling.ensure(settings.model, options.offline)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("vermilion").setLevel(logging.INFO)
     server.run(settings.serve, partial(_model, settings), opened)
@@ -86,6 +94,12 @@ def serve(options: ServeOptions, opened: Callable[[str], None]) -> None:
 @asynccontextmanager
 async def _model(settings: Settings) -> AsyncIterator[Served]:
     """The loaded model; torch is imported, and the weights read, while the port already answers."""
+    if settings.upstream.urls:
+        from vermilion.serving.remote.remote_backend import remote_model
+
+        async with remote_model(settings.upstream) as served:
+            yield served
+        return
     service, served = await asyncio.to_thread(_load, settings)
     try:
         yield served

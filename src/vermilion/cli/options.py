@@ -97,6 +97,10 @@ class ServeOptions:
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with model and the tables [serve] and [engine].")
     ] = None
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(help="Serve the model of another server with OpenAI's API, by its address; repeatable."),
+    ] = None
     adapter: Annotated[
         list[str] | None,
         typer.Option(help="NAME=FOLDER of a LoRA to serve beside the model, under NAME; repeatable."),

@@ -98,6 +98,9 @@ class Served:
     """None for a base model, which continues texts and cannot chat."""
     source: str = ""
     """What `vermilion train` calls the model: a name of `vermilion models` or a folder; empty if nothing."""
+    forwards: bool = False
+    """Whether another server has the tokenizer and the template: requests then carry what was asked, and
+    tokens are estimates."""
 
     def check_length(self, num_bytes: int, param: str = "messages") -> None:
         """Raises `ContextLengthExceeded` for texts of at least `num_bytes` that cannot fit whatever their

@@ -13,10 +13,12 @@ from vermilion.errors import BadParameter, BadRequest
 from vermilion.serving.backend import Served
 from vermilion.serving.generation import model_names, parameters
 from vermilion.serving.generation.edits import FENCE, Edit, EditBody, apply_chat, edit_chat, parse_apply
+from vermilion.serving.generation.forwarding import forwarded, forwarded_chat
 from vermilion.serving.generation.structured_output import grammar_of, wanted_form
 from vermilion.serving.generation.tools import Tool, Toolbox, offered
 from vermilion.serving.heavy_work import offload
 from vermilion.serving.http.notices import note_ignored
+from vermilion.serving.remote.remote_errors import UpstreamCannot
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.wire.mercury_bodies import untemplated
 from vermilion.serving.wire.openai_bodies import (
@@ -55,7 +57,7 @@ async def chat_requests(
     if body.top_logprobs is not None and not body.logprobs:
         raise BadParameter("top_logprobs", body.top_logprobs, "nothing, unless logprobs is true")
     box = toolbox(body, config, served.backend.model)
-    grammar = box.grammar if box else None
+    grammar = box.grammar if box and not served.forwards else None
     if grammar is None:
         grammar = grammar_of(wanted_form(body))
     prompt = await chat_prompt(body, served, config, begun)
@@ -83,6 +85,7 @@ async def chat_requests(
         grammar=grammar,
         adapter=model_names.adapter_of(body.model, served.backend.model, config),
         realtime=bool(body.realtime),
+        forwarded=forwarded_chat(body, box, config, begun) if served.forwards else None,
     )
     return parameters.choices(base, body, served.backend.model, "messages")
 
@@ -92,6 +95,17 @@ async def chat_prompt(body: ChatBody, served: Served, config: ServeConfig, begun
     model_names.check_model(body.model, served.backend.model, config)
     prompt = await chat_tokens(body, served, toolbox(body, config, served.backend.model))
     return prompt + await _token_ids(begun, served)
+
+
+async def num_prompt_tokens(body: ChatBody, served: Served, config: ServeConfig, begun: str = "") -> int:
+    """How many `chat_prompt` gives. Raises `UpstreamCannot` where nobody here knows."""
+    _check_known(served)
+    return len(await chat_prompt(body, served, config, begun))
+
+
+def _check_known(served: Served) -> None:
+    if served.forwards:
+        raise UpstreamCannot("model", "this model runs on another server, and its tokens are not known here.")
 
 
 def toolbox(body: ChatBody, config: ServeConfig, model: ModelInfo) -> Toolbox | None:
@@ -186,6 +200,7 @@ async def _prompt_requests(
         body.diffusing == "tokens",
         grammar=grammar_of(wanted_form(body)),
         adapter=model_names.adapter_of(body.model, model, config),
+        forwarded=forwarded(body, config) if served.forwards else None,
     )
     return parameters.choices(base, body, model, "prompt")
 
@@ -225,6 +240,7 @@ async def infill_requests(
 async def token_ids(body: TokenizeBody, served: Served, config: ServeConfig) -> list[int]:
     """The tokens a text, or a conversation through the chat template, comes to. Raises as the others do."""
     model_names.check_model(body.model, served.backend.model, config)
+    _check_known(served)
     if body.messages is None:
         return await _token_ids(body.text, served)
     chat = ChatBody.model_construct(messages=body.messages)
@@ -243,6 +259,7 @@ async def prompt_text(prompt: str | list[int], served: Served) -> str:
 
 async def text_of(tokens: list[int], served: Served) -> str:
     """Raises `BadParameter` for ids outside the vocabulary."""
+    _check_known(served)
     known = await _token_ids(tokens, served, "tokens")
     return await offload(lambda: served.tokenizer.decode(known))
 

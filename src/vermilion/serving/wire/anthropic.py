@@ -156,8 +156,8 @@ async def messages(context: RequestContext, body: MessagesBody) -> Response:
 
 async def count_tokens(context: RequestContext, body: CountBody) -> Response:
     asked = await context.offload(lambda: body.chat)
-    prompt = await chat.chat_prompt(asked, context.served, context.service.config, body.begun)
-    return json_response({"input_tokens": len(prompt)})
+    count = await chat.num_prompt_tokens(asked, context.served, context.service.config, body.begun)
+    return json_response({"input_tokens": count})
 
 
 _QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

@@ -214,7 +214,7 @@ async def conversation_tokens(context: RequestContext, id: str, body: ConverseBo
     """How many a conversation comes to, also one that does not fit."""
     asked = await _asked(context, id, body)
     config = context.service.config
-    return len(await chat.chat_prompt(asked.chat, context.served, config, asked.anthropic.begun))
+    return await chat.num_prompt_tokens(asked.chat, context.served, config, asked.anthropic.begun)
 
 
 _QUESTION = [{"role": "user", "content": [{"text": "What is the capital of France?"}]}]

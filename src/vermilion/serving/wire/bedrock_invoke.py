@@ -145,10 +145,10 @@ async def _invoked_tokens(context: RequestContext, id: str, encoded: str) -> int
     given["model"] = cloud_model(id, context.model, config)
     if "anthropic_version" in given:
         asked = convert(given, CountBody, {})
-        return len(await chat.chat_prompt(asked.chat, context.served, config, asked.begun))
+        return await chat.num_prompt_tokens(asked.chat, context.served, config, asked.begun)
     path = route_of(given).path
     if path == _CHAT:
-        return len(await chat.chat_prompt(convert(given, ChatBody, {}), context.served, config))
+        return await chat.num_prompt_tokens(convert(given, ChatBody, {}), context.served, config)
     if "prompt" in given:
         prompts = convert(given, CompletionBody, {}).prompts
         return sum([len(await chat.text_tokens(prompt, context.served)) for prompt in prompts])

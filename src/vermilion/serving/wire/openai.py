@@ -44,7 +44,8 @@ async def lm_studio_completions(context: RequestContext, body: CompletionBody) -
 async def _chat(context: RequestContext, body: ChatBody, figures: bool = False) -> Response:
     head = Head(f"chatcmpl-{secrets.token_hex(12)}", context.answering(body.model))
     functions, body = body.names_functions, body.with_tools
-    requests = await chat.chat_requests(body, context.served, context.service.config, head.id)
+    body, begun = _begun(body)
+    requests = await chat.chat_requests(body, context.served, context.service.config, head.id, begun)
     box = chat.toolbox(body, context.service.config, context.model)
     if body.shows_canvas:
         canvases = DiffusionStream(head, body.wants_usage_chunk, len(requests), box, body.diffusing)
@@ -60,6 +61,18 @@ async def _chat(context: RequestContext, body: ChatBody, figures: bool = False) 
         # The model reasons in its answer, if at all: there is nothing else to sum up.
         reply["reasoning_summary"] = {"content": None, "status": "unavailable"}
     return json_response(reply | _figures(context, choices, figures))
+
+
+def _begun(body: ChatBody) -> tuple[ChatBody, str]:
+    """The conversation before the answer, and how that begins. Raises `BadParameter`."""
+    last = body.messages[-1]
+    if not body.continue_final_message:
+        return body, ""
+    if last.role != "assistant" or last.calls or len(body.messages) < 2:
+        raise BadParameter(
+            "continue_final_message", True, "false, unless the assistant began the last message"
+        )
+    return body.model_copy(update={"messages": body.messages[:-1]}), last.content
 
 
 async def complete(

@@ -127,8 +127,6 @@ class Message(BaseModel):
 Stops = Annotated[
     list[str] | None, BeforeValidator(list_stops, json_schema_input_type=str | list[str] | None)
 ]
-
-
 TokenLimit = Annotated[int | None, BeforeValidator(without_limit, json_schema_input_type=int | None)]
 
 
@@ -314,6 +312,7 @@ class ChatBody(Generation):
         None, description="Chooses a preset: `instant` fast, `low` balanced, above that lossless."
     )
     reasoning_summary: bool | None = Field(None, description="Answered with the status `unavailable`.")
+    continue_final_message: bool | None = Field(None, description="Go on from the last one, as in vLLM.")
     realtime: bool | None = Field(
         None,
         description="Scheduled first, with short first canvases (`decoding.first_block`); no chunk ends on a "

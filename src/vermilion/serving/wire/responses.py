@@ -219,8 +219,8 @@ async def delete(context: RequestContext, response_id: str) -> Response:
 async def input_tokens(context: RequestContext, body: ResponsesBody) -> Response:
     whole = _whole_input(context, body)
     asked = await context.offload(lambda: whole.chat)
-    prompt = await chat.chat_prompt(asked, context.served, context.service.config)
-    return json_response({"object": "response.input_tokens", "input_tokens": len(prompt)})
+    count = await chat.num_prompt_tokens(asked, context.served, context.service.config)
+    return json_response({"object": "response.input_tokens", "input_tokens": count})
 
 
 _QUESTION = {"A question": {"input": "What is the capital of France?", "max_output_tokens": 64}}
