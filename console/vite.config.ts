@@ -12,9 +12,10 @@ export default defineConfig({
     target: "es2022",
     rollupOptions: {
       output: {
-        entryFileNames: "console-[hash].js",
-        chunkFileNames: "[name]-[hash].js",
-        assetFileNames: "[name]-[hash][extname]",
+        // No hashes in the names: a change of one file is a change of one file in the repository too.
+        entryFileNames: "console.js",
+        chunkFileNames: "[name].js",
+        assetFileNames: "[name][extname]",
       },
     },
   },

@@ -100,18 +100,21 @@ export async function ask(
 
 function nextFrame(before: Frame | undefined, text: string, meta: any, at: number): Frame {
   const kept = (before?.tokens ?? []).slice(0, meta.tokens.from);
-  const revised = new Set(before?.tokens.filter((token) => token.revised).map((token) => token.start));
-  const rows = (meta.tokens.rows as Row[]).map(([start, end, state, confidence, pass]) => ({
-    start,
-    end,
-    state,
-    confidence,
-    pass,
-    revised: state === "edited" || (state === "settled" && revised.has(start)),
-  }));
-  const tokens = [...kept, ...rows];
+  const letters = Array.from(text);
+  const guesses = new Map(before?.tokens.slice(meta.tokens.from).map((token) => [token.start, token]));
+  const tokens = [...kept, ...(meta.tokens.rows as Row[]).map((row) => readToken(row, letters, before, guesses.get(row[0])))];
   const numSettled = tokens.findLastIndex((token) => token.state === "settled") + 1;
-  return { letters: Array.from(text), tokens, pass: meta.pass, progress: meta.diffusion_progress, at, numSettled };
+  return { letters, tokens, pass: meta.pass, progress: meta.diffusion_progress, at, numSettled };
+}
+
+/** `guess` is what stood at the token's place in the frame before. */
+function readToken([start, end, state, confidence, pass]: Row, letters: string[], before?: Frame, guess?: Token): Token {
+  let revised = state === "edited";
+  if (state === "settled" && guess && before) {
+    const same = guess.end === end && letters.slice(start, end).join("") === before.letters.slice(start, end).join("");
+    revised = guess.revised || !same;
+  }
+  return { start, end, state, confidence, pass, revised };
 }
 
 function addCall(calls: ToolCall[], delta: any): void {

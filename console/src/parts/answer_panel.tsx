@@ -83,16 +83,18 @@ export function Figures({ answer, running }: { answer: Answer; running: boolean 
   const passes = usage?.diffusion?.passes ?? frame.pass;
   const rate = usage ? tokens / answer.seconds : speed(frame);
   return (
-    <dl class="figures">
-      <Figure name="tokens/s" value={rate.toFixed(1)} />
-      <Figure name="tokens" value={String(tokens)} />
-      <Figure name="passes" value={String(passes)} />
-      <Figure name="tokens per pass" value={passes ? (tokens / passes).toFixed(2) : "–"} />
+    <div class="figures-row">
+      <dl class="figures">
+        <Figure name="tokens/s" value={rate.toFixed(1)} />
+        <Figure name="tokens" value={String(tokens)} />
+        <Figure name="passes" value={String(passes)} />
+        <Figure name="tokens per pass" value={passes ? (tokens / passes).toFixed(2) : "–"} />
       <Figure name="first text" value={answer.firstText === undefined ? "–" : `${Math.round(answer.firstText * 1000)} ms`} />
       {usage?.diffusion?.edits ? <Figure name="edits" value={String(usage.diffusion.edits)} /> : null}
       {!running && answer.finish && <Figure name="ended" value={answer.finish} />}
+      </dl>
       {!running && answer.text && <Copy text={answer.text} label="Copy text" />}
-    </dl>
+    </div>
   );
 }
 

@@ -16,6 +16,8 @@ interface Given {
   x: number[] | string[];
   kind?: "time" | "number";
   bars?: boolean;
+  /** Each series stands on the ones before it. */
+  stacked?: boolean;
   series: Series[];
   unit?: string;
   height?: number;
@@ -23,11 +25,15 @@ interface Given {
 
 const COLOURS = ["--chart-1", "--chart-2", "--chart-3", "--chart-4"];
 
-export function Chart({ title, x, kind = "number", bars, series, unit = "", height = 190 }: Given) {
+const SECONDS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600];
+
+export function Chart({ title, x, kind = "number", bars, stacked, series, unit = "", height = 190 }: Given) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | undefined>(undefined);
   const named = typeof x[0] === "string";
-  const data = [named ? x.map((_, index) => index) : x, ...series.map((one) => one.values)] as uPlot.AlignedData;
+  // uPlot draws the first series first, so that the tallest sum must be the first.
+  const drawn = stacked ? series.toReversed() : series;
+  const data = [named ? x.map((_, index) => index) : x, ...drawn.map((one) => (stacked ? sums(series, series.indexOf(one)) : one.values))] as uPlot.AlignedData;
   const shape = [theme.value, series.map((one) => one.name).join("|"), named ? x.join("|") : kind, bars].join("§");
   useEffect(() => {
     const place = box.current!;
@@ -45,21 +51,23 @@ export function Chart({ title, x, kind = "number", bars, series, unit = "", heig
         },
         axes: [
           named
-            ? { ...axis, splits: () => names.map((_, index) => index), values: (self) => labels(names, self.width) }
-            : axis,
+            ? { ...axis, grid: { show: false }, splits: () => names.map((_, index) => index), values: (self) => labels(names, self.width) }
+            : kind === "time"
+              ? { ...axis, incrs: SECONDS, values: (_plot, times) => times.map((time) => new Date(time * 1000).toTimeString().slice(0, 8)), space: 70 }
+              : axis,
           { ...axis, size: 58, values: (_plot, values) => values.map((value) => short(value) + unit) },
         ],
-        legend: { show: series.length > 1 },
-        cursor: { y: false },
+        legend: { show: series.length > 1, live: false },
+        cursor: { show: false },
         series: [
           {},
-          ...series.map((one, index) => {
-            const stroke = colour(COLOURS[index % COLOURS.length]!);
+          ...drawn.map((one) => {
+            const stroke = colour(COLOURS[series.indexOf(one) % COLOURS.length]!);
             return {
               label: one.name,
               stroke,
               width: 2,
-              fill: bars ? `${stroke}cc` : undefined,
+              fill: bars ? stroke : undefined,
               points: { show: !bars && x.length < 40 },
               paths: bars ? uPlot.paths.bars!({ size: [0.7, 42] }) : undefined,
             };
@@ -117,10 +125,16 @@ export function Chart({ title, x, kind = "number", bars, series, unit = "", heig
   );
 }
 
+function sums(series: Series[], last: number): number[] {
+  return series[last]!.values.map((_, at) => series.slice(0, last + 1).reduce((all, one) => all + (one.values[at] ?? 0), 0));
+}
+
 /** As many names as there is room for. */
 function labels(names: string[], width: number): string[] {
   const every = Math.ceil((names.length * 70) / Math.max(70, width));
-  return names.map((name, index) => (index % every ? "" : name.length > 12 ? `${name.slice(0, 11)}…` : name));
+  // Of a day the month and the day say enough.
+  const brief = (name: string) => (/^\d{4}-\d\d-\d\d$/.test(name) ? name.slice(5) : name.length > 12 ? `${name.slice(0, 11)}…` : name);
+  return names.map((name, index) => (index % every ? "" : brief(name)));
 }
 
 export function short(value: number): string {

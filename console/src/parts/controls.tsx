@@ -188,7 +188,7 @@ export function Table<T>({ caption, rows, columns, empty }: { caption: string; r
           <tr>
             {columns.map((column) => (
               <th key={column.name} scope="col" class={column.number ? "number" : ""}>
-                {column.name}
+                {column.name || <span class="sr">Actions</span>}
               </th>
             ))}
           </tr>

@@ -2,6 +2,7 @@ import { useState } from "preact/hooks";
 import { get, may, post, remove } from "../lib/api";
 import { distinct, loadModels, type Model } from "../lib/models";
 import { Card, Confirm, count, Problem, Table, TextInput, useLoaded } from "../parts/controls";
+import { Catalogue } from "./catalogue";
 
 export function Models() {
   const models = useLoaded(() => get<{ data: Model[] }>("/v1/models"), []);
@@ -46,6 +47,7 @@ export function Models() {
         />
       </Card>
       {may("operate") && <LoadAdapter done={changed} />}
+      <Catalogue changed={changed} />
     </div>
   );
 }

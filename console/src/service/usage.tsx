@@ -50,7 +50,7 @@ export function Usage() {
         <Stat name="Requests" value={count(total((row) => row.requests))} />
         <Stat name="Tokens in" value={count(total((row) => row.prompt_tokens))} />
         <Stat name="Tokens out" value={count(total((row) => row.completion_tokens))} />
-        <Stat name="Cost" value={`$${money(total((row) => +row.amount).toFixed(6))}`} />
+        <Stat name="Cost" value={`$${money(String(+total((row) => +row.amount).toFixed(6)))}`} />
       </dl>
       {rows.length > 0 && (
         <div class="cards">
@@ -58,9 +58,10 @@ export function Usage() {
             <Chart
               title={`Tokens by ${by}`}
               bars
+              stacked
               x={groups}
               series={[
-                { name: "in", values: groups.map((group) => sum(group, (row) => row.prompt_tokens + row.completion_tokens)) },
+                { name: "in", values: groups.map((group) => sum(group, (row) => row.prompt_tokens)) },
                 { name: "out", values: groups.map((group) => sum(group, (row) => row.completion_tokens)) },
               ]}
             />

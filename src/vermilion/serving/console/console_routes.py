@@ -96,9 +96,8 @@ async def asset(context: RequestContext, name: str) -> Response:
 
 def _sent(context: RequestContext, name: str) -> Response:
     found, asked = assets()[name], context.http.headers
-    # The names of all files but the page carry a hash of their content.
-    lasting = "no-cache" if name == _PAGE else "public, max-age=31536000, immutable"
-    headers = {**HEADERS, "cache-control": lasting, "etag": found.tag, "vary": "accept-encoding"}
+    # Browsers keep it and ask each time whether it is still the same.
+    headers = {**HEADERS, "cache-control": "no-cache", "etag": found.tag, "vary": "accept-encoding"}
     if found.tag in asked.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     if "gzip" in asked.get("accept-encoding", ""):

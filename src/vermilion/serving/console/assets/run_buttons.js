@@ -1,0 +1,1 @@
+import{D as e,x as t}from"./console.js";function n({asking:n,run:r,label:i,ready:a=!0}){return t(`div`,{class:`actions`,children:n.running?t(`button`,{type:`button`,onClick:n.stop,children:`Stop`}):t(`button`,{type:`button`,class:`primary`,disabled:!a||e.value!==`ready`,onClick:r,children:i})})}export{n as t};
