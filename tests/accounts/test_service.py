@@ -316,6 +316,18 @@ async def test_a_failed_answer_is_charged_for_what_had_settled(
     ]
 
 
+async def test_a_grammar_without_a_way_on_is_charged_for_its_prompt(
+    opened: Open, ledger: Callable[[], list[Any]], secret: Secret, backend: FakeBackend
+) -> None:
+    backend.words = ()
+    backend.finish = Finish("error", Usage(PROMPT_TOKENS), "no way on", "invalid_value")
+    async with opened(secret.text) as client:
+        assert (await client.post(CHAT, json=QUESTION)).status_code == 400
+        assert (await client.post(CHAT, json={**QUESTION, "stream": True})).status_code == 400
+    charged = [(row.outcome, row.prompt_tokens, row.completion_tokens) for row in ledger()]
+    assert charged == [("failed", PROMPT_TOKENS, 0)] * 2
+
+
 async def test_what_the_engine_refuses_is_not_in_the_ledger(
     opened: Open, ledger: Callable[[], list[Any]], secret: Secret, backend: FakeBackend, count
 ) -> None:

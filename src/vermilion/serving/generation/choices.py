@@ -19,6 +19,7 @@ class Choice:
     reason: FinishReason = "stop"
     usage: Usage = field(default_factory=Usage)
     stop_string: str = ""
+    repetition: bool = False
     started_s: float = field(default_factory=perf_counter)
     """On the clock of `perf_counter`, as the two below."""
     first_text_s: float = 0.0
@@ -31,6 +32,7 @@ class Choice:
             self.tokens.extend(event.tokens)
         elif isinstance(event, Finish):
             self.reason, self.usage, self.stop_string = event.reason, event.usage, event.stop_string
+            self.repetition = event.repetition
             self.ended_s = perf_counter()
             self.first_text_s = self.first_text_s or self.ended_s
 
@@ -47,6 +49,11 @@ class Choice:
     @property
     def text(self) -> str:
         return "".join(self.texts)
+
+
+def repeated(ended: Choice | Finish) -> dict[str, bool]:
+    """The field, in every protocol, that tells an answer stopped for repeating itself from one too long."""
+    return {"repetition": True} if ended.repetition else {}
 
 
 async def fold(answers: EventStream, num_choices: int) -> list[Choice]:

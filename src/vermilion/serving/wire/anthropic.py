@@ -10,7 +10,7 @@ from fastapi.responses import Response
 
 from vermilion.errors import VermilionError
 from vermilion.serving.generation import chat
-from vermilion.serving.generation.choices import Choice
+from vermilion.serving.generation.choices import Choice, repeated
 from vermilion.serving.generation.tool_calls import ArgumentsDelta, Piece, ToolCallStart
 from vermilion.serving.generation.tools import Toolbox, read_calls
 from vermilion.serving.http.error_rendering import anthropic_error
@@ -43,6 +43,7 @@ def message_body(
         "content": blocks,
         "stop_reason": reason,
         "stop_sequence": (choice.stop_string if choice else None) or None,
+        **(repeated(choice) if choice else {}),
         "usage": usage,
     }
 
@@ -97,7 +98,7 @@ class MessageStream:
             if not self._text_open and not self._index:
                 content += self._open_text()
             reason = _reason(event.reason, num_calls, event.stop_string)
-            delta = {"stop_reason": reason, "stop_sequence": event.stop_string or None}
+            delta = {"stop_reason": reason, "stop_sequence": event.stop_string or None, **repeated(event)}
             content += self._close_text()
             content += _event("message_delta", delta=delta, usage=_usage_body(event.usage))
         return content

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, FiniteFloat
 
 from vermilion.errors import VermilionError
 from vermilion.serving.generation import chat
-from vermilion.serving.generation.choices import Choice
+from vermilion.serving.generation.choices import Choice, repeated
 from vermilion.serving.http.error_rendering import openai_error
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
@@ -149,6 +149,7 @@ def infill_reply(model: str, choice: Choice) -> dict[str, Any]:
         "has_new_line": "\n" in choice.text,
         "stop_type": "word" if choice.stop_string else _STOP_TYPES.get(choice.reason, "none"),
         "stopping_word": choice.stop_string,
+        **repeated(choice),
         "timings": {
             "cache_n": usage.cached_tokens,
             **_timing("prompt", num_read, choice.prompt_s),

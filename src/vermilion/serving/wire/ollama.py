@@ -14,7 +14,7 @@ from fastapi.responses import Response
 import vermilion
 from vermilion.errors import ModelNotFound, VermilionError
 from vermilion.serving.generation import chat, model_names
-from vermilion.serving.generation.choices import Choice
+from vermilion.serving.generation.choices import Choice, repeated
 from vermilion.serving.generation.tool_calls import ToolCall
 from vermilion.serving.generation.tools import Toolbox, read_calls
 from vermilion.serving.http.error_rendering import ollama_error
@@ -68,6 +68,7 @@ def _final(model: str, said: Mapping[str, Any], choice: Choice) -> dict[str, Any
         said,
         done=True,
         done_reason=choice.reason,
+        **repeated(choice),
         total_duration=int((choice.prompt_s + choice.text_s) * 1e9),
         load_duration=0,
         prompt_eval_count=choice.usage.prompt_tokens,

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vermilion.serving.generation.choices import Choice
+from vermilion.serving.generation.choices import Choice, repeated
 from vermilion.serving.generation.metering import together
 from vermilion.serving.generation.tools import Toolbox, read_calls
-from vermilion.types import TokenInfo, Usage
+from vermilion.types import Finish, TokenInfo, Usage
 
 _LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON lacks."""
@@ -46,7 +46,7 @@ def chat_reply(
                 "message": message,
                 "logprobs": chat_logprobs(choice.tokens) if logprobs else None,
                 "finish_reason": "tool_calls" if calls and choice.reason == "stop" else choice.reason,
-                **stopped_by(choice.stop_string),
+                **stopped_by(choice),
             }
         )
     return _reply(head, "chat.completion", rendered, choices)
@@ -61,9 +61,10 @@ def name_functions(reply: dict[str, Any]) -> None:
             choice["finish_reason"] = "function_call"
 
 
-def stopped_by(stop_string: str) -> dict[str, str]:
-    """vLLM's field, sent only where a stop string ended the answer."""
-    return {"stop_reason": stop_string} if stop_string else {}
+def stopped_by(ended: Choice | Finish) -> dict[str, str | bool]:
+    """vLLM's field, sent only where a stop string ended the answer, and ours for repetition."""
+    named = {"stop_reason": ended.stop_string} if ended.stop_string else {}
+    return {**named, **repeated(ended)}
 
 
 def call_body(id: str, name: str, arguments: str) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def completion_reply(
                 "text": echoes[index // size] + choice.text,
                 "logprobs": completion_logprobs(choice.tokens, TokenOffsets()) if logprobs else None,
                 "finish_reason": choice.reason,
-                **stopped_by(choice.stop_string),
+                **stopped_by(choice),
             }
             for index, choice in enumerate(choices)
         ],

@@ -137,7 +137,7 @@ class ChatStream(_Stream):
 
 def _stopped_by(event: Finish) -> str:
     """Further JSON fields behind the reason."""
-    more = stopped_by(event.stop_string)
+    more = stopped_by(event)
     return f",{_quote(more)[1:-1]}" if more else ""
 
 

@@ -201,7 +201,9 @@ async def responses(context: RequestContext, body: ResponsesBody) -> Response:
     if body.stream:
         return context.stream(requests, stream)
     (choice,) = await context.whole(requests)
-    whole = response_body(base, output_of(choice, box, tools), Finish(choice.reason, choice.usage))
+    whole = response_body(
+        base, output_of(choice, box, tools), Finish(choice.reason, choice.usage, repetition=choice.repetition)
+    )
     _keeper(context, body)(whole)
     return json_response(whole)
 

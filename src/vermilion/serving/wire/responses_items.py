@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vermilion.serving.generation.choices import Choice
+from vermilion.serving.generation.choices import Choice, repeated
 from vermilion.serving.generation.tools import Toolbox, read_calls
 from vermilion.serving.wire.openai_replies import scored
 from vermilion.serving.wire.responses_bodies import ResponsesBody
@@ -29,6 +29,7 @@ def response_body(
         "status": status,
         "completed_at": int(time.time()) if status == "completed" else None,
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+        **(repeated(finish) if finish else {}),
         "output": output,
         "usage": usage_body(finish.usage) if finish else None,
     }
