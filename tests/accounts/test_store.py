@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.exc import DBAPIError
@@ -33,6 +34,36 @@ def test_tables_are_made_once_and_bringing_them_up_to_date_again_changes_nothing
             assert connection.execute(sa.text("SELECT count(*) FROM prices")).scalar_one() == 1
     finally:
         opened.close()
+
+
+def test_keys_of_managers_made_before_the_scope_of_jobs_get_it(empty: str) -> None:
+    opened = stores.connect(empty)
+    try:
+        with opened.writing() as connection:
+            settings = stores.migrations()
+            settings.attributes["connection"] = connection
+            command.upgrade(settings, "a001")
+            connection.execute(
+                sa.text(f"INSERT INTO organisations {_COLUMNS} VALUES ('o', 'n', 'free', 1, FALSE, FALSE)")
+            )
+            for scopes in ("generate manage", "generate", "operate"):
+                connection.execute(
+                    sa.text(
+                        "INSERT INTO keys (id, organisation_id, name, digest, scopes, created_at_us) "
+                        "VALUES (:scopes, 'o', '', :scopes, :scopes, 1)"
+                    ),
+                    {"scopes": scopes},
+                )
+        stores.migrate(opened)
+        with opened.reading() as connection:
+            found = dict(connection.execute(sa.text("SELECT id, scopes FROM keys")).all())
+    finally:
+        opened.close()
+    assert found == {
+        "generate manage": "generate jobs manage",
+        "generate": "generate",
+        "operate": "operate",
+    }
 
 
 @pytest.mark.parametrize("table", APPEND_ONLY)

@@ -106,7 +106,7 @@ def migrate(store: Database) -> None:
     with store.writing() as connection:
         if not store.is_sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-        settings = _alembic()
+        settings = migrations()
         settings.attributes["connection"] = connection
         try:
             command.upgrade(settings, "head")
@@ -114,7 +114,8 @@ def migrate(store: Database) -> None:
             raise ConfigError(f"accounts: {store.name} was made by another release: {error}.") from None
 
 
-def _alembic() -> Any:
+def migrations() -> Any:
+    """Alembic's settings for them."""
     from alembic.config import Config
 
     settings = Config()
@@ -125,7 +126,7 @@ def _alembic() -> Any:
 def _head() -> str | None:
     from alembic.script import ScriptDirectory
 
-    return ScriptDirectory.from_config(_alembic()).get_current_head()
+    return ScriptDirectory.from_config(migrations()).get_current_head()
 
 
 def _revision(store: Database) -> str | None:
