@@ -21,13 +21,8 @@ from vermilion.serving.http.notices import note_ignored
 from vermilion.serving.remote.remote_errors import UpstreamCannot
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.wire.mercury_bodies import untemplated
-from vermilion.serving.wire.openai_bodies import (
-    ChatBody,
-    CompletionBody,
-    Message,
-    NamedTool,
-    TokenizeBody,
-)
+from vermilion.serving.wire.openai_bodies import ChatBody, CompletionBody, Message, NamedTool
+from vermilion.serving.wire.tokenize_bodies import TokenizeBody
 from vermilion.types import ModelInfo, Request
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from vermilion.errors import BadRequest
 from vermilion.serving.http.notices import note_ignored
@@ -29,6 +29,7 @@ from vermilion.serving.wire.openai_bodies import (
     ToolFunction,
     flatten_content,
 )
+from vermilion.serving.wire.sampling_ranges import Temperature, TopP
 
 _Content = Annotated[str, BeforeValidator(flatten_content, json_schema_input_type=str | list[TextPart])]
 
@@ -177,8 +178,8 @@ class MessagesBody(BaseModel):
     stop_sequences: list[str] | None = Field(
         None, max_length=MOST_STOPS, description="The answer ends before any of these strings."
     )
-    temperature: FiniteFloat | None = Field(None, ge=0, le=2, description="0, the default, is exact.")
-    top_p: FiniteFloat | None = Field(None, ge=0, le=1, description="Sample from this share of probability.")
+    temperature: Temperature = Field(None, description="0, the default, is exact.")
+    top_p: TopP = Field(None, description="Sample from this share of probability.")
     top_k: int | None = Field(None, ge=-1, description="Sample from so many tokens; 0 or -1: no limit.")
     stream: bool | None = Field(None, description="Send the answer as server-sent events.")
     tools: list[AnthropicTool] | None = Field(None, max_length=256, description="Functions it may call.")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi.responses import Response
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import BaseModel, Field
 
 from vermilion.errors import VermilionError
 from vermilion.serving.generation import chat
@@ -21,6 +21,7 @@ from vermilion.serving.http.sse import EVENT_STREAM
 from vermilion.serving.wire.openai_bodies import WIRE, CompletionBody, Generation, Prompt
 from vermilion.serving.wire.openai_replies import scored
 from vermilion.serving.wire.openai_streams import KEEP_ALIVE
+from vermilion.serving.wire.sampling_ranges import NumLogprobs, RepetitionPenalty
 from vermilion.types import Event, Finish, Request, Text, TokenInfo
 
 _LEAST_S = 1e-9
@@ -39,12 +40,10 @@ NumPredict = Annotated[
     Field(ge=-2, description="Wins over `max_tokens`; 0 only readies the prompt, below 0 is no limit."),
 ]
 NumProbs = Annotated[
-    int | None,
-    Field(ge=0, le=20, description="Send each token's log probability and so many likeliest beside it."),
+    NumLogprobs,
+    Field(description="Send each token's log probability and so many likeliest beside it."),
 ]
-RepeatPenalty = Annotated[
-    FiniteFloat | None, Field(gt=0, le=10, description="Another name of `repetition_penalty`.")
-]
+RepeatPenalty = Annotated[RepetitionPenalty, Field(description="Another name of `repetition_penalty`.")]
 
 
 class InfillBody(Generation):

@@ -16,7 +16,8 @@ from vermilion.serving.heavy_work import offload
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import Route
-from vermilion.serving.wire.openai_bodies import ChatBody, DetokenizeBody, TokenizeBody
+from vermilion.serving.wire.openai_bodies import ChatBody
+from vermilion.serving.wire.tokenize_bodies import DetokenizeBody, TokenizeBody
 
 _NO_SAMPLING = {"model", "messages", "stream", "stream_options", "diffusing"}
 _FEATURES = ("tools",)

@@ -16,6 +16,7 @@ from vermilion.serving.wire.openai_bodies import (
     Message,
     OfferedTool,
 )
+from vermilion.serving.wire.sampling_ranges import NumLogprobs
 
 _OURS = {
     "num_predict": "max_tokens",
@@ -69,7 +70,7 @@ class OllamaAsk(BaseModel):
     )
 
     logprobs: bool | None = Field(None, description="Send each token's log probability.")
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each.")
+    top_logprobs: NumLogprobs = Field(None, description="So many likeliest tokens beside each.")
 
     def settings(self, context_length: int) -> dict[str, Any]:
         """Fields of our own bodies."""

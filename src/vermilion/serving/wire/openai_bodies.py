@@ -8,9 +8,19 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from vermilion.decoding.decoders import described
+from vermilion.serving.wire.sampling_ranges import (
+    FrequencyPenalty,
+    LogitBias,
+    MinP,
+    NumLogprobs,
+    PresencePenalty,
+    RepetitionPenalty,
+    Temperature,
+    TopP,
+)
 
 MOST_STOPS = 64
 MOST_CHOICES = 8
@@ -185,14 +195,12 @@ class Generation(BaseModel):
     stop_repetition: bool | None = Field(
         None, description="False lets an answer repeat itself to its limit; it is stopped otherwise."
     )
-    temperature: FiniteFloat | None = Field(
-        None, ge=0, le=2, description="0, the default, takes the likeliest token; higher is more varied."
+    temperature: Temperature = Field(
+        None, description="0, the default, takes the likeliest token; higher is more varied."
     )
-    top_p: FiniteFloat | None = Field(None, ge=0, le=1, description="Sample from this share of probability.")
+    top_p: TopP = Field(None, description="Sample from this share of probability.")
     top_k: int | None = Field(None, ge=-1, description="Sample from so many tokens; 0 or -1: no limit.")
-    min_p: FiniteFloat | None = Field(
-        None, ge=0, le=1, description="Leave out tokens less likely than this share of the likeliest."
-    )
+    min_p: MinP = Field(None, description="Leave out tokens less likely than this share of the likeliest.")
     seed: int | None = Field(
         None, ge=-(2**63), lt=2**63, description="Same seed, same answer; the i-th choice uses seed + i."
     )
@@ -200,12 +208,12 @@ class Generation(BaseModel):
         None, max_length=MOST_STOPS, description="The answer ends before any of these strings."
     )
     n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="How many answers.")
-    presence_penalty: FiniteFloat | None = Field(None, ge=-2, le=2, description=_PENALTY + "already used.")
-    frequency_penalty: FiniteFloat | None = Field(None, ge=-2, le=2, description=_PENALTY + "per use.")
-    repetition_penalty: FiniteFloat | None = Field(
-        None, gt=0, le=10, description="Divides the score of tokens already used; 1 is none."
+    presence_penalty: PresencePenalty = Field(None, description=_PENALTY + "already used.")
+    frequency_penalty: FrequencyPenalty = Field(None, description=_PENALTY + "per use.")
+    repetition_penalty: RepetitionPenalty = Field(
+        None, description="Divides the score of tokens already used; 1 is none."
     )
-    logit_bias: dict[str, Annotated[FiniteFloat, Field(ge=-100, le=100)]] | None = Field(
+    logit_bias: dict[str, LogitBias] | None = Field(
         None, description="Token id -> what is added to its score."
     )
     stream: bool | None = Field(None, description="Send the answer as server-sent events.")
@@ -296,7 +304,7 @@ class ChatBody(Generation):
     logprobs: bool | None = Field(
         None, description="Send each token's log probability, confidence and the pass it settled in."
     )
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each.")
+    top_logprobs: NumLogprobs = Field(None, description="So many likeliest tokens beside each.")
     tools: list[OfferedTool] | None = Field(None, max_length=256, description="Functions it may call.")
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = Field(
         None, description="`required` and a named function are held to by a grammar."
@@ -362,38 +370,10 @@ class CompletionBody(Generation):
     best_of: int | None = Field(
         None, ge=1, le=MOST_CHOICES, description="Make so many answers; `n` of the likeliest are sent."
     )
-    logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each token.")
+    logprobs: NumLogprobs = Field(None, description="So many likeliest tokens beside each token.")
 
     @property
     def prompts(self) -> list[str | list[int]]:
         """One or several."""
         several = isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int)
         return self.prompt if several else [self.prompt]  # type: ignore[list-item,return-value]
-
-
-class TokenizeBody(BaseModel):
-    """Body of POST /v1/tokenize: one of three kinds of text."""
-
-    model_config = WIRE
-
-    model: str | None = Field(None, description="Id or alias of a served model; the only one if left out.")
-    prompt: str | None = Field(None, description="Text to count.")
-    content: str | None = Field(None, description="The same, as clients of llama.cpp name it.")
-    messages: list[Message] | None = Field(
-        None, max_length=MAX_MESSAGES, description="A conversation, through the chat template."
-    )
-    return_token_strs: bool | None = Field(None, description="Send each token's text as well.")
-    with_pieces: bool | None = Field(None, description="llama.cpp's: a list of `id` and `piece`.")
-
-    @property
-    def text(self) -> str:
-        return self.prompt if self.prompt is not None else self.content or ""
-
-
-class DetokenizeBody(BaseModel):
-    """Body of POST /v1/detokenize."""
-
-    model_config = WIRE
-
-    model: str | None = Field(None, description="Id or alias of a served model; the only one if left out.")
-    tokens: list[int] = Field(description="Token ids.")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from vermilion.errors import BadRequest
 from vermilion.serving.wire.content_blocks import blocks_text
@@ -30,6 +30,13 @@ from vermilion.serving.wire.responses_tools import (
     chosen,
     custom_arguments,
     flattened,
+)
+from vermilion.serving.wire.sampling_ranges import (
+    FrequencyPenalty,
+    NumLogprobs,
+    PresencePenalty,
+    Temperature,
+    TopP,
 )
 
 LOGPROBS = "message.output_text.logprobs"
@@ -111,15 +118,15 @@ class ResponsesBody(BaseModel):
     )
     instructions: str | None = Field(None, description="A system message before the input.")
     max_output_tokens: int | None = Field(None, ge=1, description="Longest answer; cut to what fits.")
-    temperature: FiniteFloat | None = Field(None, ge=0, le=2, description="0, the default, is exact.")
-    top_p: FiniteFloat | None = Field(None, ge=0, le=1, description="Sample from this share of probability.")
-    presence_penalty: FiniteFloat | None = Field(
-        None, ge=-2, le=2, description="Taken off the logits of tokens that stand in the answer."
+    temperature: Temperature = Field(None, description="0, the default, is exact.")
+    top_p: TopP = Field(None, description="Sample from this share of probability.")
+    presence_penalty: PresencePenalty = Field(
+        None, description="Taken off the logits of tokens that stand in the answer."
     )
-    frequency_penalty: FiniteFloat | None = Field(
-        None, ge=-2, le=2, description="The same, for each time that a token stands there."
+    frequency_penalty: FrequencyPenalty = Field(
+        None, description="The same, for each time that a token stands there."
     )
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="So many likeliest tokens beside each.")
+    top_logprobs: NumLogprobs = Field(None, description="So many likeliest tokens beside each.")
     include: list[str] | None = Field(None, max_length=64, description=f"`{LOGPROBS}`; others do nothing.")
     stream: bool | None = Field(None, description="Send the answer as server-sent events.")
     tools: list[ResponseTool] | None = Field(
