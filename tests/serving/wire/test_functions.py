@@ -116,3 +116,22 @@ async def test_a_refusal_in_the_history_is_text(client: httpx.AsyncClient, backe
     said = {"role": "assistant", "content": [{"type": "refusal", "refusal": "Never."}]}
     await ask(client, messages=[QUESTION, said, QUESTION])
     assert prompt(backend) == "user:hi\nassistant:Never.\nuser:hi\n"
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+async def test_only_allowed_tools_are_offered(
+    client: httpx.AsyncClient, backend: FakeBackend, mode: str
+) -> None:
+    other = {"type": "function", "function": {"name": "other", "parameters": {"type": "object"}}}
+    allowed = {"mode": mode, "tools": [{"type": "function", "function": {"name": "weather"}}]}
+    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    await ask(client, tools=[TOOL, other], tool_choice=choice)
+    assert "weather" in prompt(backend) and "other" not in prompt(backend)
+    grammar = backend.requests[-1].grammar
+    assert (grammar is not None and "weather" in grammar.text) is (mode == "required")
+    allowed["tools"] = [{"type": "function", "function": {"name": "unknown"}}]
+    reply = await client.post(
+        "/v1/chat/completions", json={"messages": [QUESTION], "tools": [TOOL], "tool_choice": choice}
+    )
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "tool_choice.allowed_tools.tools"

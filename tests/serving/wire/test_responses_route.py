@@ -192,7 +192,7 @@ async def test_a_response_has_every_field_that_open_responses_demands(client: ht
         "instructions": "Be brief.",
         "store": False,
     }
-    body = await ask(client, **given, service_tier="flex", truncation="auto")
+    body = await ask(client, **given, service_tier="flex")
     assert all(isinstance(body[name], kind) for name, kind in RESOURCE.items())
     assert {name: body[name] for name in given} == given
     assert body["completed_at"] >= body["created_at"]
@@ -404,3 +404,53 @@ async def test_a_prompt_that_is_too_long_is_an_event_of_a_stream(client: httpx.A
     failed = json.loads(frames[2][2])["response"]
     assert (failed["status"], failed["error"]["code"]) == ("failed", "context_length_exceeded")
     assert failed["error"]["message"] == error["message"]
+
+
+async def test_what_a_kept_response_answered_can_be_listed(client: httpx.AsyncClient) -> None:
+    first = await ask(client, input="one")
+    called = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+    returned = {"type": "function_call_output", "call_id": "c1", "output": "42"}
+    more = [{"role": "user", "content": "two", "id": "msg_2"}, called, returned]
+    second = await ask(client, input=more, previous_response_id=first["id"])
+    path = f"/v1/responses/{second['id']}/input_items"
+    whole = (await client.get(path, params={"order": "asc"})).json()
+    said = [(row["type"], row.get("role"), row.get("call_id")) for row in whole["data"]]
+    assert said == [
+        ("message", "user", None),
+        ("message", "assistant", None),
+        ("message", "user", None),
+        ("function_call", None, "c1"),
+        ("function_call_output", None, "c1"),
+    ]
+    assert whole["data"][0]["content"] == [{"type": "input_text", "text": "one"}]
+    assert whole["data"][2]["id"] == "msg_2" and len({row["id"] for row in whole["data"]}) == 5
+    last = (await client.get(path, params={"limit": 2})).json()
+    assert last["data"] == whole["data"][:2:-1] and last["has_more"]
+    rest = (await client.get(path, params={"after": last["last_id"]})).json()
+    assert rest["data"] == whole["data"][2::-1] and not rest["has_more"]
+    assert (await client.get("/v1/responses/resp_none/input_items")).status_code == 404
+    official = openai.AsyncOpenAI(
+        base_url="http://localhost/v1", api_key="x", http_client=client, max_retries=0
+    )
+    items = await official.responses.input_items.list(second["id"], order="asc")
+    assert [item.type for item in items.data] == [row["type"] for row in whole["data"]]
+
+
+async def test_the_oldest_turns_go_where_the_request_says_so(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    turns = [
+        {"role": role, "content": f"{number}{role[0]} " + "x" * 30}
+        for number in range(5)
+        for role in ("user", "assistant")
+    ][:-1]
+    asked = {"input": turns, "instructions": "Be kind.", "max_output_tokens": 64}
+    refused = await client.post("/v1/responses", json=asked)
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "context_length_exceeded"
+    body = await ask(client, **asked, truncation="auto")
+    assert body["truncation"] == "auto" and body["status"] == "completed"
+    text = prompt(backend)
+    # 256 tokens, a quarter of them for the answer; a turn of the user's comes first.
+    assert text.startswith("system:Be kind.\nuser:3u ") and "4u" in text and len(text) <= 192
+    short = await ask(client, input="hi", truncation="auto")
+    assert prompt(backend) == "user:hi\n" and short["truncation"] == "auto"

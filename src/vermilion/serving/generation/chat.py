@@ -21,7 +21,7 @@ from vermilion.serving.http.notices import note_ignored
 from vermilion.serving.remote.remote_errors import UpstreamCannot
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.wire.mercury_bodies import untemplated
-from vermilion.serving.wire.openai_bodies import ChatBody, CompletionBody, Message, NamedTool
+from vermilion.serving.wire.openai_bodies import ChatBody, CompletionBody, Message, NamedTool, ToolsChoice
 from vermilion.serving.wire.tokenize_bodies import TokenizeBody
 from vermilion.types import ModelInfo, Request
 
@@ -116,6 +116,7 @@ def toolbox(body: ChatBody, config: ServeConfig, model: ModelInfo) -> Toolbox | 
         for tool in (offer.function for offer in body.tools or ())
     ]
     wanted = body.tool_choice
+    assert not isinstance(wanted, ToolsChoice), "with_tools says it in other words"
     name = wanted.function.name if isinstance(wanted, NamedTool) else wanted
     known = [tool.name for tool in tools]
     if isinstance(wanted, NamedTool) and name not in known:

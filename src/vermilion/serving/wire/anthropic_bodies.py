@@ -12,6 +12,7 @@ from vermilion.errors import BadRequest
 from vermilion.serving.http.notices import note_ignored
 from vermilion.serving.http.parsing import convert
 from vermilion.serving.wire.content_blocks import block_text, blocks_text
+from vermilion.serving.wire.lenient_values import flatten_content
 from vermilion.serving.wire.openai_bodies import (
     MAX_MESSAGES,
     MOST_STOPS,
@@ -27,7 +28,6 @@ from vermilion.serving.wire.openai_bodies import (
     ResponseFormat,
     TextPart,
     ToolFunction,
-    flatten_content,
 )
 from vermilion.serving.wire.sampling_ranges import Temperature, TopP
 

@@ -5,12 +5,20 @@ A field that is null or left out takes its default in `generation/`. The descrip
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from vermilion.decoding.decoders import described
+from vermilion.errors import BadParameter
+from vermilion.serving.wire.lenient_values import (
+    as_json,
+    flatten_content,
+    list_stops,
+    listed_prompts,
+    single_prompt,
+    without_limit,
+)
 from vermilion.serving.wire.sampling_ranges import (
     FrequencyPenalty,
     LogitBias,
@@ -26,68 +34,7 @@ MOST_STOPS = 64
 MOST_CHOICES = 8
 MAX_MESSAGES = 4096
 """Of a conversation, in every protocol's names for them."""
-NO_LIMIT = 2**31 - 1
-"""More tokens than any context has room for."""
-_TEXT_PARTS = ("text", "input_text", "output_text", None)
 _PENALTY = "Lowers (above 0) or raises the score of tokens "
-
-
-def flatten_content(content: object) -> object:
-    """Text of a content that is null, a string, or a list of text parts, in every face's names of them.
-
-    Raises ValueError for a picture or another part that is no text, naming it.
-    """
-    if content is None:
-        return ""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for part in content:
-        kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        text = part.get("text") if isinstance(part, dict) else part
-        if kind == "refusal" and isinstance(part, dict):
-            kind, text = "text", part.get("refusal")
-        if kind not in _TEXT_PARTS:
-            raise ValueError(f"a part of type {kind!r:.40} cannot be read; this model reads only text")
-        if not isinstance(text, str):
-            raise ValueError('a part must be {"type": "text", "text": "..."}')
-        texts.append(text)
-    return "".join(texts)
-
-
-def list_stops(stop: object) -> object:
-    """A list of stop strings from a string, a list or null; empty ones, which nothing could end at, go."""
-    stops = [stop] if isinstance(stop, str) else stop
-    return [text for text in stops if text != ""] if isinstance(stops, list) else stops
-
-
-def listed_prompts(prompt: object) -> object:
-    """One prompt, or a list of several; a list of token ids is a prompt itself."""
-    if isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int):
-        return [single_prompt(one) for one in prompt]
-    return single_prompt(prompt)
-
-
-def single_prompt(prompt: object) -> object:
-    """The one prompt out of a list of one; a list of token ids is a prompt itself."""
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
-        prompt = prompt[0]
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, list) and all(type(token) is int for token in prompt):
-        return prompt
-    raise ValueError("must be a string, a list of one string, or a list of token ids")
-
-
-def without_limit(limit: object) -> object:
-    """What is meant by a limit of -1."""
-    return NO_LIMIT if type(limit) in (int, float) and limit == -1 else limit
-
-
-def as_json(arguments: object) -> object:
-    """Arguments of a call as text; some clients send the object itself."""
-    return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else arguments
-
 
 WIRE = ConfigDict(strict=True, extra="ignore", frozen=True)
 """No conversion between types, nothing unknown refused."""
@@ -291,6 +238,22 @@ class NamedTool(BaseModel):
     function: NamedFunction
 
 
+class AllowedTools(BaseModel):
+    """Those of the tools that may, or must, be called."""
+
+    model_config = WIRE
+
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[NamedTool] = Field(max_length=256)
+
+
+class ToolsChoice(BaseModel):
+    model_config = WIRE
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 Effort = Literal["none", "minimal", "instant", "low", "medium", "high", "xhigh"]
 
 
@@ -306,8 +269,8 @@ class ChatBody(Generation):
     )
     top_logprobs: NumLogprobs = Field(None, description="So many likeliest tokens beside each.")
     tools: list[OfferedTool] | None = Field(None, max_length=256, description="Functions it may call.")
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = Field(
-        None, description="`required` and a named function are held to by a grammar."
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | ToolsChoice | None = Field(
+        None, description="`required`, a named function and `allowed_tools` are held to by a grammar."
     )
     parallel_tool_calls: bool | None = Field(None, description="Whether one answer may hold several calls.")
     functions: list[ToolFunction] | None = Field(
@@ -334,7 +297,18 @@ class ChatBody(Generation):
 
     @property
     def with_tools(self) -> ChatBody:
-        """The same with the earlier form of tools in the present one: at most one call."""
+        """The same with the earlier form of tools in the present one, at most one call, and with the allowed
+        tools alone. Raises `BadParameter`."""
+        if isinstance(self.tool_choice, ToolsChoice):
+            allowed = self.tool_choice.allowed_tools
+            offers = {tool.function.name: tool for tool in self.tools or ()}
+            names = [tool.function.name for tool in allowed.tools]
+            for name in names:
+                if name not in offers:
+                    known = ", ".join(offers) or "no name: there are no tools"
+                    raise BadParameter("tool_choice.allowed_tools.tools", name, known)
+            tools = [tool for name, tool in offers.items() if name in names]
+            return self.model_copy(update={"tools": tools, "tool_choice": allowed.mode})
         if not self.names_functions:
             return self
         choice = self.function_call

@@ -42,6 +42,8 @@ class StoredResponse:
     """The response as it was sent."""
     conversation: tuple[Item, ...]
     """All before it, and what it said."""
+    num_said: int = 0
+    """Items at the end of the conversation that it said."""
 
     @property
     def size_bytes(self) -> int:

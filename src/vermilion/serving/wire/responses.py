@@ -9,13 +9,14 @@ from typing import Any
 from fastapi.responses import Response
 
 from vermilion.errors import ContextLengthExceeded, VermilionError
-from vermilion.serving.generation import chat
+from vermilion.serving.generation import chat, parameters
 from vermilion.serving.generation.tool_calls import ArgumentsDelta, Piece, ToolCall, ToolCallStart
 from vermilion.serving.generation.tools import Toolbox
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import Route
 from vermilion.serving.http.sse import EVENT_STREAM
+from vermilion.serving.jobs.pagination import page
 from vermilion.serving.wire.openai_replies import scored
 from vermilion.serving.wire.openai_streams import DONE, KEEP_ALIVE
 from vermilion.serving.wire.response_store import StoredResponse
@@ -23,6 +24,7 @@ from vermilion.serving.wire.responses_bodies import Item, ResponsesBody
 from vermilion.serving.wire.responses_items import (
     Tools,
     call_item,
+    input_row,
     message_item,
     new_id,
     output_of,
@@ -170,7 +172,8 @@ def _keeper(context: RequestContext, body: ResponsesBody) -> Keep:
         if body.store is not False:
             said = [Item.model_validate(item) for item in response["output"]]
             content = json.dumps(response, ensure_ascii=False).encode("utf-8", "replace")
-            store.put(owner, StoredResponse(response["id"], content, (*body.input, *said)))
+            conversation = (*body.input, *said)
+            store.put(owner, StoredResponse(response["id"], content, conversation, len(said)))
 
     return keep
 
@@ -181,9 +184,34 @@ def _whole_input(context: RequestContext, body: ResponsesBody) -> ResponsesBody:
     return body.model_copy(update={"input": store.conversation(owner, body.previous_response_id, body.input)})
 
 
+async def _fitting(context: RequestContext, body: ResponsesBody) -> ResponsesBody:
+    """`body` from the first of the user's messages on with which it leaves room for its answer, a quarter of
+    the context at most; the last one where none does."""
+    model, config = context.model, context.service.config
+    limit = body.max_output_tokens or parameters.default_limit(config, model)
+    most = model.context_length - min(limit, model.context_length // 4)
+
+    async def fits(shorter: ResponsesBody) -> bool:
+        try:
+            asked = await context.offload(lambda: shorter.chat)
+            return len(await chat.chat_prompt(asked, context.served, config)) <= most
+        except ContextLengthExceeded:
+            return False
+
+    starts = [0, *(at for at in body.turns if at)]
+    low, high = 0, len(starts) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if await fits(body.since(starts[middle])) else (middle + 1, high)
+    return body.since(starts[low])
+
+
 async def responses(context: RequestContext, body: ResponsesBody) -> Response:
     body = _whole_input(context, body)
     asked = await context.offload(lambda: body.chat)
+    if body.truncation == "auto":
+        body = await _fitting(context, body)
+        asked = await context.offload(lambda: body.chat)
     id, config = new_id("resp"), context.service.config
     tools = {tool.function.name: tool for tool in body.flat_tools}
     box = chat.toolbox(asked, config, context.model)
@@ -211,6 +239,13 @@ async def responses(context: RequestContext, body: ResponsesBody) -> Response:
 async def retrieve(context: RequestContext, response_id: str) -> Response:
     stored = context.service.responses.get(context.service.owner(), response_id)
     return Response(stored.body, media_type="application/json")
+
+
+async def input_items(context: RequestContext, response_id: str) -> Response:
+    stored = context.service.responses.get(context.service.owner(), response_id)
+    given = stored.conversation[: len(stored.conversation) - stored.num_said]
+    rows = [input_row(item, f"{response_id}-{number}") for number, item in enumerate(given)]
+    return json_response(page(context.http, rows, most=100, usual=20))
 
 
 async def delete(context: RequestContext, response_id: str) -> Response:
@@ -249,6 +284,19 @@ COUNT = operation(
     {"object": "response.input_tokens", "input_tokens": 37},
 )
 RETRIEVE = operation("generation", "A response that is kept", "404 once it is kept no more.", None, _EXAMPLE)
+INPUT_ITEMS = operation(
+    "generation",
+    "What a kept response answered",
+    "The items of its conversation, in pages: `limit`, `after`, `order`; the latest first.",
+    None,
+    {
+        "object": "list",
+        "data": [input_row(Item(content="Hi"), "resp_4f2a-0")],
+        "first_id": "resp_4f2a-0",
+        "last_id": "resp_4f2a-0",
+        "has_more": False,
+    },
+)
 DELETE = operation(
     "generation",
     "Forget a response",
@@ -260,5 +308,6 @@ ROUTES = (
     Route("POST", "/v1/responses", responses, RESPONSES, ResponsesBody),
     Route("POST", "/v1/responses/input_tokens", input_tokens, COUNT, ResponsesBody),
     Route("GET", "/v1/responses/{response_id}", retrieve, RETRIEVE, needs_model=False),
+    Route("GET", "/v1/responses/{response_id}/input_items", input_items, INPUT_ITEMS, needs_model=False),
     Route("DELETE", "/v1/responses/{response_id}", delete, DELETE, needs_model=False),
 )

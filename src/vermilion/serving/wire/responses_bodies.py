@@ -145,6 +145,9 @@ class ResponsesBody(BaseModel):
     previous_response_id: str | None = Field(
         None, max_length=128, description="Go on from this stored response; its instructions are not kept."
     )
+    truncation: Literal["auto", "disabled"] | None = Field(
+        None, description="`auto` leaves out the oldest items of a conversation that does not fit."
+    )
     background: bool | None = Field(None, description="Refused: an answer comes on its own connection.")
     metadata: dict[str, str] | None = Field(None, description="Repeated in the reply.")
     safety_identifier: str | None = Field(None, max_length=64, description="Repeated in the reply.")
@@ -199,6 +202,16 @@ class ResponsesBody(BaseModel):
                 )
             },
         )
+
+    @property
+    def turns(self) -> list[int]:
+        """Where the messages of the user's stand in the input."""
+        items = enumerate(self.input)
+        return [at for at, item in items if item.type == "message" and item.role == "user"]
+
+    def since(self, at: int) -> ResponsesBody:
+        """The same without the items before."""
+        return self.model_copy(update={"input": self.input[at:]})
 
     def _messages(self) -> list[Message]:
         messages = [Message(role="system", content=self.instructions)] if self.instructions else []

@@ -10,7 +10,7 @@ from typing import Any
 from vermilion.serving.generation.choices import Choice, repeated
 from vermilion.serving.generation.tools import Toolbox, read_calls
 from vermilion.serving.wire.openai_replies import scored
-from vermilion.serving.wire.responses_bodies import ResponsesBody
+from vermilion.serving.wire.responses_bodies import Item, ResponsesBody
 from vermilion.serving.wire.responses_tools import ChosenTool, FlatTool, HostedTool, custom_input
 from vermilion.types import Finish, TokenInfo, Usage
 
@@ -33,6 +33,18 @@ def response_body(
         "output": output,
         "usage": usage_body(finish.usage) if finish else None,
     }
+
+
+def input_row(item: Item, id: str) -> dict[str, Any]:
+    """An item of a conversation as its list shows it; `id` is for one that came without."""
+    row = {"id": item.id or id, "type": item.type, "status": "completed"}
+    if item.type == "message":
+        kind = "output_text" if item.role == "assistant" else "input_text"
+        more: dict[str, list[Any]] = {"annotations": []} if item.role == "assistant" else {}
+        return {**row, "role": item.role, "content": [{"type": kind, "text": item.content, **more}]}
+    said = {"function_call": "arguments", "custom_tool_call": "input"}.get(item.type, "output")
+    named = {} if said == "output" else {"name": item.name}
+    return {**row, "call_id": item.call_id, **named, said: getattr(item, said)}
 
 
 def settings(id: str, model: str, body: ResponsesBody) -> dict[str, Any]:
@@ -64,7 +76,7 @@ def settings(id: str, model: str, body: ResponsesBody) -> dict[str, Any]:
         "tools": [tool.model_dump() for tool in body.tools or () if not isinstance(tool, HostedTool)],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,
-        "truncation": "disabled",
+        "truncation": body.truncation or "disabled",
     }
 
 
