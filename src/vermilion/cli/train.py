@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _EVERY = 50
 """Steps between two lines where there is no terminal."""
-_SHOWN = ("loss", "right", "block_length", "accepted", "held_out_next")
+_SHOWN = ("loss", "right", "block_length", "accepted", "tokens_per_cycle", "held_out_next")
 
 Change = Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. steps=200; repeatable.")]
 
@@ -27,13 +27,23 @@ def convert(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, such as recipes/toy.toml.")],
     change: Change = None,
 ) -> None:
-    """Turn a causal model into a diffusion model. Ctrl-C saves; the same command resumes."""
+    """Turn a causal model into a diffusion model, or train a drafter for it. Ctrl-C saves; the same command
+    resumes."""
     from vermilion.training import convert as conversion
     from vermilion.training.recipe import Recipe
 
-    settings = build(Recipe, conversion.with_defaults(merge(read(recipe), change or ())))
-    with _reporter() as on_step:
-        folder, progress = conversion.convert(settings, on_step)
+    given = merge(read(recipe), change or ())
+    if given.get("method") == "drafter":
+        from vermilion.training.drafter_recipe import DrafterRecipe
+        from vermilion.training.drafter_run import train_drafter
+
+        drafter_settings = build(DrafterRecipe, given)
+        with _reporter() as on_step:
+            folder, progress = train_drafter(drafter_settings, on_step)
+    else:
+        settings = build(Recipe, conversion.with_defaults(given))
+        with _reporter() as on_step:
+            folder, progress = conversion.convert(settings, on_step)
     _finished(folder, progress)
 
 

@@ -47,6 +47,8 @@ class Decoder:
         """Whether it is defined for models that denoise so."""
         if self.program == "speculative":
             return traits.has_next_token
+        if not traits.denoises:
+            return False
         if self.program == "blocks":
             return traits.noise == "mask" and traits.canvas == "bidirectional"
         return traits.noise == "uniform" if self.program == "renoising" else traits.canvas == "causal"

@@ -87,7 +87,7 @@ class Speculative(Program):
         if decoding.decoder == "ar":
             return 0
         nodes = max(decoding.draft_nodes, decoding.lookup)
-        if self.traits.drafter:
+        if self.traits.drafter or not self.traits.denoises:
             return nodes + self.traits.drafter
         return nodes + max(1, min(decoding.branches, nodes + 1)) * decoding.block_length
 
@@ -142,7 +142,7 @@ class Speculative(Program):
 
         Its rows stand behind the settled text: the last token, whose base row has not run yet, then masks.
         """
-        settled, mask = len(self.tokens), self.traits.mask_token_id
+        settled, mask = len(self.tokens), max(0, self.traits.mask_token_id)
         if not self._wants_drafts or (budget is not None and budget.hopeless):
             return None
         # A draft for the answer's last position saves no pass: the base gives that token anyway.
@@ -193,7 +193,8 @@ class Speculative(Program):
 
     def _ends(self) -> tuple[int, ...]:
         """Outcomes of this pass to draft behind."""
-        if self.task.decoding.decoder == "ar" or self._hopeless or self.traits.drafter:
+        decoder, traits = self.task.decoding.decoder, self.traits
+        if decoder == "ar" or self._hopeless or traits.drafter or not traits.denoises:
             return ()
         return likeliest_ends(self._verifying, self.task.decoding.branches) if self._verifying else (-1,)
 

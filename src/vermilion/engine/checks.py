@@ -88,6 +88,12 @@ def _check_grammar(request: Request, model: ModelInfo, traits: Traits) -> None:
 def _check_canvas(request: Request, model: ModelInfo, traits: Traits) -> None:
     """What the canvases of this kind of model have no meaning for."""
     gap = "suffix" if request.suffix else "prompt" if request.seeds is not None else ""
+    if gap and not traits.denoises:
+        raise BadRequest(
+            f"{model.id} has no denoiser, so it only continues texts and fills no gaps.",
+            gap,
+            "unsupported_parameter",
+        )
     if gap and traits.noise == "uniform":
         raise BadRequest(
             f"{model.id} has no mask that would keep a place open, so it fills no gaps.",

@@ -57,8 +57,6 @@ def load_model(name: str, config: EngineConfig, denoiser: Path | None = None) ->
     if denoiser is not None:
         files = replace(files, adapter=denoiser)
     spec = spec_of(files)
-    if spec.is_autoregressive:
-        raise ModelFileError(f"{name} is an autoregressive model; convert it to a diffusion model first.")
     tokenizer = catalog.tokenizer_of(files)
     opened = _native if _chosen_backend(config, spec) == "native" else _on_torch
     engine = opened(files, spec, tokenizer, config)

@@ -130,6 +130,7 @@ def fresh(
         for index, layer in enumerate(drafter.plain_layers):
             copy_layer(layer, base, f"model.layers.{first + index}.", entry_H)
         drafter.norm.weight.copy_(base["model.norm.weight"])
+        drafter.mask_embedding.copy_(base["model.embed_tokens.weight"].mean(0))
     head = DraftHead.fresh(size, shape.rank, seed)
     head.requires_grad_(True)
     drafter.head = head

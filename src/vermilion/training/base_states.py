@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from vermilion.data.corpus import Corpus
 from vermilion.errors import ConfigError
@@ -76,6 +77,11 @@ class StateFolder:
     @property
     def num_tokens(self) -> int:
         return int(self._documents[-1, 0]) if len(self) else 0
+
+    def counts(self, vocab_size: int) -> NDArray[np.int64]:
+        """How often the texts hold each token."""
+        tokens = np.fromfile(self._folder / "tokens", "<u4")
+        return np.bincount(tokens, minlength=vocab_size).astype(np.int64)
 
     def extend(self, corpus: Corpus, states: States, batch_tokens: int, max_length: int) -> Iterator[int]:
         """Append the texts of `corpus` that are not there yet; yields how many are."""

@@ -134,7 +134,7 @@ def block_states(
     x_AKH[:, 0] = frozen.embedding.rows(text.ids_L[anchors_A])
     x_RH = x_AKH.flatten(0, 1)
     positions_R = position_AK.flatten()
-    context_LH = drafter.context(text.tapped_LTH)
+    context_LH = drafter.context(text.tapped_LTH.to(drafter.norm.weight.dtype))
     own = drafter.shape.num_layers
     where_L = torch.arange(len(context_LH))
     keys = drafter.keys_values(context_LH, frozen.rotary.at(where_L, x_RH.dtype)[-own:])

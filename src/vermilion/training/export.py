@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from vermilion.models.build import base_tensors, build, published
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.configuration import hugging_face_config, spec_of
 from vermilion.models.denoiser_file import DenoiserFile, Weights
+from vermilion.models.families import ModelSpec
 from vermilion.models.lora_folder import PEFT_PREFIX
 from vermilion.models.transformer import Transformer
 from vermilion.training.distributed import World, whole
@@ -64,15 +65,7 @@ def write_model(run: Run, files: ModelFiles, world: World) -> Path:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     changed = run.recipe.trains_clean
-    for pattern in _SIDE_FILES:
-        for path in files.text_folder.glob(pattern):
-            stale = changed and (path.suffix == ".safetensors" or path.name.endswith(".index.json"))
-            if not stale and not path.name.endswith(".verified.json"):
-                shutil.copy(path, draft)
-    spec = spec_of(replace(files, adapter=None))
-    if files.kind == "gguf":
-        config = hugging_face_config(spec)
-        (draft / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    spec = _copy_side_files(files, draft, weights=not changed)
     if changed:
         tensors = hugging_face_tensors(run.model)
         if run.recipe.method != "lora" and not run.adapter.traits.gated:
@@ -89,6 +82,36 @@ def write_model(run: Run, files: ModelFiles, world: World) -> Path:
     elif files.adapter is not None:
         shutil.copytree(files.adapter, draft / "adapter")
     return settle(draft, folder, world)
+
+
+def model_with(files: ModelFiles, output: Path, write_beside: Callable[[Path], None]) -> Path:
+    """OUTPUT/model: a base as it is, with what is beside it and what `write_beside` puts into that folder."""
+    folder, draft = output / "model", output / ".model.partial"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    _copy_side_files(files, draft, weights=True)
+    if files.kind == "gguf":
+        base = build(replace(files, adapter=None)).model
+        save_file(hugging_face_tensors(base), draft / "model.safetensors")
+    if files.adapter is not None:
+        shutil.copytree(files.adapter, draft / "adapter")
+    write_beside(draft / "adapter")
+    shutil.rmtree(folder, ignore_errors=True)
+    return draft.replace(folder)
+
+
+def _copy_side_files(files: ModelFiles, draft: Path, *, weights: bool) -> ModelSpec:
+    """Descriptions, tokenizer and, where they are safetensors and wanted, weights of a base; its spec."""
+    for pattern in _SIDE_FILES:
+        for path in files.text_folder.glob(pattern):
+            stale = not weights and (path.suffix == ".safetensors" or path.name.endswith(".index.json"))
+            if not stale and not path.name.endswith(".verified.json"):
+                shutil.copy(path, draft)
+    spec = spec_of(replace(files, adapter=None))
+    if files.kind == "gguf":
+        config = hugging_face_config(spec)
+        (draft / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return spec
 
 
 def settle(draft: Path, folder: Path, world: World) -> Path:

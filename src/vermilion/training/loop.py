@@ -96,7 +96,7 @@ def _steps(work: _Work, progress: Progress, resumed: bool, tell: OnStep) -> Prog
     recipe, world = work.run.recipe, work.world
     started, before = time.monotonic(), progress.seconds
     saved = progress.step if resumed else -1
-    with _stop_signals() as received:
+    with stop_signals() as received:
         stopped = False
         while not stopped and not _is_over(work, progress):
             figures, progress = _step(work, progress)
@@ -235,7 +235,7 @@ def _tell(log: Records | None, on_step: OnStep, figures: Mapping[str, float]) ->
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """A list that gets the number of the first stop signal; a second one ends the process as usual."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -9,7 +9,7 @@ from typing import Any
 from vermilion.models.families.architecture import Architecture, LayerKind
 from vermilion.models.families.family_presets import MAX_BLOCK_LENGTH, Presets, default_preset, presets_for
 from vermilion.models.families.names import GGUF, LLAMA, TensorNames
-from vermilion.models.families.traits import AUTOREGRESSIVE, Traits
+from vermilion.models.families.traits import Traits
 
 Config = Mapping[str, Any]
 """The contents of a config.json."""
@@ -116,7 +116,7 @@ class ModelSpec:
 
     @property
     def presets(self) -> Presets:
-        """Its decodings by name; empty for an autoregressive model without a denoiser."""
+        """Its decodings by name."""
         if not self.family.presets:
             return presets_for(self.traits, self.block_length)
         longest = self.block_length or MAX_BLOCK_LENGTH
@@ -132,4 +132,4 @@ class ModelSpec:
     @property
     def is_autoregressive(self) -> bool:
         """Whether it has no denoiser."""
-        return self.traits.noise == "mask" and self.traits.mask_token_id == AUTOREGRESSIVE.mask_token_id
+        return not self.traits.denoises

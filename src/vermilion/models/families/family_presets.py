@@ -63,7 +63,8 @@ RENOISING: Presets = MappingProxyType(
 def presets_for(traits: Traits, block_length: int = 0) -> Presets:
     """The presets of a model with these traits, whose denoiser was trained on blocks of this length."""
     if traits.has_next_token:
-        return WITH_BASE
+        guesses = traits.denoises or traits.drafter
+        return WITH_BASE if guesses else {name: WITH_BASE[name] for name in ("ar", "lossless")}
     return canvas_presets(traits.block_grid or (block_length if traits.context == "causal" else 0) or _WINDOW)
 
 

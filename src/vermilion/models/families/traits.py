@@ -42,6 +42,11 @@ class Traits:
     drafter: int = 0
 
     @property
+    def denoises(self) -> bool:
+        """Whether it can say what stands at a position that is not settled."""
+        return self.noise != "mask" or self.mask_token_id != NO_MASK_ID
+
+    @property
     def has_next_token(self) -> bool:
         """Whether clean rows are an AR model, so that `ar`, `lossless` and revision are possible."""
         return self.context == "causal" and (self.shift or self.next_token)
