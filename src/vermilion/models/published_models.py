@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vermilion.config import build
-from vermilion.models.families import FAMILIES, Architecture, Experts, Family, LayerKind
+from vermilion.models.families import AUTOREGRESSIVE, FAMILIES, Architecture, Experts, Family, LayerKind
 from vermilion.models.families.family_presets import default_preset, presets_for
 from vermilion.models.memory import Format, cache_bytes_per_token, num_parameters, weight_bytes
 
@@ -77,18 +77,18 @@ class PublishedModel:
         family, architecture = self.family_row, self.architecture
         if family is None:
             return f"models of family {self.family} are not read"
-        if family.traits is None:
-            return "an autoregressive model; convert it first (vermilion convert)"
         needs = list(architecture.beyond_backbone()) if architecture is not None else []
         return f"the backbone does not compute {', '.join(needs)}" if needs else ""
 
     @property
     def default_preset(self) -> str:
-        """Empty for a family that is not read and for an autoregressive one."""
+        """Empty for a family that is not read."""
         family = self.family_row
-        if family is None or family.traits is None:
+        if family is None:
             return ""
-        return family.default_preset or default_preset(family.presets or presets_for(family.traits))
+        return family.default_preset or default_preset(
+            family.presets or presets_for(family.traits or AUTOREGRESSIVE)
+        )
 
 
 @cache
