@@ -11,6 +11,7 @@ An override wins over the file, the file over the defaults. Whatever is unknown 
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,9 @@ class EngineConfig:
     """Most requests queued; past it a request is refused as overloaded."""
     prefix_cache: bool = True
     """Whether the pages of a finished request serve later ones with the same beginning."""
+    memory_budget: str = ""
+    """Memory for all models of a service together, such as 12GB or 800MB; past it the one that was used
+    longest ago is unloaded. Empty: four fifths of the machine's, or of the GPU's."""
 
     def __post_init__(self) -> None:
         least = {
@@ -75,9 +79,22 @@ class EngineConfig:
         for name, limit in least.items():
             if getattr(self, name) < limit:
                 raise ConfigError(f"engine.{name}: {getattr(self, name)} is too small; the least is {limit}.")
+        self.memory_budget_bytes  # noqa: B018 a budget that cannot be read is refused here
         page = self.page_size or PAGE_SIZE
         if self.kv_tokens < page:
             raise ConfigError(f"engine.kv_tokens: {self.kv_tokens} holds no page of engine.page_size={page}.")
+
+    @property
+    def memory_budget_bytes(self) -> int:
+        """0 where none is set. Raises ConfigError for what is no size."""
+        if not self.memory_budget:
+            return 0
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MB|GB|TB)", self.memory_budget.strip(), re.IGNORECASE)
+        if found is None:
+            raise ConfigError(
+                f"engine.memory_budget: {self.memory_budget!r} is not a size; write 12GB or 800MB."
+            )
+        return int(float(found[1]) * {"MB": 1e6, "GB": 1e9, "TB": 1e12}[found[2].upper()])
 
 
 class _Written(str):

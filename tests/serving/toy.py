@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import openai
 
-from vermilion.cli.launch import Settings, _model
+from vermilion.cli.launch import Settings, _models
 from vermilion.config import EngineConfig
 from vermilion.serving.http.server import ModelLoader, serve
 from vermilion.serving.serve_config import ServeConfig
@@ -40,7 +40,7 @@ async def serving(model: Path, folder: Path, **settings: object) -> AsyncIterato
     engine |= {name: settings.pop(name) for name in ENGINE & settings.keys()}
     config = ServeConfig(port=0, data_folder=folder, **settings)  # type: ignore[arg-type]
     whole = Settings(str(model), config, EngineConfig(**engine))  # type: ignore[arg-type]
-    async with client_of(config, partial(_model, whole)) as client:
+    async with client_of(config, partial(_models, whole)) as client:
         yield client
 
 

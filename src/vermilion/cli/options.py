@@ -58,6 +58,13 @@ class AnswerOptions:
 class ServeOptions:
     """How to start a service; None takes the configuration file's value, else the default."""
 
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Names of `vermilion models`, owner/name of the hub, or folders. The first answers requests "
+            "that name none; the others are loaded when they are asked for."
+        ),
+    ] = None
     host: Annotated[
         str | None, typer.Option(envvar="VERMILION_HOST", help="Address to listen on; 127.0.0.1 unless set.")
     ] = None
@@ -68,7 +75,10 @@ class ServeOptions:
         ),
     ] = None
     model: Annotated[
-        str | None, typer.Option(envvar="VERMILION_MODEL", help="A name of `vermilion models`, or a folder.")
+        str | None, typer.Option(envvar="VERMILION_MODEL", help="The one of MODELS, where none is given.")
+    ] = None
+    memory_budget: Annotated[
+        str | None, typer.Option(help="Memory for all models together, such as 12GB; four fifths unless set.")
     ] = None
     preset: Annotated[
         str | None, typer.Option(envvar="VERMILION_PRESET", help="Decoding of requests that name none.")
@@ -95,7 +105,7 @@ class ServeOptions:
         ),
     ] = None
     config: Annotated[
-        Path | None, typer.Option(help="A TOML file with model and the tables [serve] and [engine].")
+        Path | None, typer.Option(help="A TOML file with model, models and the tables [serve] and [engine].")
     ] = None
     upstream: Annotated[
         list[str] | None,

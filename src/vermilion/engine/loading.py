@@ -23,6 +23,7 @@ from vermilion.models import catalog
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.configuration import spec_of
 from vermilion.models.families import ModelSpec
+from vermilion.models.memory import Format, cache_bytes_per_token, weight_bytes
 from vermilion.native import checkpoint_packing, library
 from vermilion.native.runner import NativeRunner
 from vermilion.text import Tokenizer
@@ -62,6 +63,28 @@ def load_model(name: str, config: EngineConfig, denoiser: Path | None = None) ->
     engine = opened(files, spec, tokenizer, config)
     engine.measure_costs()
     return Loaded(engine, tokenizer, _template_of(files, spec))
+
+
+def describe_model(name: str, config: EngineConfig) -> tuple[ModelInfo, int]:
+    """What is known of a model before it is loaded, and the bytes it will take. Raises as `load_model`."""
+    files = catalog.find(name)
+    spec = spec_of(files)
+    a, kind = spec.architecture, _format(config, spec)
+    weights = weight_bytes(a, kind)
+    if files.kind == "gguf" and kind in ("q4", "q8"):
+        weights = max(files.base.stat().st_size, weight_bytes(a, "q4"))  # its own blocks are kept
+    if files.adapter is not None:
+        weights += sum(path.stat().st_size for path in files.adapter.iterdir())
+    context = min(a.context_length, config.kv_tokens - _CANVAS_RESERVE)
+    return _info(spec, context), weights + config.kv_tokens * cache_bytes_per_token(a, kind)
+
+
+def _format(config: EngineConfig, spec: ModelSpec) -> Format:
+    """In which numbers the weights will lie in memory."""
+    if config.backend != "torch" and not _obstacle(config, spec):
+        return "q4" if config.quantize == "q4" else "q8"
+    on_gpu = config.device.startswith("cuda") or (config.device == "auto" and _has_gpu())
+    return "bf16" if config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu) else "float32"
 
 
 def _chosen_backend(config: EngineConfig, spec: ModelSpec) -> str:

@@ -30,7 +30,7 @@ def num_parameters(architecture: Architecture) -> int:
 
 
 def weight_bytes(architecture: Architecture, kind: Format) -> int:
-    """Of the loaded weights. The native formats keep embeddings in 8 bits and vectors in float32."""
+    """Of the loaded weights. The native formats keep embeddings in 8 bits, vectors and routers in float32."""
     if kind in _NUMBER_BYTES:
         return num_parameters(architecture) * _NUMBER_BYTES[kind]
     tables = sum(_tiled(matrix, 8) for matrix in _tables(architecture))
@@ -39,11 +39,11 @@ def weight_bytes(architecture: Architecture, kind: Format) -> int:
 
 
 def cache_bytes_per_token(architecture: Architecture, kind: Format) -> int:
-    """Keys and values of one position through all layers; two bytes a number, four in float32."""
-    heads = sum(
-        _kv_heads(architecture, each) * _head_dim(architecture, each) for each in _layers(architecture)
-    )
-    return 2 * heads * (4 if kind == "float32" else 2)
+    """Keys and values of one position through all layers; two bytes a number, four in float32. PyTorch's
+    cache gives each layer what the largest needs."""
+    sizes = [_kv_heads(architecture, each) * _head_dim(architecture, each) for each in _layers(architecture)]
+    numbers = sum(sizes) if kind in _BITS else len(sizes) * max(sizes)
+    return 2 * numbers * (4 if kind == "float32" else 2)
 
 
 def _layers(a: Architecture) -> tuple[LayerKind, ...]:
@@ -71,7 +71,6 @@ def _projections(a: Architecture) -> Iterator[Matrix]:
         if layer.dense:
             yield from _gated(1, hidden, a.ffn_size)
         if experts is not None:
-            yield 1, experts.num_experts, hidden
             yield from _gated(experts.num_experts, hidden, experts.ffn_size)
             yield from _gated(1, hidden, experts.shared_size)
 
@@ -81,17 +80,18 @@ def _gated(count: int, hidden: int, ffn: int) -> tuple[Matrix, Matrix]:
 
 
 def _num_vectors(a: Architecture) -> int:
-    """Numbers of norms and biases."""
+    """Numbers of norms, biases and routers, which are not quantised."""
     count = a.hidden_size
     for layer in _layers(a):
         head_dim = _head_dim(a, layer)
         count += 2 * a.hidden_size
-        count += 2 * head_dim if a.qk_norm else 0
+        normed = a.num_heads + _kv_heads(a, layer) if a.joint_qk_norm else 2
+        count += normed * head_dim if a.qk_norm else 0
         count += (a.num_heads + 2 * _kv_heads(a, layer)) * head_dim if a.qkv_bias else 0
         count += a.hidden_size if a.output_bias else 0
         count += 2 * a.ffn_size + a.hidden_size if a.ffn_bias and layer.dense else 0
-        if layer.experts is not None and layer.experts.router_bias:
-            count += layer.experts.num_experts
+        if layer.experts is not None:
+            count += layer.experts.num_experts * (a.hidden_size + layer.experts.router_bias)
     return count
 
 

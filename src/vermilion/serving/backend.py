@@ -28,16 +28,16 @@ class EventSource(Protocol):
         cancels the request within one engine step.
         """
 
+    def prefilled(self, request_id: str) -> Usage:
+        """What the prompt of a request that runs has cost so far, for one that is given up before its first
+        text; with it those of its parts, named `request_id-...`."""
+
 
 class Backend(EventSource, Protocol):
     """An engine that runs one model."""
 
     def stats(self) -> EngineStats:
         """Counters and gauges of now; cheap, called from the event loop."""
-
-    def prefilled(self, request_id: str) -> Usage:
-        """What the prompt of a request that runs has cost so far, for one that is given up before its first
-        text; with it those of its parts, named `request_id-...`."""
 
     async def load_adapter(self, name: str, folder: Path) -> None:
         """Let requests name the adapter in `folder`, in PEFT's layout, while others are answered. Raises
@@ -86,6 +86,9 @@ class Ready:
         usage = Usage(prompt_tokens=len(request.prompt))
         yield Text(self.text, usage=usage)
         yield Finish("stop", usage)
+
+    def prefilled(self, request_id: str) -> Usage:
+        return Usage()
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,8 @@ class ServeConfig:
     """The length limit of a chat answer whose request names none; 0 for an eighth of the context, from 256 to
     4096 tokens."""
 
+    model_wait_s: float = 60.0
+    """How long a request waits for a model that is not loaded; then it is asked to come again."""
     max_response_store_bytes: int = 64 * 1024 * 1024
     """Memory for the responses of /v1/responses that may be gone on from or read again; 0 keeps none. One
     organisation may take a quarter of it."""

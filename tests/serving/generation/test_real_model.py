@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from vermilion.cli.launch import Settings, _load
+from vermilion.cli.launch import Settings, _open
 from vermilion.serving.http.app import create_app
 from vermilion.serving.service_state import ServiceState
 
@@ -16,7 +16,8 @@ GAP = ("def add(a, b):\n    return ", "\n\nprint(add(1, 2))\n")
 
 async def test_every_face_answers_alike() -> None:
     settings = Settings()
-    engine, served = _load(settings)
+    opened = _open(settings, settings.model)
+    served = opened.served
     try:
         transport = httpx.ASGITransport(create_app(ServiceState(settings.serve, served)))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
@@ -43,4 +44,4 @@ async def test_every_face_answers_alike() -> None:
             filled = mercury["choices"][0]["text"]
             assert filled.strip() and infill["content"] == filled
     finally:
-        engine.close()
+        opened.close()

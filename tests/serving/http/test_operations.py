@@ -14,6 +14,7 @@ from vermilion.errors import ConfigError
 from vermilion.serving.generation.model_names import MERCURY_NAMES
 from vermilion.serving.http.app import ROUTES, create_app
 from vermilion.serving.http.routes import RouteTable
+from vermilion.serving.model_pool import ModelPool
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.service_state import ServiceState
 
@@ -145,7 +146,7 @@ async def test_readiness_follows_the_model_and_the_drain_while_health_stays() ->
             return ready.status_code, reply.status_code, code
 
         assert await statuses() == (503, 503, "model_loading")
-        service.served = served(FakeBackend())
+        service.models = ModelPool.of(served(FakeBackend()))
         assert await statuses() == (200, 200, None)
         await service.drain(timeout_s=0)
         assert await statuses() == (503, 503, "service_draining")

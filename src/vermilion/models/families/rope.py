@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # the family table is read at the edge, which starts without numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 SCALINGS = ("yarn", "llama3", "linear", "dynamic", "proportional")
 
@@ -40,6 +42,8 @@ class Rope:
 
     def inverse_frequencies(self) -> NDArray[np.float64]:
         """[size / 2]: radians that a step of one position turns each pair by."""
+        import numpy as np
+
         size, scaling = self.size, self.scaling
         plain = 1.0 / self.theta ** (np.arange(0, size, 2, dtype=np.float64) / size)
         if scaling is None:
@@ -84,6 +88,8 @@ def _yarn(
     plain: NDArray[np.float64], theta: float, size: int, given: Mapping[str, float], context_length: int
 ) -> NDArray[np.float64]:
     """Pairs that turn often keep their angle, those that turn seldom are stretched, a ramp between them."""
+    import numpy as np
+
     original = given.get("original_max_position_embeddings", context_length)
 
     def pair(turns: float) -> float:
@@ -103,6 +109,8 @@ def _yarn(
 
 def _llama3(plain: NDArray[np.float64], given: Mapping[str, float]) -> NDArray[np.float64]:
     """Waves longer than the original context are stretched, short ones not, a ramp between them."""
+    import numpy as np
+
     factor, low, high = given["factor"], given["low_freq_factor"], given["high_freq_factor"]
     turns = given["original_max_position_embeddings"] * plain / (2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)

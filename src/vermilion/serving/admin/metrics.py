@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,14 +11,21 @@ from prometheus_client.registry import Collector
 
 from vermilion.types import EngineStats, Usage
 
+if TYPE_CHECKING:
+    from vermilion.serving.pooled_model import PooledModel
+
 _TOKENS_PER_PASS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """`stats` is asked at each scrape and gives None while no engine runs."""
+    """`stats` is asked at each scrape and gives None while no engine runs; `models` gives those served."""
 
-    def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
+    def __init__(
+        self,
+        stats: Callable[[], EngineStats | None],
+        models: Callable[[], Sequence[PooledModel]] = lambda: (),
+    ) -> None:
         self.registry = CollectorRegistry()
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens, of requests given up too.")
         self._cached_tokens = self._counter("cached_tokens", "Prompt tokens served from the prefix cache.")
@@ -38,6 +46,7 @@ class Metrics:
             "request_duration_seconds", "From the request line to the end of the reply.", _SECONDS, "route"
         )
         self.registry.register(_EngineCollector(stats))
+        self.registry.register(_ModelCollector(models))
 
     def finished(self, usage: Usage) -> None:
         """Counts what one request cost, whole or given up."""
@@ -84,6 +93,34 @@ class _EngineCollector(Collector):
         yield _count("pass_rows", "Rows of all forward passes.", timing.rows)
         parts = {"forward": timing.forward_s, "decode": timing.decode_s, "prepare": timing.prepare_s}
         yield _by("part", "pass_seconds", "What the forward passes took.", parts)
+
+
+class _ModelCollector(Collector):
+    """What each served model does, and whether it is in memory."""
+
+    def __init__(self, models: Callable[[], Sequence[PooledModel]]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        models = self._models()
+        gauges: dict[str, tuple[str, Callable[[PooledModel], float]]] = {
+            "model_loaded": ("Whether the model is in memory.", lambda model: model.opened is not None),
+            "model_memory_bytes": (
+                "Memory of its weights and cache, as foretold; 0 while it is not loaded.",
+                lambda model: model.memory_bytes if model.opened else 0,
+            ),
+            "model_running_requests": ("Its requests being decoded.", lambda model: model.stats().running),
+        }
+        for name, (text, value) in gauges.items():
+            gauge = GaugeMetricFamily(f"vermilion_{name}", text, labels=["model"])
+            for model in models:
+                gauge.add_metric([model.info.id], value(model))
+            yield gauge
+        for name, text in (("loads", "How often it was loaded."), ("requests", "Requests that it took up.")):
+            count = CounterMetricFamily(f"vermilion_model_{name}", text, labels=["model"])
+            for model in models:
+                count.add_metric([model.info.id], getattr(model, f"num_{name}"))
+            yield count
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

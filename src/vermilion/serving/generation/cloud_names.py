@@ -20,13 +20,13 @@ _LONGEST = 2048
 def cloud_model(id: str, model: ModelInfo, config: ServeConfig) -> str:
     """The name by which the service knows `id`, a name or ARN such as
     `arn:aws:bedrock:us-east-1:1:inference-profile/us.inception.mercury-2-v1:0`. Raises `ModelNotFound`."""
-    for name in _names(id[:_LONGEST]):
+    for name in spellings(id[:_LONGEST]):
         if model_names.answers_to(name, model, config):
             return name
     raise ModelNotFound(id[:100], model_names.names(model, config))
 
 
-def _names(id: str) -> Iterator[str]:
+def spellings(id: str) -> Iterator[str]:
     """`id` itself, then less and less of it."""
     yield id
     bare = id

@@ -74,7 +74,7 @@ async def generate_events(
             raise
         finally:
             if failure is None:
-                _give_up(service, metering, requests, unfinished)
+                _give_up(service, backend, metering, [(index, requests[index].id) for index in unfinished])
             metering.end(failure)
             for pump in pumps:
                 pump.cancel()
@@ -82,13 +82,12 @@ async def generate_events(
 
 
 def _give_up(
-    service: ServiceState, metering: Metering, requests: Sequence[Request], unfinished: set[int]
+    service: ServiceState, backend: EventSource, metering: Metering, unfinished: Sequence[tuple[int, str]]
 ) -> None:
     """Counts what the answers that nobody waits for any more have cost."""
     service.metrics.cancellations.inc(len(unfinished))
-    for index in unfinished:
-        if service.served is not None:
-            metering.begun(index, service.served.backend.prefilled(requests[index].id))
+    for index, id in unfinished:
+        metering.begun(index, backend.prefilled(id))
         service.metrics.finished(metering.spent(index))
 
 

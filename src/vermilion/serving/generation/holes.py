@@ -81,6 +81,9 @@ class Filling:
     def model(self) -> ModelInfo:
         return self.served.backend.model
 
+    def prefilled(self, request_id: str) -> Usage:
+        return self.served.backend.prefilled(request_id)
+
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """As `Source.generate` says; `request` tells everything but the text."""
         before, at, usages = "", 0, [Usage(len(request.prompt))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vermilion.errors import BadParameter, ModelNotFound
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.types import ModelInfo
@@ -41,6 +43,17 @@ def answers_to(name: str, model: ModelInfo, config: ServeConfig) -> bool:
     known = name in names(model, config) or adapter_of(name, model, config) != ""
     mercury = config.mercury_names and name in MERCURY_NAMES
     return known or mercury or (config.claude_names and name.startswith(_CLAUDE))
+
+
+def meant(spellings: Sequence[str], models: Sequence[ModelInfo], config: ServeConfig) -> ModelInfo | None:
+    """Which of several models a name means, in the first of its spellings that means one; the first of the
+    models has the names of Mercury's and Claude's besides its own."""
+    for name in spellings:
+        for model in models:
+            if name in names(model, config) or adapter_of(name, model, config):
+                return model
+    answering = (name for name in spellings if answers_to(name, models[0], config))
+    return models[0] if next(answering, None) else None
 
 
 def names(model: ModelInfo, config: ServeConfig) -> tuple[str, ...]:

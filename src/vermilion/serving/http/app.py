@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 import vermilion
 from vermilion.errors import VermilionError
-from vermilion.serving.admin import account_routes, adapter_routes, feedback
+from vermilion.serving.admin import account_routes, adapter_routes, feedback, model_admin_routes
 from vermilion.serving.console import console_routes
 from vermilion.serving.generation import decisions, holes
 from vermilion.serving.http import openapi
@@ -77,6 +77,7 @@ ROUTES = (
     *model_routes.ROUTES,
     *decoder_routes.ROUTES,
     *adapter_routes.ROUTES,
+    *model_admin_routes.ROUTES,
     *file_routes.ROUTES,
     *fine_tuning_routes.ROUTES,
     *batch_routes.ROUTES,

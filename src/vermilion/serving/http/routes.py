@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.routing import compile_path
 
+from vermilion.serving.http.asked_model import asked_names
 from vermilion.serving.http.openapi import request_body
 from vermilion.serving.http.parsing import read
 from vermilion.serving.http.request_context import RequestContext
@@ -52,6 +53,8 @@ class Route:
     """A key needs any of these on a service with accounts; with none the route is open to everybody."""
     needs_model: bool = True
     """Whether it is refused while the model is loading and while the service stops."""
+    loads: bool = True
+    """Whether the model that the body names is loaded for it; else the route has the default one."""
     max_body_bytes: int | None = None
     """`serve.max_body_bytes` unless given."""
     status_code: int = 200
@@ -78,8 +81,12 @@ class Route:
         async def endpoint(http: HttpRequest, **given: Any) -> Response:
             context = RequestContext(http, service, service.admit() if self.needs_model else None)
             if kind is None:
+                if self.needs_model and self.method == "DELETE":
+                    context = replace(context, loaded=await service.choose(asked_names(http, None)))
                 return await handler(context, **given)
             body = await read(http, kind, limit_bytes, service.large_bodies)
+            if self.needs_model and self.loads:
+                context = replace(context, loaded=await service.choose(asked_names(http, body)))
             named = http.scope.get("deployment")
             if named:
                 # A model named in the path wins over the body's.

@@ -19,11 +19,13 @@ from vermilion.errors import ConfigError
 from vermilion.serving.backend import Served
 from vermilion.serving.http.app import create_app
 from vermilion.serving.jobs import background
+from vermilion.serving.model_pool import ModelPool
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.service_state import ServiceState
 
-ModelLoader = Callable[[], AbstractAsyncContextManager[Served]]
-"""Loads and warms a model; its exit stops the engine. Slow work in it belongs on a thread."""
+ModelLoader = Callable[[], AbstractAsyncContextManager[Served | ModelPool]]
+"""Loads and warms a model, the only one or the default of several; its exit stops what was loaded. Slow work
+in it belongs on a thread."""
 
 _BACKLOG = 2048
 _LAST_FRAMES_S = 2
@@ -102,19 +104,20 @@ async def serve(
 
 async def _hold(service: ServiceState, app: FastAPI, load: ModelLoader, stop: asyncio.Event) -> None:
     """Keeps the model from its loading to the end of the drain."""
-    async with (
-        load() as served,
-        background.opened(service.config, served, app, service.accounts) as service.background,
-    ):
-        await asyncio.to_thread(_prepare, app, served)
-        service.served = served
-        # What lives as long as the process needs no look at every collection: that takes 50 ms and more.
-        gc.collect()
-        gc.freeze()
-        _log.info("ready")
-        await stop.wait()
-        _log.info("draining")
-        await service.drain(service.config.drain_timeout_s)
+    async with load() as given:
+        models = given if isinstance(given, ModelPool) else ModelPool.of(given)
+        served = models.default.served
+        assert served is not None
+        async with background.opened(service.config, served, app, service.accounts) as service.background:
+            await asyncio.to_thread(_prepare, app, served)
+            service.models = models
+            # What lives as long as the process needs no look at every collection: that takes 50 ms and more.
+            gc.collect()
+            gc.freeze()
+            _log.info("ready")
+            await stop.wait()
+            _log.info("draining")
+            await service.drain(service.config.drain_timeout_s)
 
 
 def _prepare(app: FastAPI, served: Served) -> None:

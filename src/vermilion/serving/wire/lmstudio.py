@@ -73,7 +73,7 @@ class FiguresStream:
         return self._stream.fail(error)
 
 
-def _model_body(model: ModelInfo, name: str) -> dict[str, Any]:
+def _model_body(model: ModelInfo, name: str, loaded: bool = True) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
@@ -82,15 +82,18 @@ def _model_body(model: ModelInfo, name: str) -> dict[str, Any]:
         "arch": "diffusion",
         "compatibility_type": "safetensors",
         "quantization": "none",
-        "state": "loaded",
+        "state": "loaded" if loaded else "not-loaded",
         "max_context_length": model.context_length,
-        "loaded_context_length": model.context_length,
+        **({"loaded_context_length": model.context_length} if loaded else {}),
     }
 
 
 def _rows(context: RequestContext) -> dict[str, dict[str, Any]]:
-    model = context.model
-    return {name: _model_body(model, name) for name in model_names.names(model, context.service.config)}
+    return {
+        name: _model_body(model, name, pooled.state == "loaded")
+        for pooled, model in context.service.listed()
+        for name in model_names.names(model, context.service.config)
+    }
 
 
 async def lm_studio_models(context: RequestContext) -> Response:

@@ -10,14 +10,15 @@ from fastapi.responses import Response
 
 from vermilion.accounts.money import written
 from vermilion.errors import BadRequest
-from vermilion.serving.backend import Served
 from vermilion.serving.generation import chat, model_names
 from vermilion.serving.heavy_work import offload
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import Route
+from vermilion.serving.pooled_model import PooledModel
 from vermilion.serving.wire.openai_bodies import ChatBody
 from vermilion.serving.wire.tokenize_bodies import DetokenizeBody, TokenizeBody
+from vermilion.types import ModelInfo
 
 _NO_SAMPLING = {"model", "messages", "stream", "stream_options", "diffusing"}
 _FEATURES = ("tools",)
@@ -27,9 +28,11 @@ _TOKENS_AT_ONCE = 4096
 _PARAMETERS = sorted(set(ChatBody.model_fields) - _NO_SAMPLING)
 
 
-def model_body(served: Served, name: str) -> dict[str, Any]:
-    """One row of the model list: OpenAI's fields, Mercury's and ours."""
-    model = served.backend.model
+def model_row(pooled: PooledModel, name: str, model: ModelInfo | None = None) -> dict[str, Any]:
+    """One row of the model list: OpenAI's fields, Mercury's and ours; `model` as an organisation sees it."""
+    model = model or pooled.model
+    # Of a model that was never loaded nobody knows whether it has a template; most have.
+    chatting = pooled.served is None or pooled.served.template is not None
     endpoints = ["completions", "fim.completions"]
     chats = ["chat.completions", *endpoints, "edit.completions", "apply.completions"]
     features = _FEATURES_WITH_BASE if "lossless" in model.decoders else _FEATURES
@@ -43,16 +46,19 @@ def model_body(served: Served, name: str) -> dict[str, Any]:
         "input_modalities": ["text"],
         "output_modalities": ["text"],
         "context_length": model.context_length,
-        "max_output_length": model.context_length - 1,
+        "max_output_length": max(0, model.context_length - 1),
         "pricing": dict.fromkeys(("prompt", "completion", "input_cache_reads", "input_cache_writes"), "0"),
         "supported_sampling_parameters": _PARAMETERS,
-        "supported_features": [] if served.template is None else list(features),
-        "supported_endpoints": endpoints if served.template is None else chats,
+        "supported_features": list(features) if chatting else [],
+        "supported_endpoints": chats if chatting else endpoints,
         "openrouter": None,
         "datacenters": [],
         "decoders": list(model.decoders),
         "presets": {preset: decoding.decoder for preset, decoding in model.presets.items()},
         "default_preset": model.default_preset,
+        "state": pooled.state,
+        "memory_bytes": pooled.memory_bytes or None,
+        **({"error": pooled.error} if pooled.error else {}),
         **({"parent": model.id} if name in model.adapters else {}),
     }
 
@@ -68,13 +74,16 @@ async def _priced(context: RequestContext, row: dict[str, Any]) -> dict[str, Any
 
 
 async def _listed(context: RequestContext, endpoint: str = "") -> Response:
-    served = context.served
     config = context.service.config
-    names = model_names.names(served.backend.model, config)
+    rows = [
+        model_row(pooled, name, model)
+        for pooled, model in context.service.listed()
+        for name in model_names.names(model, config)
+    ]
     if not endpoint and config.mercury_names:
         # Clients look for the name that is written into them before they ask for it.
-        names += tuple(name for name in model_names.MERCURY_NAMES if name not in names)
-    rows = [model_body(served, name) for name in names]
+        (pooled, model), known = context.service.listed()[0], {row["id"] for row in rows}
+        rows += [model_row(pooled, name, model) for name in model_names.MERCURY_NAMES if name not in known]
     shown = [row for row in rows if not endpoint or endpoint in row["supported_endpoints"]]
     return json_response({"object": "list", "data": [await _priced(context, row) for row in shown]})
 
@@ -96,9 +105,8 @@ async def edit_models(context: RequestContext) -> Response:
 
 
 async def model(context: RequestContext, id: str) -> Response:
-    served = context.served
-    model_names.check_model(id, served.backend.model, context.service.config)
-    return json_response(await _priced(context, model_body(served, id)))
+    pooled, model = context.service.find(id)
+    return json_response(await _priced(context, model_row(pooled, id, model)))
 
 
 async def tokenize(context: RequestContext, body: TokenizeBody) -> Response:
@@ -133,11 +141,18 @@ async def detokenize(context: RequestContext, body: DetokenizeBody) -> Response:
     return json_response({"prompt": text, "content": text})
 
 
-_MODEL = {"id": "smollm2-135m-diffusion", "object": "model", "created": 1767225600, "owned_by": "vermilion"}
+_MODEL = {
+    "id": "smollm2-135m-diffusion",
+    "object": "model",
+    "created": 1767225600,
+    "owned_by": "vermilion",
+    "state": "loaded",
+}
 MODELS = operation(
     "models",
     "List the models and their aliases",
-    "Under an endpoint's path, those that can be asked there.",
+    "Under an endpoint's path, those that can be asked there. `state` is loaded, loading, on_disk, "
+    "not_pulled or failed: a model on the disk is loaded when it is asked for.",
     None,
     {"object": "list", "data": [_MODEL]},
 )

@@ -21,6 +21,7 @@ from vermilion.serving.http.error_rendering import ollama_error
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import OPEN, Route
+from vermilion.serving.pooled_model import PooledModel
 from vermilion.serving.wire import ollama_bodies
 from vermilion.serving.wire.ollama_bodies import (
     OllamaAsk,
@@ -179,26 +180,31 @@ async def ollama_version(context: RequestContext) -> Response:
 
 
 async def ollama_tags(context: RequestContext) -> Response:
-    model = context.model
-    return json_response(
-        {"models": [_tag(model, name) for name in model_names.names(model, context.service.config)]}
-    )
+    return json_response({"models": [_tag(model, name) for _, model, name in _named(context)]})
 
 
 async def ollama_show(context: RequestContext, body: OllamaShowBody) -> Response:
     name = body.model or body.name
     if not name:
         raise ModelNotFound("", model_names.names(context.model, context.service.config))
-    model_names.check_model(ollama_bodies.plain_name(name), context.model, context.service.config)
-    return json_response(_show(context.model, context.served.template is not None))
+    pooled, model = context.service.find(ollama_bodies.plain_name(name))
+    return json_response(_show(model, pooled.served is None or pooled.served.template is not None))
 
 
 async def ollama_running(context: RequestContext) -> Response:
-    model = context.model
-    names = model_names.names(model, context.service.config)
-    return json_response(
-        {"models": [{**_tag(model, name), "expires_at": _NEVER, "size_vram": 0} for name in names]}
-    )
+    more = {"expires_at": _NEVER, "size_vram": 0}
+    loaded = [(model, name) for pooled, model, name in _named(context) if pooled.state == "loaded"]
+    return json_response({"models": [{**_tag(model, name), **more} for model, name in loaded]})
+
+
+def _named(context: RequestContext) -> list[tuple[PooledModel, ModelInfo, str]]:
+    """The models on this machine, by each of their names."""
+    return [
+        (pooled, model, name)
+        for pooled, model in context.service.listed()
+        for name in model_names.names(model, context.service.config)
+        if pooled.state != "not_pulled"
+    ]
 
 
 async def ollama_pull(context: RequestContext, body: OllamaPullBody) -> Response:
@@ -206,7 +212,7 @@ async def ollama_pull(context: RequestContext, body: OllamaPullBody) -> Response
     name = ollama_bodies.plain_name(body.model or body.name or "")
     if not name:
         raise ModelNotFound("", model_names.names(context.model, context.service.config))
-    model_names.check_model(name, context.model, context.service.config)
+    context.service.find(name)
     if body.stream is False:
         return json_response({"status": "success"})
     lines = b"".join(_encode({"status": status}) for status in ("pulling manifest", "success"))
@@ -225,9 +231,10 @@ def _details() -> dict[str, Any]:
 
 
 def _tag(model: ModelInfo, name: str) -> dict[str, Any]:
+    tagged = name if ":" in name else f"{name}:latest"
     return {
-        "name": f"{name}:latest",
-        "model": f"{name}:latest",
+        "name": tagged,
+        "model": tagged,
         "modified_at": _modified_at(model),
         "size": 0,
         # Clients tell models apart by it; of the name, since no one file holds the model.
@@ -304,7 +311,7 @@ ROUTES = (
     Route("POST", "/api/generate", ollama_generate, GENERATE, OllamaGenerateBody),
     Route("GET", "/api/version", ollama_version, VERSION, scopes=OPEN, needs_model=False),
     Route("GET", "/api/tags", ollama_tags, TAGS),
-    Route("POST", "/api/show", ollama_show, SHOW, OllamaShowBody),
+    Route("POST", "/api/show", ollama_show, SHOW, OllamaShowBody, loads=False),
     Route("GET", "/api/ps", ollama_running, RUNNING),
-    Route("POST", "/api/pull", ollama_pull, PULL, OllamaPullBody),
+    Route("POST", "/api/pull", ollama_pull, PULL, OllamaPullBody, loads=False),
 )
