@@ -29,7 +29,7 @@ ARCHITECTURE = Architecture(
 )
 TRAITS = {
     "causal-shift": Traits("causal", True, MASK, (EOS,), gated=True),
-    "block": Traits("block", False, MASK, (EOS,), block_grid=4),
+    "block": Traits("block", False, MASK, (EOS,), block_grid=4, delete_token_id=91, split_token_id=92),
     "block-shift": Traits("block", True, MASK, (EOS,), block_grid=8),
     "full": Traits("full", False, MASK, (EOS,)),
     "full-shift": Traits("full", True, MASK, (EOS,)),

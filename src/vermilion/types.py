@@ -54,6 +54,34 @@ class Decoding:
     """... and its likeliest tokens have been the same for so many steps."""
     distance_penalty: float = 0.02
     """`reorder`: nats that a mask's entropy is raised by per position behind the first mask."""
+    min_threshold: float = 0.4
+    """A lower threshold for positions that something else speaks for (`bound`, `hierarchical`, `near`)."""
+    factor: float = 1.0
+    """`factor`, `bound`: how much may be risked when positions settle together."""
+    radius: int = 2
+    """`near`: how far from a confident position the lower threshold counts."""
+    sub_block: int = 0
+    """Settle a block part by part, each of so many positions; 0 all of it at once."""
+    eos_last: int = 0
+    """1: a token that ends the text settles only when nothing else can, so that ends do not flood a
+    canvas."""
+    position_temperature: float = 0.0
+    """`dream-*`: above 0 the positions that settle are drawn by their scores, not the best taken."""
+    max_divergence: float = 0.01
+    """`stable`: most nats by which a position's distribution may have moved ..."""
+    stable_passes: int = 2
+    """... in each of so many passes."""
+    credit_weight: float = 0.7
+    credit_decay: float = 0.8
+    credit_power: float = 0.2
+    """`credit`: how much earlier passes count, what a pass keeps of that, and the power of a probability that
+    is added."""
+    edit_threshold: float = 0.9
+    """`joint`, `indel`: least confidence of another token that replaces a filled one."""
+    post_steps: int = 16
+    """`joint`, `indel`: most passes of edits once a block is full."""
+    remask: float = 0.02
+    """`remdm-*`: how readily a filled position is masked again."""
 
     def canvas_length(self, num_settled: int, whole: int = 0) -> int:
         """Rows of the canvas that opens behind so many tokens of the answer; `whole` is the model's own block

@@ -7,16 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from vermilion.decoding.decoders import DECODERS
+from vermilion.decoding.decoders import DECODERS, available
 from vermilion.decoding.presets import check, resolve
 from vermilion.errors import BadParameter
+from vermilion.models.families import Traits
 from vermilion.models.families.family_presets import WITH_BASE, canvas_presets, default_preset
 from vermilion.types import Decoding, ModelInfo
 
 BASED = ModelInfo("m", 8, 8, (), 7, decoders=tuple(DECODERS), presets=WITH_BASE, default_preset="lossless")
 CANVAS = replace(
     BASED,
-    decoders=BASED.decoders[3:],
+    decoders=available(Traits("full", False, 7, ())),
     presets=canvas_presets(8),
     default_preset=default_preset(canvas_presets()),
 )
@@ -57,7 +58,7 @@ def test_every_preset_can_be_run_by_the_models_that_offer_it() -> None:
         ("decoder", None),
         ("decoder", []),
         ("block_length", 0),
-        ("block_length", 257),
+        ("block_length", 1025),
         ("block_length", True),
         ("block_length", 4.0),
         ("draft_nodes", 0),

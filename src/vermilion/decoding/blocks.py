@@ -2,7 +2,8 @@
 
 A canvas of masked positions is denoised over several passes; each settles what the decoder's rule accepts.
 When it is full, its tokens ride as clean rows (the commit, which stores their keys and values) in the same
-forward as the first denoise of the next canvas, so a block costs no pass of its own.
+forward as the first denoise of the next canvas, so a block costs no pass of its own. A block whose first
+token comes from the row before it is denoised from the pass after that on.
 
 Where clean rows are an autoregressive model, every pass commits what the last one settled, so its first
 masked position always gets the base's own token and the canvas slides on behind it. With `revise_below` the
@@ -14,9 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vermilion.decoding.canvas import UNREAD, MaskedCanvas
 from vermilion.decoding.commit import reopen
+from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
@@ -25,10 +28,14 @@ from vermilion.models.families import Traits
 
 
 class Blocks(Program):
-    """Decoders `threshold`, `schedule`, `entropy` and `cumulative`."""
+    """The decoders that have a rule."""
 
     def __init__(self, task: Task, traits: Traits) -> None:
+        if traits.has_next_token:
+            # Of a canvas that slides on no part comes before another.
+            task = replace(task, decoding=replace(task.decoding, sub_block=0))
         super().__init__(task, traits)
+        self._decoder = DECODERS[task.decoding.decoder]
         self._watch = RepetitionWatch() if task.stop_repetition else None
         self._canvas: MaskedCanvas | None = None
         self._proposal: MaskedCanvas | None = None
@@ -51,6 +58,12 @@ class Blocks(Program):
         whole = start // grid * grid
         return max(0, whole - grid) if self.traits.shift and whole == len(self.tokens) else whole
 
+    def forget(self) -> None:
+        super().forget()
+        if self._decoder.keeps_past:
+            # What the worker kept of earlier passes is gone too: the block begins again, to the same end.
+            self._canvas = None
+
     # -- what to compute ---------------------------------------------------------------------------
 
     def plan(self, budget: DraftBudget | None = None) -> Pass:
@@ -68,7 +81,7 @@ class Blocks(Program):
             if canvas and self._from_base(canvas):
                 history = tuple(proposed)
                 reads.append(Read(stop - 1 - self.cached, canvas.start, "next", history=history))
-        if canvas:
+        if canvas and not self._only_begins(canvas):
             reads += self._denoise(canvas, known, segments)
         return Pass(tuple(segments), tuple(reads))
 
@@ -105,6 +118,11 @@ class Blocks(Program):
             and canvas.ids[0] is None
         )
 
+    def _only_begins(self, canvas: MaskedCanvas) -> bool:
+        """Whether the next pass only gives the canvas its first token, which the other positions of a block
+        are to see, as in training."""
+        return bool(self.traits.block_grid) and self._from_base(canvas)
+
     def _checks(self, known: list[int], num_proposed: int) -> list[Read]:
         """Reads of the base's probability of each proposed token but the first: that one is the base's own
         choice, or a revision's, which stands."""
@@ -134,7 +152,8 @@ class Blocks(Program):
             if canvas.start >= len(self.tokens)
             else tuple(token for token in canvas.ids[len(self.tokens) - canvas.start :] if token is not None)
         )
-        reads = canvas.reads(before + len(left), self.traits.shift, history)
+        row, cap = before + len(left), len(canvas.ids)
+        reads = canvas.reads(row, self.traits.shift, history, self.task.decoding, cap)
         return reads[1:] if self._from_base(canvas) else reads
 
     # -- what to make of it ------------------------------------------------------------------------
@@ -150,9 +169,13 @@ class Blocks(Program):
         assert canvas is not None
         if self.traits.context != "full":
             self.cached = max(self.cached, canvas.start)
-        forced = planned.pop(0) if self._from_base(canvas) else None
-        canvas.fill(self.task.decoding, planned, len(canvas.ids), forced)
-        self._truncate(canvas)
+        if self._only_begins(canvas):
+            canvas.begin(planned.pop(0))
+        else:
+            forced = planned.pop(0) if self._from_base(canvas) else None
+            canvas.fill(self.task, self.traits, planned, len(canvas.ids), forced)
+        if self._decoder.edit is None or canvas.done:
+            self._truncate(canvas)
         self._advance(canvas)
 
     def _truncate(self, canvas: MaskedCanvas) -> None:
@@ -165,6 +188,9 @@ class Blocks(Program):
 
     def _advance(self, canvas: MaskedCanvas) -> None:
         """Settle what is final; a full canvas becomes a proposal or is done with."""
+        if self._decoder.stands and not (canvas.done or (self._decoder.edit is None and not canvas.masked())):
+            return
+        self.edits += canvas.edits
         end = canvas.start + canvas.end
         changed = [
             position

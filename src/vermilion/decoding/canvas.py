@@ -1,23 +1,46 @@
 """A canvas: consecutive positions between fixed text, some masked, that passes settle until none is.
 
-What every way of using one shares is here: its noisy rows, the reads of its masks, what a pass settles and
-the cap on passes. `blocks.py` opens one canvas behind the other; `filling.py` fills one between fixed text.
+What every way of using one shares is here: its noisy rows, the reads of its positions, what a pass settles
+and the cap on passes. `blocks.py` opens one canvas behind the other; `filling.py` fills one between fixed
+text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp
 
-from vermilion.decoding.decoders import settle
+from vermilion.decoding.decoders import DECODERS, settle
+from vermilion.decoding.editing import EditStep
 from vermilion.decoding.passes import Read, Reading, Segment
-from vermilion.decoding.program import Open
+from vermilion.decoding.program import Open, Task
+from vermilion.decoding.rules import Step, earlier_leaders
 from vermilion.models.families import Traits
 from vermilion.types import Decoding
 
 UNREAD = Reading(token=-1, logprob=0.0)
 """Of a position that was never masked."""
+
+
+def step_cap(decoding: Decoding, masked: int) -> int:
+    """Most passes of a canvas of so many masks. With the passes of edits that may follow its last mask."""
+    edits = "post_steps" in DECODERS[decoding.decoder].knobs
+    return (decoding.max_steps or masked) + (decoding.post_steps + 1 if edits else 0)
+
+
+def wanted_places(
+    decoding: Decoding, ids: Sequence[int | None], fixed: frozenset[int], steps_left: int
+) -> list[int]:
+    """Which places of a canvas the next pass reads."""
+    decoder = DECODERS[decoding.decoder]
+    if "post_steps" in decoder.knobs:
+        return [i for i in range(len(ids)) if i not in fixed]
+    masked = [i for i, token in enumerate(ids) if token is None]
+    if not decoding.sub_block or "sub_block" not in decoder.knobs or steps_left <= 1 or not masked:
+        return masked
+    end = (masked[0] // decoding.sub_block + 1) * decoding.sub_block
+    return [i for i in masked if i < end]
 
 
 @dataclass(slots=True)
@@ -38,16 +61,37 @@ class MaskedCanvas:
     before: dict[int, int] = field(default_factory=dict)
     """Tokens that revision took back, by position."""
     edited: set[int] = field(default_factory=set)
+    edits: int = 0
+    """Filled positions that a rule changed."""
+    past: dict[int, list[Reading]] = field(default_factory=dict)
+    """Earlier readings by place, for rules that ask for them."""
+    memory: object = None
+    """What an editing rule remembers."""
+    done: bool = False
+    """Whether an editing rule has come to its end."""
+    given: tuple[int | None, ...] = ()
+    """Its contents when it opened."""
 
     def __post_init__(self) -> None:
         self.end = len(self.ids) if self.end < 0 else self.end
         self.readings = self.readings or [UNREAD] * len(self.ids)
+        self.given = self.given or tuple(self.ids)
 
     def masked(self) -> list[int]:
         return [i for i in range(self.end) if self.ids[i] is None]
 
     def filled(self) -> tuple[int, ...]:
         return tuple(token for token in self.ids if token is not None)
+
+    def reopened(self) -> MaskedCanvas:
+        """As it was when it opened."""
+        return MaskedCanvas(self.start, list(self.given), right=self.right)
+
+    def _fixed(self) -> frozenset[int]:
+        return frozenset(i for i, token in enumerate(self.given) if token is not None)
+
+    def _steps_left(self, decoding: Decoding, cap: int) -> int:
+        return step_cap(decoding, cap) - self.steps
 
     def rows(self, traits: Traits, left: Sequence[int], slot: int) -> Segment:
         """Its noisy rows and those of what stands right of it, behind rows for the tokens `left` of it."""
@@ -63,25 +107,128 @@ class MaskedCanvas:
             masked=(*([False] * len(left)), *(token is None for token in noisy)),
         )
 
-    def reads(self, row: int, shift: bool, history: tuple[int, ...]) -> list[Read]:
-        """The reads of its masks; `row` is that of its first position."""
-        return [Read(row + i - int(shift), self.start + i, "mask", history=history) for i in self.masked()]
+    def places(self, decoding: Decoding, cap: int) -> list[int]:
+        """Which of its positions the next pass reads."""
+        return wanted_places(decoding, self.ids[: self.end], self._fixed(), self._steps_left(decoding, cap))
+
+    def reads(
+        self, row: int, shift: bool, history: tuple[int, ...], decoding: Decoding, cap: int
+    ) -> list[Read]:
+        """The reads of its next pass; `row` is that of its first position, `history` what counts for the
+        penalties."""
+        decoder = DECODERS[decoding.decoder]
+        return [
+            Read(
+                row + i - int(shift),
+                self.start + i,
+                "mask",
+                targets=earlier_leaders(self.past.get(i, ())) if decoder.top else (),
+                history=self._others(history, i),
+                top=decoder.top,
+                divergence="max_divergence" in decoder.knobs,
+                may_mask="delete_token_id" in decoder.needs,
+            )
+            for i in self.places(decoding, cap)
+        ]
+
+    def _others(self, history: tuple[int, ...], place: int) -> tuple[int, ...]:
+        """`history` without the token that stands at a place: a token is not repeated by itself."""
+        token = self.ids[place]
+        if token is None or token not in history:
+            return history
+        at = history.index(token)
+        return (*history[:at], *history[at + 1 :])
+
+    def begin(self, first: Reading) -> None:
+        """Give it its first token, which is the base's: no rule takes it back."""
+        self.ids[0], self.readings[0] = first.token, first
+        self.given = (first.token, *self.given[1:])
 
     def fill(
-        self, decoding: Decoding, readings: Sequence[Reading], cap: int, forced: Reading | None = None
+        self,
+        task: Task,
+        traits: Traits,
+        readings: Sequence[Reading],
+        cap: int,
+        forced: Reading | None = None,
     ) -> None:
-        """Take in one pass: the readings of its masks, the first of which is not among them if `forced`
-        gives it. No canvas outlives `cap` passes."""
-        masked = self.masked()
+        """Take in one pass: the readings of its places, the first of which is not among them if `forced`
+        gives it. `cap` is how many masks set the most passes it takes."""
+        places = self.places(task.decoding, cap)
         if forced is not None:
             self.ids[0], self.readings[0] = forced.token, forced
-            masked = masked[1:]
-        accepted = settle(decoding, readings, forced, (decoding.max_steps or cap) - self.steps)
-        for i, reading in zip(masked, readings, strict=True):
-            self.readings[i] = reading
-        for index in accepted:
-            self.ids[masked[index]] = readings[index].token
+            places = places[1:]
+        by_place = dict(zip(places, readings, strict=True))
+        if DECODERS[task.decoding.decoder].edit is not None:
+            self._edit(task, traits, by_place, cap)
+        else:
+            block = len(self.ids) if traits.block_grid else 0
+            self._settle(task, by_place, self._steps_left(task.decoding, cap), block, forced)
         self.steps += 1
+
+    def _settle(
+        self,
+        task: Task,
+        by_place: Mapping[int, Reading],
+        steps_left: int,
+        block: int,
+        forced: Reading | None,
+    ) -> None:
+        places, readings = list(by_place), list(by_place.values())
+        step = Step(
+            task.decoding,
+            readings,
+            steps_left,
+            forced,
+            places,
+            opened=self.given.count(None),
+            block=block,
+            number=self.steps,
+            start=self.start,
+            seed=task.seed,
+            past=[self.past.get(i, ()) for i in places],
+            ends=task.eos,
+        )
+        for place, reading in by_place.items():
+            self.readings[place] = reading
+        for index, reading in settle(step).items():
+            self.readings[places[index]], self.ids[places[index]] = reading, reading.token
+        if DECODERS[task.decoding.decoder].keeps_past:
+            for place, reading in by_place.items():
+                self.past.setdefault(place, []).append(reading)
+
+    def _edit(self, task: Task, traits: Traits, by_place: Mapping[int, Reading], cap: int) -> None:
+        rule = DECODERS[task.decoding.decoder].edit
+        assert rule is not None
+        old = tuple(self.ids[: self.end])
+        edit = rule(
+            EditStep(
+                task.decoding,
+                old,
+                by_place,
+                self._steps_left(task.decoding, cap),
+                self.steps,
+                self._fixed(),
+                self.start,
+                task.seed,
+                self.memory,
+                traits.mask_token_id,
+                traits.delete_token_id,
+                traits.split_token_id,
+            )
+        )
+        sources = edit.sources or tuple(range(len(edit.ids)))
+        stood = [UNREAD if source is None else self.readings[source] for source in sources]
+        for place, source in enumerate(sources):
+            reading = by_place.get(source) if source is not None else None
+            if reading is not None and (edit.ids[place] in (None, reading.token)):
+                stood[place] = reading
+            if source is not None and old[source] is not None and edit.ids[place] != old[source]:
+                self.edited.add(self.start + place)
+        self.edits += edit.taken_back(old)
+        self.ids[: self.end], self.readings[: self.end] = edit.ids, stood
+        self.end += len(edit.ids) - len(old)
+        self.memory, self.done = edit.memory, edit.done
 
     def view(self, first: int = 0) -> list[Open]:
         """Its positions from `first` on for a preview; guesses where it is masked."""

@@ -1,4 +1,5 @@
-"""The decision of one denoise step: which masked positions settle now. Pure functions on plain numbers.
+"""What the base's word on guesses comes to: what is reopened, drafted and accepted. Pure functions on plain
+numbers; `rules.py` has those of a denoise step.
 
 Positions are indexes into the argument lists. Ties go to the leftmost, so that a decision never depends on
 a sort's internals.
@@ -12,91 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vermilion.decoding.passes import Choices, Reading
-from vermilion.types import Decoding
 
 _MAX_MATCH = 16
-
-
-def surest(readings: Sequence[Reading]) -> list[int]:
-    """Indexes by falling confidence."""
-    return sorted(range(len(readings)), key=lambda i: (-readings[i].logprob, i))
-
-
-def confident(
-    decoding: Decoding, readings: Sequence[Reading], forced: Reading | None, steps_left: int
-) -> list[int]:
-    """All of at least the threshold's confidence (Fast-dLLM, arXiv 2505.22618)."""
-    bound = math.log(decoding.threshold) if decoding.threshold > 0 else -math.inf
-    return [i for i, reading in enumerate(readings) if reading.logprob >= bound]
-
-
-def scheduled(
-    decoding: Decoding, readings: Sequence[Reading], forced: Reading | None, steps_left: int
-) -> list[int]:
-    """Equal shares of what is left over the steps that are left (LLaDA, arXiv 2502.09992)."""
-    already = 0 if forced is None else 1
-    quota = math.ceil((len(readings) + already) / steps_left) - already
-    return surest(readings)[:quota]
-
-
-def entropy_bounded(
-    decoding: Decoding, readings: Sequence[Reading], forced: Reading | None, steps_left: int
-) -> list[int]:
-    """Largest set by rising entropy whose entropies sum, the largest left out, to at most the threshold.
-
-    That sum bounds the dependence ignored by settling them independently (EB-sampler, arXiv 2505.24857).
-    """
-    order = sorted(range(len(readings)), key=lambda i: (readings[i].entropy, i))
-    total = 0.0 if forced is None else forced.entropy
-    largest = total
-    chosen: list[int] = []
-    for i in order:
-        total += readings[i].entropy
-        largest = max(largest, readings[i].entropy)
-        if total - largest > decoding.threshold:
-            break
-        chosen.append(i)
-    return chosen
-
-
-def least_dependent(entropies: Sequence[float], bound: float) -> list[int]:
-    """Indexes, by rising entropy, of the positions before which the entropies sum to at most `bound` nats.
-
-    The first always is one of them. For positions that are all decided anew in each step (DiffusionGemma).
-    """
-    total = 0.0
-    chosen: list[int] = []
-    for i in sorted(range(len(entropies)), key=lambda i: (entropies[i], i)):
-        if total > bound:
-            break
-        chosen.append(i)
-        total += entropies[i]
-    return chosen
-
-
-def near_and_sure(
-    entropies: Sequence[float], distances: Sequence[int], threshold: float, penalty: float
-) -> list[int]:
-    """Indexes of the masks whose entropy plus `penalty` nats for each position from the first mask is below
-    `threshold`; the lowest such sum where none is (WeDLM, arXiv 2512.22737)."""
-    sums = [entropy + penalty * far for entropy, far in zip(entropies, distances, strict=True)]
-    chosen = [i for i, total in enumerate(sums) if total < threshold]
-    return chosen or [min(range(len(sums)), key=lambda i: (sums[i], i))]
-
-
-def cumulative(
-    decoding: Decoding, readings: Sequence[Reading], forced: Reading | None, steps_left: int
-) -> list[int]:
-    """Longest prefix by falling confidence whose joint probability stays at or above the threshold."""
-    bound = math.log(decoding.threshold) if decoding.threshold > 0 else -math.inf
-    total = 0.0 if forced is None else forced.logprob
-    chosen: list[int] = []
-    for i in surest(readings):
-        total += readings[i].logprob
-        if total < bound:
-            break
-        chosen.append(i)
-    return chosen
 
 
 def reopen(base_logprobs: Sequence[float], below: float) -> tuple[int, ...]:

@@ -1,47 +1,62 @@
 """The decoders, one row each: what they need, which settings they read and the rule that settles positions.
 
-Validation, `/docs`, `/v1/models` and the command line are made from this table. A new decoder of the canvas
-kind is a rule in `decoding/commit.py` and a row here.
+Validation, `/docs`, docs/DECODING.md, `/v1/models` and the command line are made from this table. A new
+decoder of the canvas kind is a rule in `decoding/rules.py`, or in `decoding/editing.py` if it takes back what
+it has settled, and a row here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Literal
 
-from vermilion.decoding.commit import confident, cumulative, entropy_bounded, scheduled, surest
+from vermilion.decoding import editing, rules
+from vermilion.decoding.editing import EditRule
 from vermilion.decoding.knobs import Knob
 from vermilion.decoding.passes import Reading
+from vermilion.decoding.rules import Rule, Step
 from vermilion.errors import BadParameter
 from vermilion.models.families import Traits
-from vermilion.models.families.family_presets import MAX_BLOCK_LENGTH
+from vermilion.models.families.family_presets import MAX_BLOCK_LENGTH, MAX_WHOLE_LENGTH
 from vermilion.types import Decoding
-
-Rule = Callable[[Decoding, Sequence[Reading], Reading | None, int], list[int]]
-"""(decoding, readings of the masked positions, the reading of a position that settles anyway, steps left) ->
-indexes of the readings to accept."""
-
 
 ProgramKind = Literal["speculative", "blocks", "renoising", "reordering"]
 
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """`rule` is what settles the positions of a canvas of masks, for the program `blocks`."""
+    """`rule` is what settles the positions of a canvas of masks, for the program `blocks`; `edit` does so and
+    takes back what is settled."""
 
     meaning: str
     knobs: tuple[str, ...] = ()
     rule: Rule | None = None
+    edit: EditRule | None = None
+    source: str = ""
+    """The paper or the sampler that it comes from."""
     max_threshold: float = 1.0
     program: ProgramKind = "blocks"
     uses_entropy: bool = False
+    top: int = 0
+    """How many of the likeliest tokens it looks at."""
+    keeps_past: bool = False
+    """Whether it looks at a position's earlier readings, which a canvas that slides on would lose."""
+    needs: tuple[str, ...] = ()
+    """Tokens of `Traits` that a model must have."""
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    """Settings where they differ from those of `Decoding`, for a request that names only the decoder."""
 
     @property
     def needs_base(self) -> bool:
         """Whether it verifies drafts, which takes an autoregressive base."""
         return self.program == "speculative"
+
+    @property
+    def stands(self) -> bool:
+        """Whether its canvas must stay where it is until it is full."""
+        return self.edit is not None or self.keeps_past
 
     def fits(self, traits: Traits) -> bool:
         """Whether it is defined for models that denoise so."""
@@ -49,38 +64,66 @@ class Decoder:
             return traits.has_next_token
         if not traits.denoises:
             return False
-        if self.program == "blocks":
-            return traits.noise == "mask" and traits.canvas == "bidirectional"
-        return traits.noise == "uniform" if self.program == "renoising" else traits.canvas == "causal"
+        if self.program != "blocks":
+            return traits.noise == "uniform" if self.program == "renoising" else traits.canvas == "causal"
+        masks = traits.noise == "mask" and traits.canvas == "bidirectional"
+        slides = self.stands and traits.has_next_token
+        return masks and not slides and all(getattr(traits, name) >= 0 for name in self.needs)
 
     @property
     def drafts(self) -> bool:
         return "draft_nodes" in self.knobs
 
 
+NO_CONFIDENCE = -1e30
+"""Log-probability that ranks a reading behind all others."""
+
 KNOBS: Mapping[str, Knob] = MappingProxyType(
     {
         "threshold": Knob(
-            0, 100, "least confidence to settle; of `entropy`, `renoise` and `reorder` most nats to settle at"
+            0, 100, "least confidence to settle; where entropy is what counts, most nats to settle at"
         ),
-        "block_length": Knob(1, MAX_BLOCK_LENGTH, "rows of one canvas", integer=True),
+        "block_length": Knob(
+            1,
+            MAX_WHOLE_LENGTH,
+            f"rows of one canvas; above {MAX_BLOCK_LENGTH} where all is seen",
+            integer=True,
+        ),
         "first_block": Knob(0, 64, "rows of the first canvas; 0 for the block length", integer=True),
-        "max_steps": Knob(0, 64, "most denoise passes a block; 0 for its length", integer=True),
+        "max_steps": Knob(0, 1024, "most denoise passes a block; 0 for its length", integer=True),
         "revise_below": Knob(0, 1, "mask a token again where the base finds it less likely; 0 never"),
         "max_revisions": Knob(0, 8, "most rounds of revision a block", integer=True),
         "draft_nodes": Knob(1, 256, "most drafted tokens that one pass verifies", integer=True),
         "branches": Knob(0, 64, "outcomes of a verification to draft behind in the same pass", integer=True),
         "lookup": Knob(0, 64, "most tokens to draft by prompt lookup", integer=True),
         "accept_above": Knob(0, 1, "least share of the chosen token's probability that a draft needs"),
+        "min_threshold": Knob(0, 1, "least confidence of a position that something else speaks for"),
+        "factor": Knob(0, 100, "what may be risked when positions settle together"),
+        "radius": Knob(1, 64, "how far from a confident position the lower threshold counts", integer=True),
+        "sub_block": Knob(0, 64, "positions of a block that settle before others; 0 for all", integer=True),
+        "eos_last": Knob(0, 1, "1: what ends the text settles when nothing else can", integer=True),
+        "position_temperature": Knob(0, 10, "above 0: draw which positions settle; 0 takes the best"),
+        "max_divergence": Knob(0, 100, "most nats a distribution may have moved since the last pass"),
+        "stable_passes": Knob(1, 16, "for how many passes it must not have moved more", integer=True),
+        "credit_weight": Knob(0, 10, "how much credit from earlier passes counts"),
+        "credit_decay": Knob(0, 1, "what is left of it after a pass"),
+        "credit_power": Knob(0, 10, "power of the probability that a pass adds to it"),
+        "edit_threshold": Knob(0, 1, "least confidence of a token that replaces another"),
+        "post_steps": Knob(0, 64, "most passes of edits once a block is full", integer=True),
         "max_temperature": Knob(0.01, 10, "what logits are divided by in a canvas's first pass"),
         "min_temperature": Knob(0.01, 10, "what logits are divided by towards its last pass"),
         "stop_entropy": Knob(0, 100, "mean nats below which a canvas is done; 0 runs all its passes"),
         "stable_steps": Knob(0, 16, "passes for which its likeliest tokens must stay the same", integer=True),
         "distance_penalty": Knob(0, 10, "nats added per position behind the first mask"),
+        "remask": Knob(0, 1, "how readily a filled position is masked again"),
     }
 )
 _DRAFTING = ("block_length", "first_block", "draft_nodes", "branches")
-_CANVAS = ("block_length", "first_block", "max_steps", "revise_below", "max_revisions")
+_SIZES = ("block_length", "first_block", "max_steps")
+_CANVAS = (*_SIZES, "revise_below", "max_revisions", "eos_last", "sub_block")
+_STANDING = (*_SIZES, "eos_last", "sub_block")
+_RENOISING = ("max_temperature", "min_temperature", "stop_entropy", "stable_steps")
+_DREAM = (*_SIZES, "eos_last", "position_temperature")
 
 DECODERS: Mapping[str, Decoder] = MappingProxyType(
     {
@@ -96,69 +139,215 @@ DECODERS: Mapping[str, Decoder] = MappingProxyType(
             program="speculative",
         ),
         "threshold": Decoder(
-            "settle all positions of enough confidence (arXiv 2505.22618)", ("threshold", *_CANVAS), confident
+            "settle all positions of enough confidence",
+            ("threshold", *_CANVAS),
+            rules.confident,
+            source="Fast-dLLM, arXiv 2505.22618",
         ),
         "schedule": Decoder(
-            "settle equal shares of a block over its passes (arXiv 2502.09992)", _CANVAS, scheduled
+            "settle equal shares of a block over its passes",
+            _CANVAS,
+            rules.scheduled,
+            source="LLaDA, arXiv 2502.09992",
         ),
         "entropy": Decoder(
-            "settle together what sums to at most so much entropy (arXiv 2505.24857)",
+            "settle together what sums to at most so much entropy",
             ("threshold", *_CANVAS),
-            entropy_bounded,
+            rules.entropy_bounded,
+            source="EB-sampler, arXiv 2505.24857",
             max_threshold=100.0,
             uses_entropy=True,
         ),
         "cumulative": Decoder(
-            "settle together what keeps a joint probability", ("threshold", *_CANVAS), cumulative
+            "settle together what keeps a joint probability", ("threshold", *_CANVAS), rules.cumulative
         ),
         "renoise": Decoder(
             "decide every position of a canvas of random tokens anew in each pass, and draw noise where it "
-            "depends on others (DiffusionGemma)",
-            (
-                "threshold",
-                "block_length",
-                "first_block",
-                "max_steps",
-                "max_temperature",
-                "min_temperature",
-                "stop_entropy",
-                "stable_steps",
-            ),
+            "depends on others",
+            ("threshold", *_SIZES, *_RENOISING),
+            source="DiffusionGemma",
             max_threshold=100.0,
             program="renoising",
             uses_entropy=True,
         ),
         "reorder": Decoder(
             "a window of masks behind what is settled, in causal attention: settle what has few nats for its "
-            "distance (arXiv 2512.22737)",
+            "distance",
             ("threshold", "block_length", "distance_penalty"),
+            source="WeDLM, arXiv 2512.22737",
             max_threshold=100.0,
             program="reordering",
             uses_entropy=True,
+        ),
+        "dynamic": Decoder(
+            "settle all positions of enough confidence, at least the schedule's share",
+            ("threshold", *_CANVAS),
+            rules.dynamic,
+            source="SDAR, arXiv 2510.06303; LLaDA2.0, arXiv 2512.15745",
+        ),
+        "factor": Decoder(
+            "settle the largest set that a bound on its joint error allows",
+            ("factor", *_CANVAS),
+            rules.factored,
+            source="Fast-dLLM, arXiv 2505.22618",
+        ),
+        "bound": Decoder(
+            "settle what is confident, or confident enough for its rank",
+            ("threshold", "min_threshold", "factor", *_CANVAS),
+            rules.bounded,
+            source="Nemotron-Labs-Diffusion",
+            defaults={"factor": 2.0},
+        ),
+        "entropy-surest": Decoder(
+            "the bound of `entropy`, in the order of confidence",
+            ("threshold", *_CANVAS),
+            rules.entropy_bounded_surest,
+            source="RND1",
+            max_threshold=100.0,
+            uses_entropy=True,
+        ),
+        "sequential": Decoder(
+            "settle the schedule's share from the left",
+            _CANVAS,
+            rules.leftmost,
+            source="SDAR, arXiv 2510.06303",
+        ),
+        "prefix": Decoder(
+            "settle from the left up to the first position without enough confidence",
+            ("threshold", *_CANVAS),
+            rules.confident_prefix,
+            source="DMax",
+        ),
+        "hierarchical": Decoder(
+            "settle the best of every run of masks, and all of enough confidence",
+            ("threshold", "min_threshold", *_CANVAS),
+            rules.hierarchical,
+            source="dInfer, arXiv 2510.08666",
+        ),
+        "near": Decoder(
+            "settle all of enough confidence, and with less those near them",
+            ("threshold", "min_threshold", "radius", *_CANVAS),
+            rules.near_anchors,
+            source="LocalLeap, arXiv 2510.07081",
+            defaults={"min_threshold": 0.5},
+        ),
+        "stable": Decoder(
+            "settle all of enough confidence whose distribution stands still",
+            ("threshold", "max_divergence", "stable_passes", *_STANDING),
+            rules.stable,
+            source="KLASS, arXiv 2511.05664",
+            keeps_past=True,
+        ),
+        "credit": Decoder(
+            "settle all of enough confidence, where having led in earlier passes counts",
+            ("threshold", "credit_weight", "credit_decay", "credit_power", *_STANDING),
+            rules.confident,
+            source="dInfer, arXiv 2510.08666",
+            top=1,
+            keeps_past=True,
+        ),
+        "dream-confidence": Decoder(
+            "settle by Dream's time schedule, surest first (`maskgit_plus`)",
+            _DREAM,
+            rules.timed_by_confidence,
+            source="Dream, arXiv 2508.15487",
+            keeps_past=True,
+        ),
+        "dream-margin": Decoder(
+            "settle by Dream's time schedule, largest lead over the second token first (`topk_margin`)",
+            _DREAM,
+            rules.timed_by_margin,
+            source="Dream, arXiv 2508.15487",
+            top=2,
+            keeps_past=True,
+        ),
+        "dream-entropy": Decoder(
+            "settle by Dream's time schedule, lowest entropy first (`entropy`)",
+            _DREAM,
+            rules.timed_by_entropy,
+            source="Dream, arXiv 2508.15487",
+            uses_entropy=True,
+            keeps_past=True,
+        ),
+        "dream-origin": Decoder(
+            "settle each position at a random time (`origin`)",
+            (*_SIZES, "eos_last"),
+            rules.at_random_times,
+            source="MDLM, arXiv 2406.07524; Dream, arXiv 2508.15487",
+            keeps_past=True,
+        ),
+        "joint": Decoder(
+            "settle all of enough confidence, and replace a filled token where another is as sure",
+            ("threshold", "edit_threshold", "post_steps", *_SIZES),
+            edit=editing.joint,
+            source="LLaDA2.1, arXiv 2602.08676",
+        ),
+        "indel": Decoder(
+            "`joint` with tokens that delete and insert positions",
+            ("threshold", "edit_threshold", "post_steps", *_SIZES),
+            edit=editing.indel,
+            source="LLaDA2.2",
+            top=8,
+            needs=("delete_token_id", "split_token_id"),
+        ),
+        "remdm-cap": Decoder(
+            "mask filled positions again with a probability of at most `remask`",
+            ("remask", *_SIZES),
+            edit=editing.remask_capped,
+            source="ReMDM, arXiv 2503.00307",
+        ),
+        "remdm-rescale": Decoder(
+            "mask filled positions again with a share of what the noise schedule allows",
+            ("remask", *_SIZES),
+            edit=editing.remask_rescaled,
+            source="ReMDM, arXiv 2503.00307",
+            defaults={"remask": 0.015},
+        ),
+        "remdm-conf": Decoder(
+            "mask filled positions again, the less sure the likelier",
+            _SIZES,
+            edit=editing.remask_by_confidence,
+            source="ReMDM, arXiv 2503.00307",
+        ),
+        "remdm-loop": Decoder(
+            "fill most, then mask and fill again for a while, then fill the rest",
+            ("remask", *_SIZES),
+            edit=editing.remask_in_loop,
+            source="ReMDM, arXiv 2503.00307",
         ),
     }
 )
 
 
-def settle(
-    decoding: Decoding, readings: Sequence[Reading], forced: Reading | None, steps_left: int
-) -> tuple[int, ...]:
-    """Which of `readings` (one per masked position) to accept, by the decoder's rule.
+def settle(step: Step) -> dict[int, Reading]:
+    """Which of a step's readings to accept, by the decoder's rule, each as it settles.
 
-    `forced` is the reading of a position that settles in this step anyway (a block's first token, from the
-    base); with it, the rule may accept nothing more. Without it at least one position settles. When
-    `steps_left` is 1 everything does: no block outlives its cap.
+    With a forced reading the rule may accept nothing more. Without it at least one position settles. In the
+    last step everything does: no block outlives its cap.
     """
-    if not readings:
-        return ()
-    if steps_left <= 1:
-        return tuple(range(len(readings)))
-    rule = DECODERS[decoding.decoder].rule
-    assert rule is not None
-    chosen = rule(decoding, readings, forced, steps_left)
-    if not chosen and forced is None:
-        chosen = surest(readings)[:1]
-    return tuple(sorted(chosen))
+    if not step.readings:
+        return {}
+    decoding = step.decoding
+    decoder = DECODERS[decoding.decoder]
+    assert decoder.rule is not None
+    readings = rules.credited(step) if decoding.decoder == "credit" else step.readings
+    if step.steps_left <= 1:
+        return dict(enumerate(readings))
+    ranked = replace(step, readings=_ends_last(readings, step.ends) if decoding.eos_last else readings)
+    chosen = decoder.rule(ranked)
+    if not chosen and step.forced is None:
+        chosen = rules.surest(ranked.readings)[:1]
+    return {i: readings[i] for i in sorted(chosen)}
+
+
+def _ends_last(readings: Sequence[Reading], ends: frozenset[int]) -> list[Reading]:
+    """The readings, with no confidence in what would end the text."""
+    return [
+        replace(one, logprob=NO_CONFIDENCE, entropy=-NO_CONFIDENCE, top=((one.token, NO_CONFIDENCE),))
+        if one.token in ends
+        else one
+        for one in readings
+    ]
 
 
 def check_decoding(decoding: Decoding) -> None:

@@ -69,9 +69,13 @@ def trimmed(middle: Sequence[int], suffix: Sequence[int], ends: frozenset[int]) 
 
 
 def filling_decoding(decoding: Decoding) -> Decoding:
-    """How open places are filled: `ar` one a pass, other decoders that need a base by confidence."""
+    """How open places are filled: `ar` one a pass, other decoders that need a base by confidence; their
+    number stays."""
+    decoding = replace(decoding, sub_block=0)
     if decoding.decoder == "ar":
         return replace(decoding, decoder="cumulative", threshold=1.0, max_steps=0)
+    if DECODERS[decoding.decoder].needs:
+        return replace(decoding, decoder="joint")
     return replace(decoding, decoder="threshold") if DECODERS[decoding.decoder].needs_base else decoding
 
 
@@ -95,7 +99,7 @@ class GapFilling(Program):
     """Decoders with a rule for canvases, and the others by way of `filling_decoding`."""
 
     def __init__(self, task: Task, traits: Traits) -> None:
-        super().__init__(task, traits)
+        super().__init__(replace(task, decoding=filling_decoding(task.decoding)), traits)
         seeds, known = task.seeds, len(task.prompt)
         self._candidates = seeds.candidates if seeds is not None else ()
         if seeds is not None:
@@ -136,7 +140,7 @@ class GapFilling(Program):
             segments.append(canvas.rows(self.traits, left, slot))
             slot += len(segments[-1].ids)
             history = () if self._candidates else canvas.filled()
-            reads += canvas.reads(row, self.traits.shift, history)
+            reads += canvas.reads(row, self.traits.shift, history, self.task.decoding, self._cap(canvas))
         if self._candidates:
             pairs = zip(reads, self._candidates, strict=True)
             reads = [replace(read, targets=targets) for read, targets in pairs]
@@ -173,13 +177,22 @@ class GapFilling(Program):
                 canvas.readings[i] = likeliest(candidates, reading)
                 canvas.ids[i] = canvas.readings[i].token
         else:
-            canvas.fill(filling_decoding(self.task.decoding), readings, len(self._open))
-        if not canvas.masked():
+            canvas.fill(self.task, self.traits, readings, self._cap(canvas))
+        if canvas.done or not (canvas.masked() or DECODERS[self.task.decoding.decoder].edit):
             self._end(canvas)
+
+    def _cap(self, canvas: MaskedCanvas) -> int:
+        return canvas.given.count(None)
+
+    def forget(self) -> None:
+        super().forget()
+        if self._canvas is not None and DECODERS[self.task.decoding.decoder].keeps_past:
+            self._canvas = self._canvas.reopened()
 
     def _end(self, canvas: MaskedCanvas) -> None:
         """Answer with the tokens of the open places, in order."""
-        answer = [(canvas.readings[i].token, canvas.readings[i]) for i in self._open]
+        self.edits += canvas.edits
+        answer = [(canvas.ids[i] or 0, canvas.readings[i]) for i in self._open]
         if self.task.seeds is None:
             ends = self.task.eos | {self.traits.mask_token_id}
             answer = answer[: len(trimmed([token for token, _ in answer], self.task.suffix, ends))]

@@ -25,6 +25,8 @@ class Wanted:
     """The tokens that may be chosen, as bits over the vocabulary, lowest first; empty for all."""
     divisor: float = 1.0
     draw: int = -1
+    divergence: bool = False
+    may_mask: bool = False
     """As of the `Read`."""
 
 

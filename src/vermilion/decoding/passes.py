@@ -12,6 +12,7 @@ one and leave nothing there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -80,6 +81,11 @@ class Read:
     draw: int = -1
     """Which draw at this position this is, from 0, where a position is drawn anew in every pass: with the
     seed and the position the key of its noise. -1: the one draw that all passes repeat."""
+    divergence: bool = False
+    """Whether it is wanted how far the distribution has moved since the request's last such read of the
+    position."""
+    may_mask: bool = False
+    """Whether the mask token may be chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,9 @@ class Reading:
     top: Choices = ()
     given: Mapping[int, Choices] = field(default_factory=dict)
     """Of a draft: the token before it to the choices behind that token, likeliest first."""
+    divergence: float = math.inf
+    """KL divergence from the request's last read of this position to this one, in nats; infinite if there is
+    none or it was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from vermilion.decoding.commit import least_dependent
 from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.noise import uniform_token
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.decoding.repetition import RepetitionWatch
+from vermilion.decoding.rules import least_dependent
 from vermilion.models.families import Traits
 from vermilion.types import Decoding
 

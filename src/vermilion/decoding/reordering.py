@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vermilion.decoding.commit import near_and_sure
 from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.decoding.repetition import RepetitionWatch
+from vermilion.decoding.rules import near_and_sure
 from vermilion.models.families import Traits
 
 

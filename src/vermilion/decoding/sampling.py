@@ -24,16 +24,17 @@ _CANDIDATES = 1024
 def read(logits_RV: Tensor, wanted: Sequence[Wanted], mask_token_id: int) -> list[Reading]:
     """Choose a token per row and measure it. Overwrites `logits_RV`.
 
-    The mask token is never chosen, nor what a grammar forbids. At temperature 0 the choice is the likeliest
-    token, else the maximum of logits / temperature + Gumbel noise within top-k, top-p and min-p: an exact
-    sample, whose noise depends on (seed, position) alone. A row with a `draw` is sampled by the inverse of
-    its distribution function, at a number that depends on (seed, position, draw). A row without finite
-    numbers, or where all is forbidden, reads as token 0 with a log-probability of NaN; the rows beside it are
-    as ever.
+    The mask token is chosen only where it may be, and never what a grammar forbids. At temperature 0 the
+    choice is the likeliest token, else the maximum of logits / temperature + Gumbel noise within top-k, top-p
+    and min-p: an exact sample, whose noise depends on (seed, position) alone. A row with a `draw` is sampled
+    by the inverse of its distribution function, at a number that depends on (seed, position, draw). A row
+    without finite numbers, or where all is forbidden, reads as token 0 with a log-probability of NaN; the
+    rows beside it are as ever.
     """
     logits_RV = widened(logits_RV)
     if mask_token_id >= 0:
-        logits_RV[:, mask_token_id] = float("-inf")
+        masks = [row for row, want in enumerate(wanted) if not want.may_mask]
+        logits_RV[masks if len(masks) < len(wanted) else slice(None), mask_token_id] = float("-inf")
     _adjust(logits_RV, wanted)
     _cool(logits_RV, wanted)
     _forbid(logits_RV, wanted)

@@ -10,6 +10,7 @@ from vermilion.decoding.knobs import MAX_LOGPROBS, check_sampling
 from vermilion.decoding.program import Program
 from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded
 from vermilion.models.families import Traits
+from vermilion.models.families.family_presets import MAX_BLOCK_LENGTH
 from vermilion.types import ModelInfo, Request, Seeds
 
 MAX_SEEDED_ROWS = 1024
@@ -29,6 +30,9 @@ def check_request(request: Request, model: ModelInfo, traits: Traits, num_slots:
             ", ".join(model.decoders),
             f"{model.id} has no other.",
         )
+    if request.decoding.block_length > MAX_BLOCK_LENGTH and traits.context != "full":
+        given = request.decoding.block_length
+        raise BadParameter("decoding.block_length", given, f"1 to {MAX_BLOCK_LENGTH} for {model.id}")
     total = len(request.prompt) + len(request.suffix)
     if total >= model.context_length:
         raise ContextLengthExceeded(model.context_length, total)

@@ -94,3 +94,17 @@ class DeviceStates:
             [(*place, page) for place, page in zip(places, pages, strict=True)], device=self._pages.device
         ).unbind(1)
         self._pages[row, index] = page[:, None] * self._page_size + self._offsets
+
+
+def distances(logprob_RV: Tensor, position_R: Tensor, kept: dict[str, Tensor]) -> list[float]:
+    """KL divergence of each row from the row that `kept` has of the same position, infinite where there is
+    none; `kept` then has these rows instead."""
+    moved_R = torch.full(position_R.shape, torch.inf, dtype=logprob_RV.dtype, device=logprob_RV.device)
+    if "logprobs" in kept:
+        same_RP = position_R[:, None] == kept["positions"][None]
+        row, before = same_RP.nonzero().unbind(1)
+        gap = logprob_RV[row] - kept["logprobs"][before]
+        share = logprob_RV[row].exp()
+        moved_R[row] = torch.where(share > 0, share * gap, 0).sum(-1)
+    kept["logprobs"], kept["positions"] = logprob_RV, position_R
+    return [float(value) for value in moved_R.double().tolist()]

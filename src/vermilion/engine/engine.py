@@ -377,6 +377,8 @@ class Engine:
                     allowed=allowed,
                     divisor=read.divisor,
                     draw=read.draw,
+                    divergence=read.divergence,
+                    may_mask=read.may_mask,
                 )
             )  # fmt: skip
         return wanted

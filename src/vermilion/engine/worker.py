@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from vermilion.decoding.forward_jobs import Job
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.sampling import read, widened
 from vermilion.engine import conditioning
-from vermilion.engine.device_state import DeviceState, DeviceStates
+from vermilion.engine.device_state import DeviceState, DeviceStates, distances
 from vermilion.engine.following import Draft, follow
 from vermilion.models import adapters
 from vermilion.models.adapters import DENOISER, Adapter
@@ -97,10 +97,13 @@ class Worker:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         computed = time.perf_counter()
+        moved = {} if logits_RV is None else self._divergences(jobs, logits_RV)
         readings = [] if logits_RV is None else read(logits_RV, wanted, self.mask_token_id)
         drafts_only = isinstance(model, DraftedRows)
         if logits_RV is not None and not drafts_only and self.model.self_conditioning is not None:
             conditioning.keep(self.model, self.states, jobs, logits_RV)
+        for index, divergence in moved.items():
+            readings[index] = replace(readings[index], divergence=divergence)
         head = model.drafter.head if isinstance(model, DraftedRows) else model.draft_head
         drafts = _drafts(jobs) if head is not None else []
         if drafts and head is not None and hidden_RH is not None:
@@ -114,6 +117,23 @@ class Worker:
             rows=0 if drafts_only else rows.ids_N.shape[0],
         )
         return _split(readings, [len(job.wanted) for job in jobs])
+
+    def _divergences(self, jobs: Sequence[Job], logits_RV: Tensor) -> dict[int, float]:
+        """By read, how far its distribution has moved since the request's last pass, before penalties. Keeps
+        the distributions of this one."""
+        moved: dict[int, float] = {}
+        start = 0
+        for job in jobs:
+            asked = [i for i, want in enumerate(job.wanted) if want.divergence]
+            if asked:
+                logits = logits_RV[[start + i for i in asked]]
+                logits[:, self.mask_token_id] = float("-inf")
+                positions = self._tensor([job.wanted[i].position for i in asked])
+                kept = self.states.of(job.request).tensors
+                found = distances(torch.log_softmax(logits.float(), -1), positions, kept)
+                moved |= {start + i: value for i, value in zip(asked, found, strict=True)}
+            start += len(job.wanted)
+        return moved
 
     def _gather(self, jobs: Sequence[Job]) -> tuple[Rows, list[int]]:
         """The forward's rows, and which of them are read, in the order of the jobs' reads."""

@@ -12,7 +12,7 @@ import struct
 import time
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,9 @@ class NativeRunner:
             raise MemoryError("the key/value pool does not fit into memory; lower engine.kv_tokens")
         self._adapters: dict[str, tuple[int, PackedAdapter]] = {}
         self._next_adapter = 0
+        self._mask_token_id = mask_token_id
+        self._distributions: dict[str, dict[int, Any]] = {}
+        """Log-probabilities [vocabulary] by position, of requests that ask how they move."""
         self.keep_logits = False
         """Whether `logits` holds those of the last pass's reads, [reads, vocabulary], before any penalty."""
         self.logits: Any = None
@@ -161,7 +164,8 @@ class NativeRunner:
         self._kernels.vermilion_adapt(self._session, number, None)
 
     def release(self, request: str) -> None:
-        """Nothing is kept for a request between its jobs."""
+        """Free what is kept for a request between its jobs."""
+        self._distributions.pop(request, None)
 
     def run(self, jobs: Sequence[Job]) -> list[list[Reading]]:
         """One forward over all jobs; the readings of each, in the order of its reads."""
@@ -181,7 +185,8 @@ class NativeRunner:
             _list_reads(lists, job, row)
             row += job.rows.num_rows
         lists.first_page.append(len(lists.pages))
-        outcome = _Outcome(lists, self.architecture.vocab_size if self.keep_logits else 0)
+        moving = any(want.divergence for job in jobs for want in job.wanted)
+        outcome = _Outcome(lists, self.architecture.vocab_size if self.keep_logits or moving else 0)
         if self.taps and not drafting:
             shape = (row, len(self.taps), filled_up(self.architecture.hidden_size))
             self.tapped = np.empty(shape, np.float32)
@@ -195,7 +200,36 @@ class NativeRunner:
         self.timing += Timing(time.perf_counter() - prepared, 0.0, prepared - began, forwards, rows)
         if self.keep_logits:
             self.logits = outcome.logits
-        return outcome.readings(jobs)
+        return self._moved(jobs, outcome) if moving else outcome.readings(jobs)
+
+    def _moved(self, jobs: Sequence[Job], outcome: _Outcome) -> list[list[Reading]]:
+        """The readings with how far the distributions of those who ask have moved since their last pass."""
+        answers = outcome.readings(jobs)
+        row = 0
+        for job, readings in zip(jobs, answers, strict=True):
+            now = {}
+            before = self._distributions.get(job.request, {})
+            for i, want in enumerate(job.wanted):
+                if want.divergence:
+                    now[want.position] = _log_softmax(outcome.logits[row + i], self._mask_token_id)
+                    earlier = before.get(want.position)
+                    moved = math.inf if earlier is None else _divergence(now[want.position], earlier)
+                    readings[i] = replace(readings[i], divergence=moved)
+            if now:
+                self._distributions[job.request] = now
+            row += len(readings)
+        return answers
+
+
+def _log_softmax(logits: Any, mask_token: int) -> Any:
+    logits = logits.astype(np.float64)
+    logits[mask_token] = -np.inf
+    return logits - np.logaddexp.reduce(logits)
+
+
+def _divergence(now: Any, before: Any) -> float:
+    kept = now > -np.inf
+    return float((np.exp(now[kept]) * (now[kept] - before[kept])).sum())
 
 
 def _list_rows(lists: _Lists, job: Job, request: int, adapter: int, page_size: int) -> None:
@@ -243,7 +277,7 @@ def _list_read(lists: _Lists, read: Read, want: Wanted, first: tuple[int, int]) 
     lists.reads += _READ.pack(
         0.0 if s.greedy else s.temperature, s.top_p, s.min_p, s.seed & (2**64 - 1), allowed,
         first[0] + read.row, want.position, s.top_k, want.top, want.entropy,
-        len(lists.targets), len(want.targets), lists.num_changes, num_changes, after, read.top, 0,
+        len(lists.targets), len(want.targets), lists.num_changes, num_changes, after, read.top, want.may_mask,
     )  # fmt: skip
     lists.num_reads += 1
     lists.targets += want.targets

@@ -7,13 +7,10 @@ for here in separate ones and still counted as one pass. Tests hold the engine e
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from functools import partial
 
 from vermilion.decoding.commit import (
     Node,
@@ -24,18 +21,15 @@ from vermilion.decoding.commit import (
     reopen,
 )
 from vermilion.decoding.decoders import settle
-from vermilion.decoding.forward_jobs import Wanted
 from vermilion.decoding.passes import Reading
-from vermilion.decoding.penalties import Adjustments, adjustments, needed
 from vermilion.decoding.prompt_lookup import NGRAM_LENGTH
+from vermilion.decoding.reference.reference_block import ReferenceBlock
+from vermilion.decoding.reference.reference_context import ReferenceContext
 from vermilion.decoding.reference.reference_drafts import levels_of
 from vermilion.decoding.repetition import RepetitionWatch
-from vermilion.decoding.sampling import read
-from vermilion.models.adapters import DENOISER
-from vermilion.models.attention import explicit
+from vermilion.decoding.rules import Step
 from vermilion.models.families import Traits
-from vermilion.models.linear import AdapterRows
-from vermilion.models.transformer import Rows, Transformer
+from vermilion.models.transformer import Transformer
 from vermilion.types import Decoding, Sampling
 
 
@@ -78,27 +72,11 @@ class Reference:
         return Result(tuple(answer.tokens[len(prompt) :]), answer.passes - prefills, answer.edits)
 
 
-class ReferenceAnswer:
-    """The text so far, and the two questions to ask of the model: what a clean row, what a canvas says."""
+class ReferenceAnswer(ReferenceContext):
+    """Every decoder in terms of these questions."""
 
-    def __init__(
-        self, model: Transformer, traits: Traits, tokens: list[int], sampling: Sampling, decoding: Decoding
-    ) -> None:
-        self.model, self.traits, self.sampling, self.decoding = model, traits, sampling, decoding
-        self.tokens = tokens
-        self.prompt = tuple(tokens)
-        self.limit = len(tokens) + sampling.max_tokens
-        self.eos = () if sampling.ignore_eos else traits.eos_token_ids
-        self.passes = 0
-        self.edits = 0
-        self.ended = False
-        self.adapter = ""
-        self.watch: RepetitionWatch | None = None
-        self.hidden_NH = torch.empty(0)
-        """Of the newest forward's rows, which stand at their positions."""
-        self.signal_MH: Tensor | None = None
-        self.targets: tuple[int, ...] = ()
-        """What a canvas is asked for beside the token it would choose."""
+    passes = 0
+    edits = 0
 
     # -- decoders ----------------------------------------------------------------------------------
 
@@ -170,8 +148,10 @@ class ReferenceAnswer:
             history = [token for token in window if token is not None]
             readings = self.canvas(self.tokens, window, [start + i for i in masked], history)
             window[0] = first.token
-            for index in settle(self.decoding, readings, first, self.decoding.max_steps or len(window)):
-                window[masked[index]] = readings[index].token
+            left = self.decoding.max_steps or len(window)
+            step = Step(self.decoding, readings, left, first, masked, ends=frozenset(self.eos))
+            for index, reading in settle(step).items():
+                window[masked[index]] = reading.token
             ends = [i for i, token in enumerate(window) if token in self.eos]
             window = window[: ends[0] + 1] if ends else window
             while window and window[0] is not None and not self.ended:
@@ -223,34 +203,36 @@ class ReferenceAnswer:
 
     def _fill(self, block: list[int | None], start: int, forced: Reading | None, step: int = 0) -> list[int]:
         """Denoise until the wanted part of `block` is filled; returns that part."""
-        cap = self.decoding.max_steps or len(block)
         end = min(len(block), self.limit - start)
         if self.traits.block_grid:
             opened = self.decoding.canvas_length(self._old(), self.traits.block_grid)
             end = min(end, len(self.tokens) - start + opened)
+        canvas = self.block(block, start)
+        canvas.number = step
+        edits, stands = canvas.decoder.edit is not None, canvas.decoder.stands
         while True:
             self.passes += 1
-            masked = [i for i in range(end) if block[i] is None and not (i == 0 and forced)]
-            history = [
-                *self.tokens[len(self.prompt) : start],
-                *(t for i, t in enumerate(block) if t is not None and start + i >= len(self.prompt)),
-            ]
-            readings = self.canvas(
-                self.tokens[:start], block, [start + i for i in masked], history[self._old() :]
-            )
-            if forced is not None:
-                block[0] = forced.token
-            for index in settle(self.decoding, readings, forced, cap - step):
-                block[masked[index]] = readings[index].token
+            if forced is not None and self.traits.block_grid:
+                canvas.begin(forced)
+            else:
+                canvas.forced = forced
+                canvas.step(end, partial(self.ask, self.tokens[:start], canvas.ids))
             forced = None
-            step += 1
             answer = max(0, len(self.prompt) - start)
-            ends = [i for i in range(answer, end) if block[i] in self.eos]
-            end = ends[0] + 1 if ends else end
-            if not (self.decoding.revise_below and self.traits.has_next_token):
-                end = min(end, self._repetition_end(block[:end], start))
-            if all(token is not None for token in block[:end]):
-                return [token for token in block[:end] if token is not None]
+            ends = [i for i in range(answer, end) if canvas.ids[i] in self.eos]
+            if ends and (canvas.done or not edits):
+                end = ends[0] + 1
+            if not stands and not (self.decoding.revise_below and self.traits.has_next_token):
+                end = min(end, self._repetition_end(canvas.ids[:end], start))
+            if canvas.done or (not edits and None not in canvas.ids[:end]):
+                self.edits += canvas.edits
+                return [token for token in canvas.ids[:end] if token is not None]
+
+    def block(self, ids: Sequence[int | None], start: int) -> ReferenceBlock:
+        """For this answer's decoder to fill."""
+        decoding, seed, ends = self.decoding, self.sampling.seed, frozenset(self.eos)
+        settled = len(self.tokens) - start
+        return ReferenceBlock(decoding, self.traits, list(ids), start, seed, ends, settled=settled)
 
     def _repetition_end(self, block: Sequence[int | None], start: int) -> int:
         """Where the filled beginning of `block` turns into mere repetition; its length if it does not."""
@@ -283,110 +265,6 @@ class ReferenceAnswer:
             if i - first < len(filled) and filled[i - first] != proposal[i]:
                 self.edits += 1
         return filled
-
-    # -- text --------------------------------------------------------------------------------------
-
-    def settle(self, token: int) -> None:
-        self.tokens.append(token)
-        repeats = self.watch is not None and self.watch.push(token)
-        self.ended = repeats or token in self.eos or len(self.tokens) >= self.limit
-
-    def settle_all(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            if not self.ended:
-                self.settle(token)
-
-    # -- the model ---------------------------------------------------------------------------------
-
-    def base(
-        self,
-        tokens: Sequence[int],
-        positions: Sequence[int],
-        targets: Sequence[int] = (),
-        since: int | None = None,
-    ) -> list[Reading]:
-        """What clean rows over `tokens` say of each position from the row before it.
-
-        `since`: how many tokens count as settled for the penalties; all that are, if None.
-        """
-        count = len(tokens)
-        span = self.traits.block_grid if self.traits.context == "block" else 1
-        at = torch.arange(count)
-        visible = at[None, :] // span <= at[:, None] // span
-        logits = self._forward(list(tokens), [False] * count, list(range(count)), count, visible)
-        settled = len(self.tokens) if since is None else since
-        wanted = [self._wanted(p, tokens[settled:p], targets, settled) for p in positions]
-        return self._read(logits, [p - 1 for p in positions], wanted)
-
-    def canvas(
-        self,
-        context: Sequence[int],
-        block: Sequence[int | None],
-        positions: Sequence[int],
-        history: Sequence[int],
-        since: int | None = None,
-    ) -> list[Reading]:
-        """What the denoiser says of masked `positions`, with `block` standing right behind `context`."""
-        mask, shift = self.traits.mask_token_id, int(self.traits.shift)
-        start = len(context)
-        noisy = [mask if token is None else token for token in block]
-        masked = [token is None for token in block]
-        num_clean = start
-        if self.traits.context == "causal" and block[0] is None:
-            noisy, masked = [context[-1], *noisy], [False, *masked]
-            num_clean = start - 1
-        if self.traits.context == "full":
-            rest = self.limit - start - len(block)
-            noisy = [*context, *noisy, *([mask] * rest)]
-            masked = [*([False] * start), *masked, *([True] * rest)]
-            num_clean = 0
-        ids = [*context[:num_clean], *noisy]
-        where = [*range(num_clean), *range(num_clean, num_clean + len(noisy))]
-        span = self.traits.block_grid if self.traits.context == "block" else 1
-        at = torch.arange(len(ids))
-        clean = at < num_clean
-        # Clean rows see clean rows as always; noisy rows see everything.
-        visible = torch.where(clean[:, None], clean & (at[None, :] // span <= at[:, None] // span), True)
-        logits = self._forward(ids, [*([False] * num_clean), *masked], where, num_clean, visible)
-        settled = len(self.tokens) if since is None else since
-        wanted = [self._wanted(p, history, self.targets, settled) for p in positions]
-        return self._read(logits, [p - shift for p in positions], wanted)
-
-    def _wanted(self, position: int, history: Sequence[int], targets: Sequence[int], settled: int) -> Wanted:
-        changes = None
-        if needed(self.sampling):
-            banned = self.eos if position < len(self.prompt) + self.sampling.min_tokens else ()
-            answer = Counter(self.tokens[len(self.prompt) : settled])
-            changes = Adjustments.of(adjustments(self.sampling, self.prompt, answer, history, banned))
-        return Wanted(self.sampling, position, targets, changes, entropy=True, top=8)
-
-    @torch.inference_mode()
-    def _forward(
-        self, ids: list[int], masked: list[bool], positions: list[int], num_clean: int, visible: Tensor
-    ) -> Tensor:
-        """Logits of all rows; visible [N, N] says which row sees which."""
-        count = len(ids)
-        pool = self.model.new_pool(count)
-        denoiser = [AdapterRows(DENOISER, num_clean, count)] if num_clean < count else []
-        own = [AdapterRows(self.adapter, 0, count)] if self.adapter else []
-        at = torch.tensor(positions)
-        if num_clean < count and visible[num_clean, -1]:
-            # Rows that all see each other see by the window of their first one.
-            at[num_clean:] = positions[num_clean]
-        rows = Rows(
-            ids_N=torch.tensor(ids, device=pool.device),
-            positions_N=torch.tensor(positions, device=pool.device),
-            masked_N=torch.tensor(masked, device=pool.device),
-            slots_N=torch.arange(count, device=pool.device),
-            attend=explicit(self.model.architecture, pool, visible, at),
-            adapters=[*denoiser, *own],
-            signal_MH=self.signal_MH,
-        )
-        self.hidden_NH = self.model(rows, pool)
-        return self.model.logits(self.hidden_NH)
-
-    def _read(self, logits: Tensor, rows: Sequence[int], wanted: Sequence[Wanted]) -> list[Reading]:
-        return read(logits[list(rows)], wanted, self.traits.mask_token_id) if rows else []
 
 
 def _likeliest_path(tree: Sequence[Node]) -> list[int]:

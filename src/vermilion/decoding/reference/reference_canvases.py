@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import torch
 
-from vermilion.decoding.commit import least_dependent, near_and_sure
 from vermilion.decoding.noise import uniform_token
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.reference.reference_answer import ReferenceAnswer, Result
 from vermilion.decoding.renoising import stands_still, steps, temperature
 from vermilion.decoding.repetition import RepetitionWatch
+from vermilion.decoding.rules import least_dependent, near_and_sure
 from vermilion.decoding.sampling import read
 from vermilion.models.families import Traits
 from vermilion.models.transformer import Transformer

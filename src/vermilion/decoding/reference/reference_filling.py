@@ -7,8 +7,9 @@ that is what the tests compare.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from vermilion.decoding.decoders import settle
+from vermilion.decoding.canvas import step_cap
 from vermilion.decoding.filling import (
     SUFFIX_HEAD,
     filling_decoding,
@@ -19,6 +20,7 @@ from vermilion.decoding.filling import (
 )
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.reference.reference_answer import ReferenceAnswer, Result
+from vermilion.decoding.reference.reference_block import Question, ReferenceBlock
 from vermilion.models.families import Traits
 from vermilion.models.transformer import Transformer
 from vermilion.types import Request
@@ -41,20 +43,32 @@ def read_seeds(model: Transformer, traits: Traits, request: Request) -> list[lis
 def fill_seeds(model: Transformer, traits: Traits, request: Request) -> Result:
     """The tokens of the open places, and what it took."""
     assert request.seeds is not None
-    answer = ReferenceAnswer(model, traits, list(request.prompt), request.sampling, request.decoding)
-    answer.limit = 0
     decoding = filling_decoding(request.decoding)
-    ids = list(request.seeds.ids)
-    opened = [i for i, token in enumerate(ids) if token is None]
-    cap = decoding.max_steps or len(opened)
+    answer = ReferenceAnswer(model, traits, list(request.prompt), request.sampling, decoding)
+    answer.limit = 0
+    ids = request.seeds.ids
+    return _filled(answer, answer.block(ids, len(request.prompt)), ids[0] is None, ())
+
+
+def _filled(
+    answer: ReferenceAnswer, canvas: ReferenceBlock, begins_open: bool, right: Sequence[int]
+) -> Result:
+    """Fill the block between the answer's prompt and `right`."""
+    opened = list(canvas.opened)
+    canvas.cap = step_cap(canvas.decoding, len(opened))
+    start = first_row(answer.traits, len(answer.tokens), begins_open)
+    left = len(answer.tokens) - start
+
+    def ask(questions: Sequence[Question]) -> list[Reading]:
+        moved = [replace(question, place=question.place + left) for question in questions]
+        return answer.ask(answer.tokens[:start], [*answer.tokens[start:], *canvas.ids, *right], moved)
+
     passes = 0
-    while masked := [i for i in opened if ids[i] is None]:
-        readings = _look(answer, ids, masked, request.seeds.ids[0] is None)
-        for index in settle(decoding, readings, None, cap - passes):
-            ids[masked[index]] = readings[index].token
+    while not canvas.done and (None in canvas.ids or canvas.decoder.edit):
+        canvas.step(len(canvas.ids), ask)
         passes += 1
-    tokens = tuple(token for i in opened if (token := ids[i]) is not None)
-    return Result(tokens, passes - (traits.context != "full"), 0)
+    tokens = tuple(token for i in opened if (token := canvas.ids[i]) is not None)
+    return Result(tokens, passes - (answer.traits.context != "full"), canvas.edits)
 
 
 def _look(
@@ -79,30 +93,20 @@ def _look(
 
 def fill_gap(model: Transformer, traits: Traits, request: Request) -> Result:
     """The middle of `request` on a model without a base, and what it took."""
-    answer = ReferenceAnswer(model, traits, list(request.prompt), request.sampling, request.decoding)
+    decoding = filling_decoding(request.decoding)
+    answer = ReferenceAnswer(model, traits, list(request.prompt), request.sampling, decoding)
     answer.adapter = request.adapter
     answer.limit = 0  # No masks behind the suffix.
     known, suffix = len(request.prompt), request.suffix
     right = suffix if answer.traits.context == "full" else suffix[:SUFFIX_HEAD]
     sizes = lengths(request.sampling.max_tokens)
     tried = [_look_between(answer, [None] * size, right) for size in sizes]
-    passes = _passes_of(known - first_row(answer.traits, known) + len(right), sizes)
-    readings: Sequence[Reading] = tried[surest(tried)]
-    middle: list[int | None] = [None] * len(readings)
-    cap = request.decoding.max_steps or len(middle)
-    step = 0
-    while True:
-        masked = [i for i, token in enumerate(middle) if token is None]
-        for index in settle(request.decoding, readings, None, cap - step):
-            middle[masked[index]] = readings[index].token
-        step += 1
-        if all(token is not None for token in middle):
-            break
-        readings = _look_between(answer, middle, right)
-        passes += 1
+    looks = _passes_of(known - first_row(answer.traits, known) + len(right), sizes)
+    canvas = answer.block([None] * sizes[surest(tried)], known)
+    filled = _filled(answer, canvas, True, right)
     ends = frozenset((*answer.eos, answer.traits.mask_token_id))
-    tokens = trimmed([token for token in middle if token is not None], suffix, ends)
-    return Result(tokens, passes - (answer.traits.context != "full"), 0)
+    # The pass that found its length is its first step.
+    return Result(trimmed(filled.tokens, suffix, ends), filled.passes + looks - 1, filled.edits)
 
 
 def _look_between(

@@ -12,6 +12,8 @@ Presets = Mapping[str, Decoding]
 
 MAX_BLOCK_LENGTH = 256
 """Positions of the longest canvas."""
+MAX_WHOLE_LENGTH = 1024
+"""The same where every pass is over the whole text, so that a canvas adds no rows."""
 
 WITH_BASE: Presets = MappingProxyType(
     {

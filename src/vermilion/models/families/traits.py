@@ -28,6 +28,8 @@ class Traits:
     next_token  clean rows of a causal context predict the next token though masks predict themselves
              (Nemotron-Labs-Diffusion, which has a head for each).
     drafter  tokens that a shallow drafter beside the model guesses at a time (`models/drafter.py`); 0: none.
+    delete_token_id, split_token_id, expand_token_id  tokens that change how many positions there are: it
+             is taken out; a mask comes before it (both LLaDA2.2); it becomes two masks (DreamOn). -1: none.
     """
 
     context: Context
@@ -39,6 +41,9 @@ class Traits:
     noise: Literal["mask", "uniform"] = "mask"
     canvas: Literal["bidirectional", "causal"] = "bidirectional"
     next_token: bool = False
+    delete_token_id: int = -1
+    split_token_id: int = -1
+    expand_token_id: int = -1
     drafter: int = 0
 
     @property

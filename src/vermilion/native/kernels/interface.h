@@ -36,7 +36,7 @@ struct Read {
     int32_t first_target, num_targets, first_change, num_changes;
     int32_t after;    // of a draft: the read that gives the token before it, -1: its row stands on it; -2: no draft
     int32_t choices;  // of a draft: how many of its likeliest tokens to weigh
-    int32_t padding;
+    int32_t may_mask;  // whether the mask token may be chosen
 };
 
 struct Pass {

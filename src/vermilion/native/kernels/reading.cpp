@@ -48,7 +48,7 @@ Reading::Reading(const Kernels& kernels, float* logits, int vocab_size, int mask
     : kernels_(kernels), logits_(logits), padded_((vocab_size + 15) / 16 * 16), read_(read),
       key_(noise_key(read.seed, read.position)) {
     for (int token = vocab_size; token < padded_; token++) logits[token] = kBanned;
-    if (mask_token >= 0) logits[mask_token] = kBanned;
+    if (mask_token >= 0 && !read.may_mask) logits[mask_token] = kBanned;
     for (int i = 0; i < read.num_changes; i++) {
         const Change& change = pass.changes[read.first_change + i];
         float& logit = logits[change.token];

@@ -1,0 +1,68 @@
+"""A stand-in for a model: logits as a fixed function of what a row sees, and a runner that answers by it.
+
+It needs no weights, so a reference sampler elsewhere can be run over the very same numbers. float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vermilion.decoding.forward_jobs import Wanted
+from vermilion.decoding.passes import Pass, Reading
+from vermilion.decoding.sampling import read
+from vermilion.types import Sampling
+
+VOCAB, MASK, WIDTH = 64, 63, 16
+
+
+class ScriptedModel:
+    """Row p's logits: sharpness x W tanh(P[p mod 97] + sum over rows q it sees of A[p - q] E[id_q])."""
+
+    def __init__(self, seed: int, sharpness: float = 2.0) -> None:
+        dice = np.random.RandomState(seed)
+        self._sharpness = sharpness
+        self._ids = dice.normal(size=(VOCAB, WIDTH))
+        self._ids[MASK] *= 0.2
+        self._places = dice.normal(size=(97, WIDTH))
+        self._gaps = dice.normal(size=129) / 3
+        self._head = dice.normal(size=(WIDTH, VOCAB))
+
+    def logits(self, position: int, seen: Mapping[int, int]) -> NDArray[np.float64]:
+        """[VOCAB], of a row that sees these ids at these positions."""
+        total = self._places[position % 97].copy()
+        for place in sorted(seen):
+            total += self._gaps[(position - place) % 129] * self._ids[seen[place]]
+        return self._sharpness * (np.tanh(total) @ self._head)
+
+
+class ScriptedRunner:
+    """Answers one request's passes: what stands in which slot is remembered, as a cache of keys would be."""
+
+    def __init__(self, model: ScriptedModel) -> None:
+        self._model = model
+        self._slots: dict[int, tuple[int, int]] = {}
+        self.rows = 0
+
+    def run(self, asked: Pass, *, entropy: bool = False) -> list[Reading]:
+        rows = []
+        for segment in asked.segments:
+            for i, token in enumerate(segment.ids):
+                self._slots[segment.slot + i] = (segment.start + i, token)
+                rows.append((segment, i))
+        self.rows += len(rows)
+        logits, wanted = [], []
+        for one in asked.reads:
+            segment, i = rows[one.row]
+            slots = {*range(segment.sees), *range(segment.slot, segment.slot + segment.reach(i))}
+            seen = dict(self._slots[slot] for slot in slots)
+            logits.append(self._model.logits(segment.start + i, seen))
+            wanted.append(
+                Wanted(
+                    Sampling(), one.position, one.targets, entropy=entropy, top=one.top, may_mask=one.may_mask
+                )
+            )
+        return read(torch.tensor(np.array(logits)), wanted, MASK) if logits else []
