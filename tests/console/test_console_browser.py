@@ -314,9 +314,10 @@ def test_a_batch_is_uploaded_run_and_saved(user: Visitor, tmp_path: Path) -> Non
     assert user.violations() == []
 
 
+@pytest.mark.timeout(3600)
 def test_a_model_is_tuned_its_loss_seen_and_a_sample_compared(user: Visitor, tmp_path: Path) -> None:
     page = user.page
-    page.context.set_default_timeout(500_000)
+    page.context.set_default_timeout(1_700_000)
     examples = tmp_path / "pirates.jsonl"
     row = {
         "messages": [

@@ -14,6 +14,8 @@ export interface Model {
   decoders: string[];
   presets: Record<string, string>;
   parent?: string;
+  /** Of a service that keeps several models: whether it is in memory. */
+  state?: string;
   pricing?: { prompt: string; completion: string };
 }
 

@@ -47,7 +47,7 @@ export function Models() {
         />
       </Card>
       {may("operate") && <LoadAdapter done={changed} />}
-      <Catalogue changed={changed} />
+      {rows.some((model) => model.state) && <Catalogue changed={changed} />}
     </div>
   );
 }
