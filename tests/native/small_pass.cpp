@@ -11,11 +11,13 @@
 
 namespace {
 
+constexpr int kExperts = 4, kExpertFfn = 32;
 constexpr int kHidden = 64, kHeads = 4, kKeys = 2, kHeadDim = 16, kFfn = 96, kVocab = 112, kRows = 20, kNoisy = 3;
 
 struct Weights {
     std::mt19937 draw{7};
     std::vector<std::vector<uint8_t>*> kept;
+    std::vector<Matrix> experts[3];
 
     std::vector<float> floats(size_t count, float scale, float shift) {
         std::vector<float> made(count);
@@ -47,8 +49,24 @@ struct Weights {
     }
 };
 
+Experts random_experts(Weights& weights, int bits) {
+    Experts made = {};
+    made.num_experts = kExperts, made.num_active = 2, made.num_groups = made.num_active_groups = 1;
+    made.normalized = 1, made.scale = 1.5f, made.ffn_size = kExpertFfn;
+    made.router = weights.numbers(kExperts * kHidden, 0.5f, 0.0f);
+    for (int i = 0; i < kExperts; i++) {
+        weights.experts[0].push_back(weights.matrix(kExpertFfn, kHidden, bits));
+        weights.experts[1].push_back(weights.matrix(kExpertFfn, kHidden, bits));
+        weights.experts[2].push_back(weights.matrix(kHidden, kExpertFfn, bits));
+    }
+    made.gate = weights.experts[0].data(), made.up = weights.experts[1].data(), made.down = weights.experts[2].data();
+    return made;
+}
+
 Layer random_layer(Weights& weights, int bits) {
     Layer layer = {};
+    layer.num_kv_heads = kKeys, layer.head_dim = layer.head_norm_size = kHeadDim, layer.ffn_size = kFfn;
+    layer.attention_scale = 0.25f;
     layer.attention_norm = weights.numbers(kHidden, 0.3f, 1.0f);
     layer.ffn_norm = weights.numbers(kHidden, 0.3f, 1.0f);
     layer.query_norm = weights.numbers(kHeadDim, 0.3f, 1.0f);
@@ -96,15 +114,18 @@ int main(int count, char** names) {
     for (const int bits : {4, 8}) {
         Weights weights;
         std::vector<Layer> layers = {random_layer(weights, bits), random_layer(weights, bits)};
+        layers[1].window = 7;
+        layers[1].experts = random_experts(weights, bits);
         const double frequencies[] = {1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125};
         Model model = {};
-        model.num_layers = 2, model.hidden_size = kHidden, model.num_heads = kHeads, model.num_kv_heads = kKeys;
-        model.head_dim = kHeadDim, model.ffn_size = kFfn, model.vocab_size = kVocab, model.rope_size = 16;
-        model.norm_eps = 1e-5f, model.mask_token = -1, model.layers = layers.data();
+        const Rotation rotation = {frequencies, kHeadDim, 1.0f};
+        model.num_layers = 2, model.hidden_size = model.hidden_norm_size = kHidden, model.num_heads = kHeads;
+        model.vocab_size = kVocab, model.norm_eps = 1e-5f, model.mask_token = -1, model.layers = layers.data();
+        model.num_rotations = 1, model.rotations = &rotation, model.activation = kGelu;
+        model.embedding_scale = 2.0f, model.logit_softcap = 9.0f;
         model.embedding = model.head = weights.matrix(kVocab, kHidden, 8);
         model.norm = weights.numbers(kHidden, 0.3f, 1.0f);
         model.mask_embedding = weights.numbers(kHidden, 1.0f, 0.0f);
-        model.inverse_frequencies = frequencies;
         const std::vector<float> expected = logits(model, names[1]);
         for (int i = 2; i < count; i++) {
             const std::vector<float> given = logits(model, names[i]);

@@ -6,16 +6,32 @@
 
 namespace {
 
-template <int kQueries>
-void score_tile(const float* const* queries, const uint16_t* keys, int head_dim, float scale, float* const* scores) {
-    Floats sum[kQueries];
-    for (int q = 0; q < kQueries; q++) sum[q] = zero();
+// Tiles of 16 keys that are scored side by side. One sum waits for its own last addition: the fewer the queries,
+// the more tiles it takes to keep the multipliers busy.
+constexpr int tiles_at_once(int queries) {
+    const int tiles = kScoreSums / queries;
+    return tiles < 1 ? 1 : tiles > 4 ? 4 : tiles;
+}
+
+template <int kQueries, int kTiles>
+void score_tiles(const float* const* queries, const uint16_t* const* keys, int head_dim, float scale,
+                 float* const* scores) {
+    Floats sum[kTiles][kQueries];
+    for (int t = 0; t < kTiles; t++)
+        for (int q = 0; q < kQueries; q++) sum[t][q] = zero();
     for (int d = 0; d < head_dim; d++) {
-        const Floats key = load_half(keys + d * 16);
+        Floats key[kTiles];
+#pragma GCC unroll 4
+        for (int t = 0; t < kTiles; t++) key[t] = load_half(keys[t] + d * 16);
 #pragma GCC unroll 8
-        for (int q = 0; q < kQueries; q++) sum[q] = fma(key, splat(queries[q][d]), sum[q]);
+        for (int q = 0; q < kQueries; q++) {
+            const Floats query = splat(queries[q][d]);
+#pragma GCC unroll 4
+            for (int t = 0; t < kTiles; t++) sum[t][q] = fma(key[t], query, sum[t][q]);
+        }
     }
-    for (int q = 0; q < kQueries; q++) store(scores[q], mul(sum[q], splat(scale)));
+    for (int t = 0; t < kTiles; t++)
+        for (int q = 0; q < kQueries; q++) store(scores[q] + 16 * t, mul(sum[t][q], splat(scale)));
 }
 
 // outputs += weights[0, count) . values, over kVectors vectors of every value.
@@ -50,10 +66,14 @@ void weigh(const float* const* weights, int count, const uint16_t* values, int h
         weigh_vectors<kQueries, 1>(weights, count, values, head_dim, outputs, first);
 }
 
-using ScoreTile = void (*)(const float* const*, const uint16_t*, int, float, float* const*);
+using ScoreTiles = void (*)(const float* const*, const uint16_t* const*, int, float, float* const*);
 using Weigh = void (*)(const float* const*, int, const uint16_t*, int, float* const*);
-constexpr ScoreTile kScoreTile[] = {nullptr,        score_tile<1>, score_tile<2>, score_tile<3>, score_tile<4>,
-                                    score_tile<5>, score_tile<6>, score_tile<7>, score_tile<8>};
+template <int kQueries> constexpr ScoreTiles kAtOnce = score_tiles<kQueries, tiles_at_once(kQueries)>;
+constexpr ScoreTiles kScoreTile[] = {nullptr,           score_tiles<1, 1>, score_tiles<2, 1>,
+                                     score_tiles<3, 1>, score_tiles<4, 1>, score_tiles<5, 1>,
+                                     score_tiles<6, 1>, score_tiles<7, 1>, score_tiles<8, 1>};
+constexpr ScoreTiles kScoreTiles[] = {nullptr,    kAtOnce<1>, kAtOnce<2>, kAtOnce<3>, kAtOnce<4>,
+                                      kAtOnce<5>, kAtOnce<6>, kAtOnce<7>, kAtOnce<8>};
 constexpr Weigh kWeigh[] = {nullptr, weigh<1>, weigh<2>, weigh<3>, weigh<4>, weigh<5>, weigh<6>, weigh<7>, weigh<8>};
 
 // The keys of up to 16 pool slots as one tile.
@@ -80,12 +100,19 @@ void score(const Attention& a) {
     int longest = 0;
     for (int q = 0; q < a.num_queries; q++) longest = a.prefix[q] > longest ? a.prefix[q] : longest;
     float* to[kMaxQueries];
-    for (int at = a.first; at < longest; at += 16) {
-        const int count = longest - at < 16 ? longest - at : 16;
-        const uint16_t* keys =
-            a.aligned ? a.keys + (long)a.slots[at] * a.head_dim : gather_keys(a, a.slots + at, count);
+    const int most = a.aligned ? tiles_at_once(a.num_queries) : 1;
+    for (int at = a.first; at < longest;) {
+        const int num_tiles = (longest - at + 15) / 16 < most ? 1 : most;
+        const uint16_t* keys[4];
+        for (int t = 0; t < num_tiles; t++) {
+            const int32_t* slots = a.slots + at + 16 * t;
+            keys[t] = a.aligned ? a.keys + (long)*slots * a.head_dim
+                                : gather_keys(a, slots, longest - at < 16 ? longest - at : 16);
+        }
         for (int q = 0; q < a.num_queries; q++) to[q] = a.scores + (long)q * a.score_stride + at;
-        kScoreTile[a.num_queries](a.queries, keys, a.head_dim, a.scale, to);
+        const ScoreTiles score = (num_tiles > 1 ? kScoreTiles : kScoreTile)[a.num_queries];
+        score(a.queries, keys, a.head_dim, a.scale, to);
+        at += 16 * num_tiles;
     }
     for (Range row = row_of(a, 0);; row = row_of(a, row.first + row.count)) {
         for (int at = 0; at < a.num_tail[row.first]; at += 16) {
@@ -93,7 +120,7 @@ void score(const Attention& a) {
             const uint16_t* keys = gather_keys(a, a.tail[row.first] + at, left < 16 ? left : 16);
             for (int i = 0; i < row.count; i++)
                 to[i] = a.scores + (long)(row.first + i) * a.score_stride + a.prefix[row.first] + at;
-            kScoreTile[row.count](a.queries + row.first, keys, a.head_dim, a.scale, to);
+            kScoreTile[row.count](a.queries + row.first, &keys, a.head_dim, a.scale, to);
         }
         if (row.first + row.count == a.num_queries) break;
     }

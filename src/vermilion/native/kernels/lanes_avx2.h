@@ -14,6 +14,7 @@ constexpr const char* kInstructionSet = "avx2";
 constexpr int kRowsPerSweep = 4;
 constexpr int kRowsPerPairSweep = 0;  // too few registers for two tiles
 constexpr int kValueVectors = 1;
+constexpr int kScoreSums = 4;
 
 struct Floats { __m256 low, high; };
 struct Ints { __m256i low, high; };

@@ -10,6 +10,7 @@ constexpr const char* kInstructionSet = "avx512vnni";
 constexpr int kRowsPerSweep = 8;
 constexpr int kRowsPerPairSweep = 6;
 constexpr int kValueVectors = 4;
+constexpr int kScoreSums = 12;
 
 using Floats = __m512;
 struct Ints { __m512i all; };

@@ -10,6 +10,7 @@ constexpr const char* kInstructionSet = "neon";
 constexpr int kRowsPerSweep = 4;
 constexpr int kRowsPerPairSweep = 0;  // too few registers for two tiles
 constexpr int kValueVectors = 1;
+constexpr int kScoreSums = 6;
 
 struct Floats { float32x4_t at[4]; };
 struct Ints { int32x4_t at[4]; };

@@ -12,6 +12,7 @@ constexpr const char* kInstructionSet = "scalar";
 constexpr int kRowsPerSweep = 4;
 constexpr int kRowsPerPairSweep = 0;  // too few registers for two tiles
 constexpr int kValueVectors = 1;
+constexpr int kScoreSums = 1;
 
 struct Floats { float at[16]; };
 struct Ints { int32_t at[16]; };
