@@ -5,30 +5,90 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
+import jinja2.visitor
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 
 from vermilion.errors import BadRequest, ModelFileError
 from vermilion.text import TOKENIZER_CONFIG_FILE, Tokenizer, read_json, token_string
 
+_MAX_SOURCE_CHARACTERS = 1 << 20
+_MAX_PROMPT_CHARACTERS = 1 << 26
+"""Of what a template makes; longer than any context."""
+_MAX_STEPS = 1 << 20
+"""Of all `range`s of one rendering together."""
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Without attributes that begin with an underscore, without changes to what it is given, and without ways
+    to make something huge out of a few characters."""
+
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+" and isinstance(left, str | list) and isinstance(right, str | list):
+            _check_size(len(left) + len(right))
+        for whole, count in ((left, right), (right, left)) if operator == "*" else ():
+            if isinstance(whole, str | list | tuple) and isinstance(count, int):
+                _check_size(len(whole) * max(0, count))
+        if operator == "**" and not (isinstance(right, int | float) and abs(right) <= 64):
+            raise SecurityError("an exponent beyond 64")
+        if operator == "%" and isinstance(left, str):
+            raise SecurityError("formatting with %")
+        return super().call_binop(context, operator, left, right)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        parsed: nodes.Template = _Joins().visit(super()._parse(source, name, filename))
+        return parsed
+
+
+class _Joins(jinja2.visitor.NodeTransformer):
+    """Makes `a ~ b`, which cannot be intercepted, a call of a function that can look at the length."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        function = nodes.Name("joined_text", "load", lineno=node.lineno)
+        return nodes.Call(function, node.nodes, [], None, None, lineno=node.lineno)
+
+
+def _joined_text(*parts: Any) -> str:
+    texts = [str(part) for part in parts]
+    _check_size(sum(map(len, texts)))
+    return "".join(texts)
+
+
+def _check_size(size: int) -> None:
+    if size > _MAX_PROMPT_CHARACTERS:
+        raise SecurityError(f"a text or list of {size:,} items")
+
 
 class ChatTemplate:
-    """A checkpoint's Jinja chat template, run in a sandbox set up as Hugging Face transformers does."""
+    """A checkpoint's Jinja chat template, run in a sandbox set up as Hugging Face transformers does.
+
+    A template comes with a checkpoint and is trusted no further than its weights: what it can reach, change
+    and grow to is limited.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         """`special_tokens`: what the template may name, such as bos_token and eos_token."""
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-        )
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+        for name in ("center", "format", "indent", "wordwrap", "xmlattr", "pprint"):
+            environment.filters[name] = partial(_bounded, environment.filters[name])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
+        environment.globals["joined_text"] = _joined_text
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        if len(source) > _MAX_SOURCE_CHARACTERS:
+            raise ModelFileError(f"The chat template has {len(source):,} characters, which is no template.")
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
@@ -60,14 +120,20 @@ class ChatTemplate:
     ) -> str:
         """The prompt as text. For ids use `encode`: this text does not say which control tokens are real."""
         try:
-            return self._template.render(
+            parts, size = list[str](), 0
+            for part in self._template.generate(
                 **self._variables,
                 messages=messages,
                 tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+                range=_Range(),
+            ):
+                parts.append(part)
+                size += len(part)
+                _check_size(size)
+            return "".join(parts)
+        except (jinja2.TemplateError, TypeError, ValueError, RecursionError, MemoryError) as error:
             raise BadRequest(
                 f"The chat template refuses these messages: {error}", param="messages"
             ) from error
@@ -113,6 +179,30 @@ class _Guard:
 
     def show(self, text: str) -> str:
         return self._show.sub(lambda found: self._pieces[int(found.group(1))], text)
+
+
+class _Range:
+    """`range` that counts the steps of one rendering."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_STEPS
+
+    def __call__(self, *bounds: int) -> range:
+        steps = range(*bounds)
+        self._left -= len(steps)
+        if self._left < 0:
+            raise SecurityError(f"more than {_MAX_STEPS:,} steps")
+        return steps
+
+
+def _bounded(text_filter: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """A filter that can make long texts of short ones, with numbers that no template needs refused."""
+    for value in (*given, *options.values()):
+        if isinstance(value, int) and value > 4096:
+            raise SecurityError(f"a width of {value}")
+    if given and isinstance(given[0], str) and re.search(r"%[^a-zA-Z]*\d{5}", given[0]):
+        raise SecurityError("a width of more than four digits")
+    return text_filter(*given, **options)
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -155,8 +155,12 @@ class Tokenizer:
         self.vocab_size: int = built.get_vocab_size()
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Tokenizer:
-        """From tokenizer.json and, for the end ids, the config files beside it (Hugging Face layout)."""
+    def from_folder(cls, folder: Path, control: Iterable[int] = ()) -> Tokenizer:
+        """From tokenizer.json and, for the end ids, the config files beside it (Hugging Face layout).
+
+        `control`: ids of added tokens that no text stands for, such as the mask, whatever the file says of
+        them.
+        """
         path = folder / TOKENIZER_FILE
         if not path.is_file() and has_tokenizer(folder):
             built = _from_vocabulary(folder)
@@ -165,6 +169,11 @@ class Tokenizer:
         if read_json(path).get("model", {}).get("type") != "BPE":
             raise ModelFileError(f"{path}: not a byte-level BPE tokenizer, or missing.")
         built = tokenizers.Tokenizer.from_file(str(path))
+        added = built.get_added_tokens_decoder()
+        plain = [added[id] for id in control if id in added and not added[id].special]
+        for token in plain:
+            token.special = True
+        built.add_special_tokens(plain)
         return cls(built, _eos_token_ids(folder, built))
 
     @cached_property

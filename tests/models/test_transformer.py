@@ -77,6 +77,7 @@ def ours(
     """Our model of their weights, with `changes` to their config.json and `change` to the folder."""
     theirs.save_pretrained(folder)
     config = folder / "config.json"
+    (folder / "generation_config.json").unlink(missing_ok=True)  # its end would win over that of `changes`
     config.write_text(json.dumps({**json.loads(config.read_text()), **(changes or {})}))
     (folder / "tokenizer.json").write_text("{}")
     if change is not None:

@@ -58,7 +58,7 @@ def load_model(name: str, config: EngineConfig, denoiser: Path | None = None) ->
     if denoiser is not None:
         files = replace(files, adapter=denoiser)
     spec = spec_of(files)
-    tokenizer = catalog.tokenizer_of(files)
+    tokenizer = catalog.tokenizer_of(files, (spec.traits.mask_token_id, *spec.traits.eos_token_ids))
     opened = _native if _chosen_backend(config, spec) == "native" else _on_torch
     engine = opened(files, spec, tokenizer, config)
     engine.measure_costs()

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -197,9 +198,9 @@ def remove(name: str) -> None:
             shutil.rmtree(folder)
 
 
-def tokenizer_of(files: ModelFiles) -> text.Tokenizer:
-    """The model's tokenizer."""
-    return text.Tokenizer.from_folder(files.text_folder)
+def tokenizer_of(files: ModelFiles, control: Iterable[int] = ()) -> text.Tokenizer:
+    """The model's tokenizer; `control` as `Tokenizer.from_folder`."""
+    return text.Tokenizer.from_folder(files.text_folder, control)
 
 
 def chat_template_of(files: ModelFiles) -> ChatTemplate:

@@ -49,9 +49,18 @@ def spec_of(files: ModelFiles, header: GGUFHeader | None = None) -> ModelSpec:
         if not path.is_file():
             raise ModelFileError(f"{path} is missing.")
         spec = spec_from_config(read_json(path), files.name, denoiser)
+        ends = read_json(files.base / "generation_config.json").get("eos_token_id")
+        if ends is not None:
+            # It is what the publisher generates with, and often says more than config.json.
+            spec = _ending_at(spec, ends)
     if drafter is None or not drafts:
         return spec
     return replace(spec, traits=replace(spec.traits, drafter=int(read_json(drafter).get("block_length", 0))))
+
+
+def _ending_at(spec: ModelSpec, ends: int | list[int]) -> ModelSpec:
+    ids = tuple(ends) if isinstance(ends, list) else (ends,)
+    return replace(spec, traits=replace(spec.traits, eos_token_ids=ids))
 
 
 def spec_from_config(config: Mapping[str, Any], name: str, denoiser: DenoiserFile | None = None) -> ModelSpec:
