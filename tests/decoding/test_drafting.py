@@ -115,6 +115,18 @@ def test_most_rows_within_a_time(curve: RowCosts) -> None:
         assert most == max((rows for rows in range(1, 10_001) if curve.at(rows) <= ms), default=0), ms
 
 
+def test_rows_of_prompts_cost_what_they_were_seen_to_cost() -> None:
+    costs = RowCosts((1, 64), (4.0, 67.0))
+    assert costs.within(40.0) == 37
+    for _ in range(20):
+        costs.note_reading(37, 160.0)  # a long prompt's rows look at four times as much
+    assert costs.within(40.0) == 7
+    assert costs.at(37) == 40.0, "drafts are priced as before"
+    for _ in range(40):
+        costs.note_reading(7, 10.0)
+    assert costs.within(40.01) == 37
+
+
 def test_the_curve_follows_what_steps_cost_and_not_how_fast_the_machine_is() -> None:
     costs = RowCosts((1, 4, 8), (4.0, 5.0, 6.0), noisy_row_ms=0.2)
     for _ in range(300):

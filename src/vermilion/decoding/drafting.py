@@ -34,6 +34,9 @@ MARGIN = 1.3
 than one token a stream, which the time is taken from."""
 _PACE_SHARE, _SHAPE_SHARE = 0.2, 0.05
 """Weights of one step's time in what is known of the machine's pace and of the curve."""
+_READING_SHARE, _MAX_READING = 0.3, 16.0
+"""Weight of one step that reads a prompt, and most that it may take over the curve: the embedded model's rows
+take six times as long behind 8,000 tokens as behind 256, where the curve is measured."""
 _MAX_OFF = 2.0
 """A step that took longer than this many times what was expected was interrupted."""
 _RECOVERY = 0.97
@@ -60,6 +63,8 @@ class RowCosts:
         self.drafter_ms = drafter_ms
         self._pace = 1.0
         """What steps take now over what the curve says."""
+        self._reading = 1.0
+        """What steps that read prompts take besides: the longer the prompt, the more its rows look at."""
         self._draw(ms)
 
     def _draw(self, ms: Sequence[float]) -> None:
@@ -77,13 +82,18 @@ class RowCosts:
         return self._by_rows[known] + self._slope * (rows - known)
 
     def within(self, ms: float) -> int:
-        """Most rows of a forward that takes `ms` at the machine's pace of now."""
-        ms /= self._pace
+        """Most rows of a forward that takes `ms` and also reads prompts, at the machine's pace of now."""
+        ms /= self._pace * self._reading
         known = len(self._by_rows) - 1
         if ms < self._by_rows[known]:
             return max(0, bisect_right(self._by_rows, ms) - 1)
         more = (ms - self._by_rows[known]) / self._slope if self._slope else math.inf
         return known + int(min(more, sys.maxsize))
+
+    def note_reading(self, rows: int, ms: float) -> None:
+        """A step of so many rows, some of them of prompts, took `ms`."""
+        off = ms / (self.at(rows) * self._pace)
+        self._reading += _READING_SHARE * (min(_MAX_READING, max(1.0, off)) - self._reading)
 
     def note(self, rows: int, noisy: int, ms: float) -> None:
         """A step of so many rows took `ms`, host work included: follow what steps really cost.

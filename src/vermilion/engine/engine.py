@@ -295,13 +295,14 @@ class Engine:
             self.scheduler.separate([work.sequence for work in ready])
             return events
         self.steps += 1
+        reading = any(work.prefill or not work.sequence.program.settled for work in ready)
         for work, readings in zip(ready, answers, strict=True):
             try:
                 events += self._applied(work, readings)
             except Exception:
                 log.exception("a request could not take in its readings")
                 events.append(self._fail(work.sequence, _FAILED))
-        self._note_cost(ready, 1e3 * (time.perf_counter() - began))
+        self.scheduler.note_cost(ready, reading, 1e3 * (time.perf_counter() - began))
         return events
 
     def _draft(self) -> None:
@@ -319,12 +320,6 @@ class Engine:
         for work, readings in zip(asked, answers, strict=True):
             assert isinstance(work.sequence.program, Speculative)
             work.sequence.program.drafted(readings)
-
-    def _note_cost(self, ready: Listing[Work], ms: float) -> None:
-        """A step without prefill took so long, from its planning to its events."""
-        if self.scheduler.costs is not None and not any(work.prefill for work in ready):
-            noisy = sum(len(one.ids) for work in ready for one in work.rows.segments if one.noisy)
-            self.scheduler.costs.note(sum(work.rows.num_rows for work in ready), noisy, ms)
 
     def _applied(self, work: Work, readings: Listing[Reading]) -> list[tuple[str, Event]]:
         """Take in what one request's rows said; its events."""

@@ -175,7 +175,8 @@ class Scheduler:
                 budget = budget.plus(placed - pending - 1)
         room += left
         for sequence in prefilling:
-            count = min(chunk, self._pending(sequence), room, max(self.limits.max_rows - rows, 0))
+            count = min(self.limits.prefill_chunk, self._pending(sequence), room)
+            count = min(count, max(self.limits.max_rows - rows, 0))
             grid = max(1, sequence.program.traits.block_grid)
             count -= count % grid
             if not work:
@@ -226,6 +227,15 @@ class Scheduler:
             page = sequence.pages[sequence.named]
             sequence.digest = self.cache.remember(page, sequence.digest, tokens)
             sequence.named += 1
+
+    def note_cost(self, ready: list[Work], reading: bool, ms: float) -> None:
+        """A step took so long, from its planning to its events; `reading`: some rows were of prompts."""
+        costs, num_rows = self.costs, sum(work.rows.num_rows for work in ready)
+        if costs is not None and reading:
+            costs.note_reading(num_rows, ms)
+        elif costs is not None:
+            noisy = sum(len(one.ids) for work in ready for one in work.rows.segments if one.noisy)
+            costs.note(num_rows, noisy, ms)
 
     def _prompt_rows(self, live: list[Sequence]) -> int:
         """Most rows of prompts that a step may have beside the answers among `live`, which they make wait."""
