@@ -57,6 +57,20 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             "openai, hosted_vllm, lm_studio, azure, anthropic, ollama, ollama_chat whole and streamed; "
             "responses, anthropic_messages, text-completion-openai",
         ),
+        (
+            "langchain-aws",
+            2,
+            1,
+            [],
+            "ChatBedrockConverse: text, stream, structured output, any tool",
+        ),
+        (
+            "litellm-clouds",
+            7,
+            1,
+            [],
+            "bedrock converse and invoke, azure_ai whole and streamed, sagemaker_chat; a required tool",
+        ),
     ],
 )
 def test_a_framework_speaks_to_the_service(

@@ -16,17 +16,24 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 from accounts import postgres
-from serving.fake import FakeBackend, fake_service
+from serving.fake import MODEL, FakeBackend, fake_service
 from vermilion.accounts import database as stores
 from vermilion.accounts import organisations
+from vermilion.accounts.access_keys import credentials, signing_secret
 from vermilion.accounts.gate import Accounts
-from vermilion.accounts.organisations import NewOrganisation
+from vermilion.accounts.keys import Secret
+from vermilion.accounts.organisations import NewKey, NewOrganisation
 from vermilion.serving.http.app import create_app
 from vermilion.types import Event, Request, Sampling
 
@@ -56,14 +63,24 @@ class Cost:
 
 def caller(accounts: Accounts | None = None, key: str = "", **fields: object) -> Call:
     """Sends one chat request straight into the application; gives the number of body messages."""
+    body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    return caller_of("/v1/chat/completions", body, accounts, {"authorization": f"Bearer {key}"})
+
+
+def caller_of(
+    path: str, fields: dict[str, Any], accounts: Accounts | None, headers: Mapping[str, str]
+) -> Call:
+    """The same of any route."""
     app = create_app(fake_service(FakeBackend(words=("word ",) * NUM_CHUNKS), accounts))
-    body = json.dumps({"messages": [{"role": "user", "content": "hi"}], **fields}).encode()
+    body = json.dumps(fields).encode()
+    given = {"content-type": "application/json", **headers}
     scope = {
         "type": "http",
         "method": "POST",
-        "path": "/v1/chat/completions",
+        "path": path,
+        "raw_path": path.encode(),
         "query_string": b"",
-        "headers": [(b"content-type", b"application/json"), (b"authorization", f"Bearer {key}".encode())],
+        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
     }
 
     async def call() -> int:
@@ -137,6 +154,42 @@ async def cost(accounts: Accounts | None = None, key: str = "", at_once: int = 1
     )
 
 
+_CONVERSE = {"messages": [{"role": "user", "content": [{"text": "hi"}]}]}
+_INVOKED = {"messages": [{"role": "user", "content": "hi"}]}
+CLOUDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "bedrock converse": (f"/model/{MODEL.id}/converse", _CONVERSE, {}),
+    "bedrock converse-stream": (f"/model/{MODEL.id}/converse-stream", _CONVERSE, {}),
+    "bedrock invoke": (f"/model/{MODEL.id}/invoke", _INVOKED, {}),
+    "bedrock invoke stream": (f"/model/{MODEL.id}/invoke-with-response-stream", _INVOKED, {}),
+    "sagemaker invocations": ("/invocations", _INVOKED, {}),
+    "azure chat": (
+        f"/openai/deployments/{MODEL.id}/chat/completions",
+        _INVOKED,
+        {"extra-parameters": "drop"},
+    ),
+}
+"""Route, body and headers of each protocol of the clouds."""
+_ONE_TOKEN = {"inferenceConfig": {"maxTokens": 1}, "max_tokens": 1}
+
+
+async def cloud_request_ms(name: str, accounts: Accounts | None = None, made: Secret | None = None) -> float:
+    """Median CPU time of a request for one token; signed as boto3 does where there is a key."""
+    path, body, headers = CLOUDS[name]
+    fields = {**body, **_ONE_TOKEN}
+    if made is not None:
+        headers = {**headers, **_signed(path, fields, made)}
+    return statistics.median(await cpu_s(caller_of(path, fields, accounts, headers))) * 1e3
+
+
+def _signed(path: str, fields: dict[str, Any], made: Secret) -> dict[str, str]:
+    url, host = f"http://localhost{path}", {"host": "localhost"}
+    request = AWSRequest("POST", url, headers=host, data=json.dumps(fields).encode())
+    pair = credentials(made)
+    key = Credentials(pair["AWS_ACCESS_KEY_ID"], pair["AWS_SECRET_ACCESS_KEY"])
+    SigV4Auth(key, "bedrock", "us-east-1").add_auth(request)
+    return {name.lower(): value for name, value in request.headers.items()}
+
+
 @contextmanager
 def opened(where: str) -> Iterator[tuple[Accounts, str]]:
     """New accounts, and a key of theirs."""
@@ -148,6 +201,21 @@ def opened(where: str) -> Iterator[tuple[Accounts, str]]:
         yield accounts, secret.text
     finally:
         accounts.close()
+
+
+def cloud_rows(head: dict[str, object], accounts: Accounts) -> Iterator[dict[str, object]]:
+    """Of each protocol of the clouds without accounts, and of Bedrock's with a signature to check as well."""
+    signing = signing_secret(accounts.store, create=True) if accounts.store.is_sqlite else None
+    owner = organisations.list_organisations(accounts.store)[0].id
+    for name in CLOUDS:
+        measured = {"none": asyncio.run(cloud_request_ms(name))}
+        if signing and name.startswith("bedrock"):
+            made = organisations.create_key(accounts.store, owner, NewKey(signing=signing))
+            measured["sqlite, signed"] = asyncio.run(cloud_request_ms(name, accounts, made))
+        for kind, request_ms in measured.items():
+            load = round(os.getloadavg()[0], 2)
+            shared = {"accounts": kind, "at_once": 1, "rounds": NUM_ROUNDS, "load": load}
+            yield {**head, "protocol": name, **shared, "request_ms": round(request_ms, 3)}
 
 
 def rows(where: str) -> Iterator[dict[str, object]]:
@@ -164,6 +232,7 @@ def rows(where: str) -> Iterator[dict[str, object]]:
             for name, measured in (("none", without), (database, having)):
                 shared = {"accounts": name, "at_once": at_once, "rounds": NUM_ROUNDS, "load": load}
                 yield {**head, **shared, **asdict(measured)}
+        yield from cloud_rows(head, accounts)
 
 
 def main() -> None:

@@ -128,6 +128,27 @@ def langchain(url: str, model: str) -> dict[str, Any]:
     return {"answers": answers, "shaped": shaped.model_dump(), "called": called}
 
 
+def langchain_aws(url: str, model: str) -> dict[str, Any]:
+    from langchain_aws import ChatBedrockConverse
+
+    where: Any = {
+        "model": f"arn:aws:bedrock:us-east-1:123456789012:custom-model/{model}",
+        "provider": "anthropic",
+        "endpoint_url": url,
+        "region_name": "us-east-1",
+        "aws_access_key_id": KEY,
+        "aws_secret_access_key": KEY,
+        "max_tokens": 64,
+    }
+    chat = ChatBedrockConverse(**where, supports_tool_choice_values=("auto", "any", "tool"))
+    whole = chat.invoke(QUESTION)
+    assert whole.usage_metadata["output_tokens"] > 0
+    answers = [whole.text, "".join(chunk.text for chunk in chat.stream(QUESTION))]
+    shaped: Any = chat.with_structured_output(City).invoke('Call City with {"city": "Paris"}')
+    called = chat.bind_tools([Volume], tool_choice="any").invoke("Louder!").tool_calls
+    return {"answers": answers, "shaped": shaped.model_dump(), "called": [called[0]["args"]["level"]]}
+
+
 def smolagents(url: str, model: str) -> dict[str, Any]:
     from smolagents import ChatMessage, OpenAIServerModel, tool
 
@@ -200,6 +221,35 @@ def litellm(url: str, model: str) -> dict[str, Any]:
     return {"answers": answers, "shaped": None, "called": []}
 
 
+def litellm_clouds(url: str, model: str) -> dict[str, Any]:
+    import litellm as package
+
+    os.environ.update(AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=KEY, AWS_REGION_NAME="us-east-1")
+    asked: dict[str, Any] = {"max_tokens": 64, "messages": [{"role": "user", "content": QUESTION}]}
+    amazon = {"aws_bedrock_runtime_endpoint": url}
+    chats: dict[str, Any] = {
+        f"bedrock/converse/{model}": amazon,
+        "bedrock/invoke/anthropic.claude-3-5-sonnet-20240620-v1:0": amazon,
+        f"sagemaker_chat/{model}": {"sagemaker_base_url": f"{url}/endpoints/{model}/invocations"},
+        f"azure_ai/{model}": {"api_base": f"{url}/models", "api_key": KEY},
+    }
+    answers = []
+    for name, where in chats.items():
+        answers.append(package.completion(model=name, **where, **asked).choices[0].message.content)
+        if name.startswith("sagemaker"):
+            continue
+        stream = package.completion(model=name, **where, **asked, stream=True)
+        answers.append("".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices))
+    parameters = Volume.model_json_schema()
+    tool = {"type": "function", "function": {"name": "Volume", "parameters": parameters}}
+    # It offers tools only to models whose names it knows.
+    claude = "bedrock/converse/anthropic.claude-3-5-sonnet-20240620-v1:0"
+    called = package.completion(model=claude, **amazon, **asked, tools=[tool], tool_choice="required")
+    (call,) = called.choices[0].message.tool_calls
+    level = json.loads(call.function.arguments)["level"]
+    return {"answers": answers, "shaped": None, "called": [level]}
+
+
 PROGRAMS: dict[str, tuple[str, Callable[[str, str], dict[str, Any]]]] = {
     "pydantic-ai": ("pydantic-ai-slim", pydantic_ai),
     "instructor": ("instructor", instructor),
@@ -208,6 +258,8 @@ PROGRAMS: dict[str, tuple[str, Callable[[str, str], dict[str, Any]]]] = {
     "smolagents": ("smolagents", smolagents),
     "mini-swe-agent": ("mini-swe-agent", mini_swe_agent),
     "litellm": ("litellm", litellm),
+    "langchain-aws": ("langchain-aws", langchain_aws),
+    "litellm-clouds": ("litellm", litellm_clouds),
 }
 
 if __name__ == "__main__":

@@ -49,6 +49,13 @@ async def test_the_service_adds_little_to_a_request_and_to_a_chunk(
     assert max(measured.chunk_us, measured.diffusing_us) < CHUNK_LIMIT_US
 
 
+@pytest.mark.parametrize("name", middleware_cost.CLOUDS)
+async def test_the_protocols_of_the_clouds_add_little_too(name: str) -> None:
+    request_ms = await middleware_cost.cloud_request_ms(name)
+    print(f"\n{name}: {request_ms:.3f} ms")
+    assert request_ms < REQUEST_LIMIT_MS
+
+
 async def test_the_measure_counts_work_and_not_waiting() -> None:
     async def waiting() -> int:
         await asyncio.sleep(0.005)
