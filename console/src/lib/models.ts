@@ -52,11 +52,15 @@ export function distinct(all: Model[]): Model[] {
   return all.filter((model) => model.id === model.name || model.parent);
 }
 
+/** The table of one model; of the service's own where none is named. */
+export async function loadDecoders(model: string): Promise<void> {
+  decoders.value = await get<DecoderTable>(`/v1/decoders${model ? `?model=${encodeURIComponent(model)}` : ""}`);
+}
+
 export async function loadModels(): Promise<void> {
   try {
-    const [listed, table] = await Promise.all([get<{ data: Model[] }>("/v1/models"), get<DecoderTable>("/v1/decoders")]);
+    const [listed] = await Promise.all([get<{ data: Model[] }>("/v1/models"), loadDecoders("")]);
     models.value = distinct(listed.data);
-    decoders.value = table;
     readiness.value = "ready";
   } catch (error) {
     readiness.value = error instanceof ApiError && error.status === 0 ? "gone" : "loading";

@@ -2,7 +2,7 @@
 
 import { signal } from "@preact/signals";
 import { useId } from "preact/hooks";
-import { decoders, models, type Range } from "../lib/models";
+import { decoders, loadDecoders, models, type Range } from "../lib/models";
 import { Select } from "./controls";
 
 export interface Settings {
@@ -57,7 +57,10 @@ export function SettingsPanel({ withDecoding = true }: { withDecoding?: boolean 
           <Select
             label="Model"
             value={now.model || models.value[0]!.id}
-            set={(model) => change({ model })}
+            set={(model) => {
+              change({ model, preset: "", decoder: "", knobs: {} });
+              void loadDecoders(model);
+            }}
             options={models.value.map((model) => model.id)}
           />
         )}
@@ -107,7 +110,14 @@ export function SettingsPanel({ withDecoding = true }: { withDecoding?: boolean 
             set={(value) => change({ sampling: { ...now.sampling, [name]: value } })}
           />
         ))}
-        <button type="button" class="small" onClick={() => (settings.value = START)}>
+        <button
+          type="button"
+          class="small"
+          onClick={() => {
+            settings.value = START;
+            void loadDecoders("");
+          }}
+        >
           Reset
         </button>
       </div>

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import Query
 from fastapi.responses import Response
 
 from vermilion.decoding import knobs
@@ -17,8 +18,11 @@ from vermilion.serving.http.routes import Route
 from vermilion.types import Decoding, Sampling
 
 
-async def decoders(context: RequestContext) -> Response:
-    model = context.model
+async def decoders(
+    context: RequestContext,
+    name: Annotated[str | None, Query(alias="model", description="The service's own unless given.")] = None,
+) -> Response:
+    model = context.model if name is None else context.service.find(name)[1]
     rows = [
         {
             "id": name,
@@ -60,7 +64,7 @@ _RANGE = {"minimum": 0, "maximum": 2, "integer": False, "default": 0.0, "meaning
 DECODER_TABLE = operation(
     "models",
     "List the decoders, their settings with ranges, and the presets",
-    "Those that the served model can run.",
+    "Those that the model can run.",
     None,
     {
         "object": "list",
