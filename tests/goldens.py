@@ -59,8 +59,9 @@ class Golden:
         return f"{self.provenance['repository']} at {self.provenance['commit'][:12]}"
 
 
-def random_weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """A tensor that follows from its name: norms around 1, products that keep the size of what goes in."""
+def random_weight(name: str, shape: tuple[int, ...], spread: float = 0.0) -> Tensor:
+    """A tensor that follows from its name: norms around 1, products of the standard deviation `spread`, or
+    that keep the size of what goes in."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     drawn = torch.randn(shape, generator=generator)
     if len(shape) == 1:
@@ -68,7 +69,7 @@ def random_weight(name: str, shape: tuple[int, ...]) -> Tensor:
     vocabulary = "embed" in name or "head" in name
     # What a step hears of the last one is kept small, or what it rounds off would grow from step to step.
     size = 0.3 if "self_conditioning" in name else 1.2
-    return drawn * (0.3 if vocabulary else size / math.sqrt(shape[-1]))
+    return drawn * (0.3 if vocabulary else spread or size / math.sqrt(shape[-1]))
 
 
 def write_checkpoint(config: Mapping[str, Any], folder: Path) -> Path:
@@ -77,7 +78,8 @@ def write_checkpoint(config: Mapping[str, Any], folder: Path) -> Path:
     shapes = expected_shapes(spec.architecture, spec.family.names)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    tensors = {name: random_weight(name, shape) for name, shape in shapes.items()}
+    spread = config.get("initializer_range", 0.0)
+    tensors = {name: random_weight(name, shape, spread) for name, shape in shapes.items()}
     save_file(tensors, folder / "model.safetensors")
     return folder
 

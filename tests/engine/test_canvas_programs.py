@@ -10,7 +10,7 @@ import torch
 from tests import tiny
 from tests.engine.test_matches_reference import SAMPLINGS, outcome, prompt
 from vermilion.config import EngineConfig
-from vermilion.decoding.reference import denoise
+from vermilion.decoding.reference import Reference, denoise
 from vermilion.engine.engine import Engine
 from vermilion.engine.loading import assemble
 from vermilion.errors import BadRequest
@@ -21,6 +21,8 @@ from vermilion.types import Canvas, Decoding, Grammar, Request, Sampling
 
 NOISE = Traits("causal", False, -1, (tiny.EOS,), noise="uniform")
 ORDER = Traits("causal", False, tiny.MASK, (tiny.EOS,), canvas="causal")
+TWO_HEADED = Traits("causal", False, tiny.MASK, (tiny.EOS,), next_token=True)
+CAUSAL_MASKS = Traits("causal", True, tiny.MASK, (tiny.EOS,), canvas="causal")
 RENOISE = Decoding("renoise", threshold=0.1, block_length=16, max_steps=6)
 CASES = [
     (NOISE, RENOISE),
@@ -31,6 +33,19 @@ CASES = [
     (ORDER, Decoding("reorder", threshold=2.5, block_length=8, distance_penalty=0.2)),
     (ORDER, Decoding("reorder", threshold=0.0, block_length=5)),
     (ORDER, Decoding("reorder", threshold=100.0, block_length=6)),
+    (TWO_HEADED, Decoding("threshold", threshold=0.3, block_length=8)),
+    (TWO_HEADED, Decoding("threshold", threshold=0.05, block_length=5, first_block=2)),
+    (TWO_HEADED, Decoding("schedule", block_length=9, max_steps=3)),
+    (TWO_HEADED, Decoding("entropy", threshold=2.0, block_length=8)),
+    (TWO_HEADED, Decoding("bound", threshold=0.3, min_threshold=0.05, factor=1.5, block_length=8)),
+    (TWO_HEADED, Decoding("stable", threshold=0.05, max_divergence=1.0, block_length=7)),
+    (TWO_HEADED, Decoding("cumulative", threshold=0.02, block_length=1)),
+]
+SPECULATIVE = [
+    Decoding("ar"),
+    Decoding("lossless", block_length=4, draft_nodes=8),
+    Decoding("lossless", block_length=6, draft_nodes=5, branches=2, lookup=8),
+    Decoding("relaxed", block_length=5, draft_nodes=12, branches=4, accept_above=0.05),
 ]
 
 
@@ -67,10 +82,25 @@ def test_alone_and_in_any_company(traits: Traits, decoding: Decoding) -> None:
     assert outcome(crowded, requests) == expected
 
 
-@pytest.mark.parametrize("traits", [NOISE, ORDER], ids=["noise", "order"])
+@pytest.mark.parametrize("decoding", SPECULATIVE, ids=str)
+@pytest.mark.parametrize("traits", [TWO_HEADED, CAUSAL_MASKS], ids=["two-headed", "causal-masks"])
+def test_drafts_of_other_masks_are_verified_the_same(traits: Traits, decoding: Decoding) -> None:
+    model = tiny_model(traits)
+    requests = [Request(f"{i}", prompt(9 + 5 * i, i), one, decoding) for i, one in enumerate(SAMPLINGS)]
+    reference = Reference(model, traits)
+    expected = [reference.generate(r.prompt, r.sampling, r.decoding) for r in requests]
+    assert outcome(tiny_engine(traits, model), requests) == expected
+    crowded = tiny_engine(traits, model, prefill_chunk=8, max_rows=48)
+    assert outcome(crowded, requests) == expected
+    if decoding.decoder == "lossless":
+        alone = [reference.generate(r.prompt, r.sampling, Decoding("ar")).tokens for r in requests]
+        assert [result.tokens for result in expected] == alone
+
+
+@pytest.mark.parametrize("traits", [NOISE, ORDER, TWO_HEADED], ids=["noise", "order", "two-headed"])
 def test_a_preempted_canvas_ends_the_same(traits: Traits) -> None:
     model = tiny_model(traits)
-    decoding = CASES[1][1] if traits is NOISE else CASES[4][1]
+    decoding = {NOISE: CASES[1][1], ORDER: CASES[4][1], TWO_HEADED: CASES[8][1]}[traits]
     sampling = Sampling(max_tokens=40, temperature=0.8, seed=4, ignore_eos=True)
     requests = [Request(f"{i}", prompt(9 + 5 * i, i), sampling, decoding) for i in range(4)]
     expected = [denoise(model, traits, r.prompt, r.sampling, r.decoding).tokens for r in requests]

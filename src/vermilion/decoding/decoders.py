@@ -64,10 +64,12 @@ class Decoder:
             return traits.has_next_token
         if not traits.denoises:
             return False
-        if self.program != "blocks":
-            return traits.noise == "uniform" if self.program == "renoising" else traits.canvas == "causal"
+        if self.program == "renoising":
+            return traits.noise == "uniform"
+        if self.program == "reordering":
+            return traits.canvas == "causal" and not traits.shift
         masks = traits.noise == "mask" and traits.canvas == "bidirectional"
-        slides = self.stands and traits.has_next_token
+        slides = self.stands and traits.has_next_token and not (traits.next_token and self.edit is None)
         return masks and not slides and all(getattr(traits, name) >= 0 for name in self.needs)
 
     @property

@@ -167,7 +167,8 @@ class Infill(Program):
             ids = (self.tokens[at], *([mask] * length), *right)
             masked = tuple(0 < i <= length for i in range(len(ids)))
             segments.append(Segment(ids, at, slot, sees=at, span=0, noisy=True, masked=masked))
-            reads += [Read(row + i, at + 1 + i, "mask", top=CHOICES) for i in range(length)]
+            first = row + self.traits.unread_masks
+            reads += [Read(first + i, at + 1 + i, "mask", top=CHOICES) for i in range(length)]
             row, slot = row + len(ids), slot + len(ids)
         return Pass(tuple(segments), tuple(reads), planned.moves)
 

@@ -89,7 +89,8 @@ class Speculative(Program):
         nodes = max(decoding.draft_nodes, decoding.lookup)
         if self.traits.drafter or not self.traits.denoises:
             return nodes + self.traits.drafter
-        return nodes + max(1, min(decoding.branches, nodes + 1)) * decoding.block_length
+        rows = decoding.block_length + self.traits.unread_masks
+        return nodes + max(1, min(decoding.branches, nodes + 1)) * rows
 
     @property
     def max_slots(self) -> int:
@@ -204,7 +205,7 @@ class Speculative(Program):
         """Noisy rows behind the drafts up to node `end`: a visible anchor, then masks, as in training.
 
         The first mask stands for the base token that this pass will add there; each mask's row reads the
-        position behind it. No reads where the answer has no room for what they would draft.
+        position behind it, or its own. No reads where the answer has no room for what they would draft.
         """
         settled, mask = len(self.tokens), self.traits.mask_token_id
         path = ancestors(self._verifying, end)
@@ -215,14 +216,16 @@ class Speculative(Program):
         if budget is not None:
             chances = self.record.guess_chances(count)
             count = worthwhile_guesses(chances, budget.plus(len(self._verifying)))
+        unread = self.traits.unread_masks
+        masks = count + unread
         segment = Segment(
-            ids=(self._verifying[end].token if path else self.tokens[-1], *([mask] * count)),
+            ids=(self._verifying[end].token if path else self.tokens[-1], *([mask] * masks)),
             start=unknown - 1,
             slot=segments[-1].slot + len(segments[-1].ids),
             sees=settled if path else settled - 1,
-            span=0,
+            span=0 if self.traits.canvas == "bidirectional" else 1,
             noisy=True,
-            masked=(False, *([True] * count)),
+            masked=(False, *([True] * masks)),
             also=tuple(settled + i for i in path[:-1]),
         )
         row = sum(len(earlier.ids) for earlier in segments)
@@ -230,7 +233,7 @@ class Speculative(Program):
         # The base's read at `end` gives the token before the first draft, and each draft the next one's.
         after = [end + 1, *range(num_reads, num_reads + count)]
         return segment, [
-            Read(row + i, unknown + i, "draft", history=history, top=CHOICES, after=after[i - 1])
+            Read(row + unread + i, unknown + i, "draft", history=history, top=CHOICES, after=after[i - 1])
             for i in range(1, count + 1)
         ]
 

@@ -110,6 +110,13 @@ def _check_canvas(request: Request, model: ModelInfo, traits: Traits) -> None:
             gap,
             "unsupported_parameter",
         )
+    if request.decoding.revise_below > 0 and traits.next_token:
+        raise BadParameter(
+            "decoding.revise_below",
+            request.decoding.revise_below,
+            "0",
+            f"{model.id} settles a block before its base reads it.",
+        )
     if request.sampling.logprobs is not None and traits.noise == "uniform":
         raise BadRequest(
             f"{model.id} decides every token anew in each pass, at the temperature of its schedule, so that "

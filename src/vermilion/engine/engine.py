@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
 
-from vermilion.decoding.blocks import Blocks
 from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.filling import GapFilling
 from vermilion.decoding.forward_jobs import Job, Wanted
@@ -23,8 +22,7 @@ from vermilion.decoding.infill import Infill
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.penalties import Penalties, needed
 from vermilion.decoding.program import CLOSING_TOKENS, Program, Task
-from vermilion.decoding.renoising import Renoising
-from vermilion.decoding.reordering import Reordering
+from vermilion.decoding.programs import program_of
 from vermilion.decoding.speculative import Speculative
 from vermilion.engine.checks import check_memory, check_request
 from vermilion.engine.loaded_adapters import Adapters, Holder
@@ -53,14 +51,6 @@ _DEAD_END = (
     "response_format: the grammar cannot be followed any further: it became too complex, or nothing may "
     "follow the text so far."
 )
-
-_PROGRAMS: dict[str, type[Program]] = {
-    "speculative": Speculative,
-    "blocks": Blocks,
-    "renoising": Renoising,
-    "reordering": Reordering,
-}
-"""By `Decoder.program`."""
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +157,7 @@ class Engine:
             return Infill(replace(task, breaks=self.line_breaks), self.traits)
         if request.grammar is not None:
             return self._constrained(task, request.grammar)
-        return _PROGRAMS[DECODERS[request.decoding.decoder].program](task, self.traits)
+        return program_of(task, self.traits)
 
     def _constrained(self, task: Task, grammar: Grammar) -> Program:
         """A grammar decides from left to right, as verified drafting does; other decoders fall back to it."""

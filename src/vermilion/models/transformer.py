@@ -22,7 +22,7 @@ from vermilion.models.draft_head import DraftHead
 from vermilion.models.drafter import Drafter
 from vermilion.models.families import Architecture
 from vermilion.models.families.names import LLAMA_PRODUCTS
-from vermilion.models.layers import Layer, Norm
+from vermilion.models.layers import Attention, Layer, Norm
 from vermilion.models.linear import LINEAR_KINDS, AdapterRows, Linear
 from vermilion.models.rotary import Rotary
 from vermilion.models.sandwich_layer import SandwichLayer
@@ -106,12 +106,20 @@ class Transformer(nn.Module):
         for layer, turn, attend, pool_S2JD in zip(self.layers, turns, attends, pool, strict=False):
             if self.drafter is not None:
                 inputs.append(x_NH)
-            attention = partial(through_pool, rows.slots_N, attend, pool_S2JD)
+            attention: Attention = partial(through_pool, rows.slots_N, attend, pool_S2JD)
+            if self.architecture.query_growth:
+                attention = partial(_grown, self._growth(rows.positions_N), attention)
             x_NH, _ = layer(x_NH, rows.adapters, turn, attention)
         if self.drafter is not None:
             self.drafter.inject_rows(inputs, turns, rows.slots_N[: rows.num_clean], pool)
         hidden_NH: Tensor = self.norm(x_NH)
         return hidden_NH
+
+    def _growth(self, positions_N: Tensor) -> Tensor:
+        """What each row's queries are multiplied by, [N, 1, 1]."""
+        a = self.architecture
+        periods_N = (positions_N // a.query_period).double()
+        return (1 + a.query_growth * periods_N.log1p()).to(self.norm.weight.dtype)[:, None, None]
 
     @property
     def output(self) -> Linear:
@@ -138,6 +146,10 @@ class Transformer(nn.Module):
                 if linear is not None:
                     named = parts[: len(linear.part_sizes)]
                     yield linear, tuple(f"model.layers.{index}.{part}" for part in named)
+
+
+def _grown(growth_N11: Tensor, attention: Attention, q_NHD: Tensor, k_NJD: Tensor, v_NJD: Tensor) -> Tensor:
+    return attention(q_NHD * growth_N11, k_NJD, v_NJD)
 
 
 def through_pool(

@@ -129,7 +129,8 @@ class ReferenceAnswer(ReferenceContext):
         if count < 1:
             return ()
         wanted = [unknown + i for i in range(1, count + 1)]
-        guesses = self.canvas(context, [None] * count, wanted, context[settled:], settled)
+        masks = count + self.traits.unread_masks
+        guesses = self.canvas(context, [None] * masks, wanted, context[settled:], settled)
         rows = self.hidden_NH[[position - int(self.traits.shift) for position in wanted]]
         levels = levels_of(self.model, rows, guesses, self.tokens[-1], wanted, self.sampling)
         return draft_tree(levels, self.decoding.draft_nodes, self.tokens[-1])

@@ -14,6 +14,7 @@ import torch
 from vermilion.decoding.noise import uniform_token
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.reference.reference_answer import ReferenceAnswer, Result
+from vermilion.decoding.reference.reference_block import Question, ReferenceBlock
 from vermilion.decoding.renoising import stands_still, steps, temperature
 from vermilion.decoding.repetition import RepetitionWatch
 from vermilion.decoding.rules import least_dependent, near_and_sure
@@ -26,11 +27,12 @@ from vermilion.types import Decoding, Sampling
 def denoise(
     model: Transformer, traits: Traits, prompt: Sequence[int], sampling: Sampling, decoding: Decoding
 ) -> Result:
-    """The answer of `renoise` or `reorder`; the counterpart of `Reference.generate`."""
+    """The answer of `renoise`, of `reorder` or of a block decoder behind an anchor; the counterpart of
+    `Reference.generate`."""
     answer = ReferenceAnswer(model, traits, list(prompt), sampling, decoding)
     if sampling.stop_repetition and not sampling.ignore_eos:
         answer.watch = RepetitionWatch()
-    {"renoise": _renoise, "reorder": _reorder}[decoding.decoder](answer)
+    {"renoise": _renoise, "reorder": _reorder}.get(decoding.decoder, _fill_behind_anchors)(answer)
     return Result(tuple(answer.tokens[len(prompt) :]), answer.passes - 1, answer.edits)
 
 
@@ -82,6 +84,39 @@ def _conditioned(answer: ReferenceAnswer, ids: Sequence[int], step: int) -> list
     readings = read(logits, wanted, answer.traits.mask_token_id)
     answer.signal_MH = answer.model.soft_embedding(torch.softmax(logits, -1))
     return readings
+
+
+def _fill_behind_anchors(answer: ReferenceAnswer) -> None:
+    """The clean rows' next token, then a block of masks behind it that stands still until it is full."""
+    while not answer.ended:
+        answer.passes += 1
+        answer.settle(answer.base(answer.tokens, [len(answer.tokens)])[0].token)
+        start = len(answer.tokens)
+        length = min(answer.decoding.canvas_length(start - len(answer.prompt)) - 1, answer.limit - start)
+        masks: list[int | None] = [None] * (0 if answer.ended else length)
+        _fill(answer, masks, start)
+
+
+def _fill(answer: ReferenceAnswer, masks: list[int | None], start: int) -> None:
+    block = ReferenceBlock(
+        answer.decoding, answer.traits, masks, start, answer.sampling.seed, frozenset(answer.eos)
+    )
+
+    def ask(questions: Sequence[Question]) -> list[Reading]:
+        behind = [replace(question, place=question.place + 1) for question in questions]
+        return answer.ask(answer.tokens[: start - 1], [answer.tokens[start - 1], *block.ids], behind)
+
+    end = len(masks)
+    while None in block.ids[:end] and not answer.ended:
+        answer.passes += 1
+        block.settled = len(answer.tokens) - start
+        block.step(end, ask)
+        ends = (i + 1 for i, token in enumerate(block.ids[:end]) if token in answer.eos)
+        end = next(ends, end)
+        for token in block.ids[len(answer.tokens) - start : end]:
+            if token is None or answer.ended:
+                break
+            answer.settle(token)
 
 
 def _reorder(answer: ReferenceAnswer) -> None:

@@ -143,6 +143,8 @@ class ReferenceContext:
         clean = at < num_clean
         # Clean rows see clean rows as always; noisy rows see everything.
         visible = torch.where(clean[:, None], clean & (at[None, :] // span <= at[:, None] // span), True)
+        if self.traits.canvas == "causal":
+            visible &= at[None, :] <= at[:, None]
         return self._forward(ids, [*([False] * num_clean), *masked], where, num_clean, visible)
 
     def _wanted(self, position: int, history: Sequence[int], targets: Sequence[int], settled: int) -> Wanted:

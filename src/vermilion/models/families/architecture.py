@@ -89,6 +89,9 @@ class Architecture:
     embedding_scale: float = 1.0
     logit_softcap: float = 0.0
     """c of c tanh(logits / c); 0: none (Gemma)."""
+    query_growth: float = 0.0
+    query_period: int = 0
+    """Queries at position p are multiplied by 1 + growth x ln(1 + floor(p / period)) (Llama 4, Ministral)."""
     sandwich_norms: bool = False
     """Norms behind attention and feed-forward as well, one for each of a dense one and its experts, and a
     factor on what leaves the layer, another one for noisy rows (DiffusionGemma)."""

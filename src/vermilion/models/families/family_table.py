@@ -7,6 +7,7 @@ from vermilion.models.families.family import HUGGING_FACE, Config, Family, GGUFK
 from vermilion.models.families.family_presets import REORDERING
 from vermilion.models.families.gemma import DIFFUSION_GEMMA
 from vermilion.models.families.names import TensorNames
+from vermilion.models.families.nemotron import NEMOTRON
 from vermilion.models.families.traits import Traits
 
 _LLADA_KEYS = {
@@ -81,6 +82,7 @@ FAMILIES: list[Family] = [
         presets=REORDERING,
     ),
     DIFFUSION_GEMMA,
+    NEMOTRON,
 ]
 """The first row that describes a checkpoint is its family."""
 

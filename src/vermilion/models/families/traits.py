@@ -52,6 +52,11 @@ class Traits:
         return self.noise != "mask" or self.mask_token_id != NO_MASK_ID
 
     @property
+    def unread_masks(self) -> int:
+        """Masks that a canvas behind a known token needs before the first that says what stands behind it."""
+        return 0 if self.shift else 1
+
+    @property
     def has_next_token(self) -> bool:
         """Whether clean rows are an AR model, so that `ar`, `lossless` and revision are possible."""
         return self.context == "causal" and (self.shift or self.next_token)
