@@ -43,7 +43,8 @@ class Upstreams:
         timeout = httpx.Timeout(config.silence_timeout_s, connect=config.connect_timeout_s)
         self.client = httpx.AsyncClient(
             timeout=timeout,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            # One that a server closes while it is asked again looks like a server that failed.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             headers={"authorization": f"Bearer {key}"} if key else {},
             # An address is the operator's; nothing on the way may turn it into another.
             follow_redirects=False,
