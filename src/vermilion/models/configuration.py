@@ -77,7 +77,12 @@ def spec_from_config(config: Mapping[str, Any], name: str, denoiser: DenoiserFil
     if missing:
         raise ModelFileError(f"{name}: config.json lacks {', '.join(missing)}.")
     found["rope_scaling"] = rope_scaling(rope)
-    found["layers"] = family.layers(config)
+    try:
+        found["layers"] = family.layers(config)
+    except KeyError as error:
+        raise ModelFileError(f"{name}: config.json lacks {error.args[0]}.") from error
+    except ModelFileError as error:
+        raise ModelFileError(f"{name}: {error}") from error
     return _spec(family, {**found, **family.derived(config), **family.fixed}, name, denoiser)
 
 
@@ -172,7 +177,8 @@ def _spec(family: Family, found: Mapping[str, Any], name: str, denoiser: Denoise
         return ModelSpec(
             name, architecture, replace(AUTOREGRESSIVE, eos_token_ids=told["eos_token_ids"]), family
         )
-    told["eos_token_ids"] = told["eos_token_ids"] or family.traits.eos_token_ids
+    ends = dict.fromkeys([*told["eos_token_ids"], *family.traits.eos_token_ids])
+    told["eos_token_ids"] = tuple(end for end in ends if end < architecture.vocab_size)
     return ModelSpec(name, architecture, replace(family.traits, **told), family, block_length)
 
 

@@ -8,11 +8,9 @@ from typing import Any
 
 from vermilion.models.families.architecture import Architecture, LayerKind
 from vermilion.models.families.family_presets import MAX_BLOCK_LENGTH, Presets, default_preset, presets_for
+from vermilion.models.families.layer_rules import Config, sliding_layers
 from vermilion.models.families.names import GGUF, LLAMA, TensorNames
 from vermilion.models.families.traits import Traits
-
-Config = Mapping[str, Any]
-"""The contents of a config.json."""
 
 HUGGING_FACE: Mapping[str, str] = {
     "num_layers": "num_hidden_layers",
@@ -35,18 +33,6 @@ HUGGING_FACE: Mapping[str, str] = {
     "eos_token_ids": "eos_token_id",
 }
 """Field of `Architecture` or `Traits` to the key of config.json that gives it, as most families have them."""
-
-
-def sliding_layers(config: Config) -> tuple[LayerKind, ...]:
-    """Windows as Qwen's and Gemma's configs state them: `layer_types`, or all layers from the
-    `max_window_layers`-th on."""
-    window, num_layers = config.get("sliding_window") or 0, config.get("num_hidden_layers", 0)
-    kinds = config.get("layer_types")
-    if kinds is None:
-        first = config.get("max_window_layers", 0) if config.get("use_sliding_window") else num_layers
-        kinds = ["sliding_attention" if index >= first else "full_attention" for index in range(num_layers)]
-    layers = tuple(LayerKind(window=window if kind == "sliding_attention" else 0) for kind in kinds)
-    return layers if any(layer.window for layer in layers) else ()
 
 
 def no_fields(config: Config) -> Mapping[str, Any]:
@@ -74,6 +60,9 @@ class Family:
     """Values of config.json's `model_type`."""
     where: Config = field(default_factory=dict)
     """Further entries of config.json that tell it from another family of the same type."""
+    marks: tuple[str, ...] = ()
+    """Else one of these, in the checkpoint's name or in what its config says of its code, tells them apart;
+    in small letters without signs."""
     keys: Mapping[str, str] = field(default_factory=lambda: HUGGING_FACE)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `Architecture` that its code has and its config does not say."""
@@ -96,10 +85,14 @@ class Family:
     chat_template: str = ""
     """Jinja source for checkpoints that come without one."""
 
-    def describes(self, config: Config) -> bool:
-        """Whether a checkpoint with this config.json is of this family."""
-        return config.get("model_type") in self.model_types and all(
-            config.get(key) == value for key, value in self.where.items()
+    def describes(self, config: Config, name: str) -> bool:
+        """Whether a checkpoint of this name, with this config.json, is of this family."""
+        if config.get("model_type") not in self.model_types:
+            return False
+        said = f"{name} {config.get('architectures')} {config.get('auto_map')}".lower()
+        said = "".join(character for character in said if character.isalnum() or character == " ")
+        return all(config.get(key) == value for key, value in self.where.items()) and (
+            not self.marks or any(mark in said for mark in self.marks)
         )
 
 

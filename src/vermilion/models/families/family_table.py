@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vermilion.errors import ModelFileError
-from vermilion.models.families.family import HUGGING_FACE, Config, Family, GGUFKind
+from vermilion.models.families.family import HUGGING_FACE, Family, GGUFKind
 from vermilion.models.families.family_presets import REORDERING
 from vermilion.models.families.gemma import DIFFUSION_GEMMA
-from vermilion.models.families.names import TensorNames
+from vermilion.models.families.layer_rules import (
+    Config,
+    llada2_layers,
+    llada_moe_layers,
+    olmoe_layers,
+    position_free_layers,
+    qwen3_moe_layers,
+)
+from vermilion.models.families.names import LLAMA_NORMS, LLAMA_PRODUCTS, ExpertNames, TensorNames
 from vermilion.models.families.nemotron import NEMOTRON
 from vermilion.models.families.traits import Traits
 
@@ -43,13 +53,81 @@ _LLADA_NAMES = TensorNames(
 )
 _QWEN2 = {"qkv_bias": True, "output_bias": False}
 _QWEN3 = {"qk_norm": True}
+_LLADA_MOE_NAMES = TensorNames(
+    experts=ExpertNames(
+        shared_gate_up=("shared_expert.gate_proj", "shared_expert.up_proj"),
+        shared_down=("shared_expert.down_proj",),
+    )
+)
+_LLADA2_NAMES = TensorNames(
+    embedding="model.word_embeddings",
+    products={**LLAMA_PRODUCTS, "qkv": ("attention.query_key_value",), "output": ("attention.dense",)},
+    norms={**LLAMA_NORMS, "q_norm": "attention.query_layernorm", "k_norm": "attention.key_layernorm"},
+)
+_LLADA2_KEYS = {
+    **HUGGING_FACE,
+    "qkv_bias": "use_qkv_bias",
+    "output_bias": "use_bias",
+}
+_LLADA2 = Traits("block", False, 156895, (156892,), block_grid=32)
 
 FAMILIES: list[Family] = [
+    # Diffusion models published under the type of what they were converted from.
+    Family(
+        "stable-diffcoder",
+        ("llama",),
+        marks=("stablediffcoder",),
+        traits=Traits("block", False, 5, (2,), block_grid=4),
+    ),
+    Family(
+        "open-dcoder",
+        ("qwen2",),
+        marks=("opendcoder", "opendllm"),
+        fixed=_QWEN2,
+        traits=Traits("full", True, 151665, (151643,)),
+    ),
     # Autoregressive; a denoiser beside them makes them diffusion models.
     Family("llama", ("llama",), gguf=GGUFKind("llama", interleaved=True)),
     Family("qwen2", ("qwen2",), fixed=_QWEN2, gguf=GGUFKind("qwen2")),
     Family("qwen3", ("qwen3",), fixed=_QWEN3, gguf=GGUFKind("qwen3")),
-    # Diffusion models as they are published.
+    Family("qwen3-moe", ("qwen3_moe",), fixed=_QWEN3, layers=qwen3_moe_layers),
+    Family("olmoe", ("olmoe",), fixed={"qk_norm": True, "joint_qk_norm": True}, layers=olmoe_layers),
+    Family("smollm3", ("smollm3",), layers=position_free_layers),
+    # Diffusion models as they are published. Those of A2D by block diffusion say so in their name only.
+    Family(
+        "a2d-qwen2-block",
+        ("a2d-qwen2",),
+        marks=("bd3lm",),
+        fixed=_QWEN2,
+        traits=Traits("block", False, 151665, (151645, 151643), block_grid=32),
+    ),
+    Family(
+        "a2d-qwen2",
+        ("a2d-qwen2",),
+        fixed=_QWEN2,
+        traits=Traits("full", False, 151665, (151645, 151643)),
+    ),
+    Family(
+        "a2d-qwen3-block",
+        ("a2d-qwen3",),
+        marks=("bd3lm",),
+        fixed=_QWEN3,
+        traits=Traits("block", False, 151669, (151645, 151643), block_grid=32),
+    ),
+    Family(
+        "a2d-qwen3",
+        ("a2d-qwen3",),
+        fixed=_QWEN3,
+        traits=Traits("full", False, 151669, (151645, 151643)),
+    ),
+    Family(
+        "sdar-moe",
+        ("sdar_moe",),
+        keys={**HUGGING_FACE, "block_grid": "block_size"},
+        fixed=_QWEN3,
+        layers=qwen3_moe_layers,
+        traits=Traits("block", False, 151669, (151645, 151643), block_grid=4),
+    ),
     Family(
         "sdar",
         ("sdar",),
@@ -64,7 +142,28 @@ FAMILIES: list[Family] = [
         fixed=_QWEN2,
         traits=Traits("block", True, 151665, (151645,), block_grid=32),
     ),
+    Family(
+        "dream-reasoner",
+        ("Dream", "dream_reasoner"),
+        marks=("dreamreasoner",),
+        fixed=_QWEN3,
+        traits=Traits("block", False, 151669, (151645, 151643), block_grid=32),
+    ),
+    Family(
+        "dreamon",
+        ("Dream",),
+        marks=("dreamon",),
+        fixed=_QWEN2,
+        traits=Traits("full", True, 151666, (151643,), expand_token_id=151667),
+    ),
     Family("dream", ("Dream",), fixed=_QWEN2, traits=Traits("full", True, 151666, (151643,))),
+    Family(
+        "rnd1",
+        ("rnd1",),
+        fixed=_QWEN3,
+        layers=qwen3_moe_layers,
+        traits=Traits("full", True, 151669, (151645, 151643)),
+    ),
     Family(
         "llada",
         ("llada",),
@@ -72,6 +171,34 @@ FAMILIES: list[Family] = [
         keys=_LLADA_KEYS,
         names=_LLADA_NAMES,
         traits=Traits("full", False, 126336, (126081, 126348)),
+    ),
+    Family(
+        "llada-moe",
+        ("lladamoe", "llada"),
+        marks=("lladamoe",),
+        keys={**HUGGING_FACE, "ffn_size": "dense_intermediate_size", "qk_norm": "qk_layernorm"},
+        names=_LLADA_MOE_NAMES,
+        layers=llada_moe_layers,
+        traits=Traits("full", False, 156895, (156892,)),
+    ),
+    Family(
+        "llada2.2",
+        ("llada2_moe", "llada22_moe"),
+        marks=("llada22",),
+        keys=_LLADA2_KEYS,
+        fixed=_QWEN3,
+        names=_LLADA2_NAMES,
+        layers=llada2_layers,
+        traits=replace(_LLADA2, delete_token_id=156930, split_token_id=156931),
+    ),
+    Family(
+        "llada2",
+        ("llada2_moe", "llada21_moe", "llada2_moe_veomni"),
+        keys=_LLADA2_KEYS,
+        fixed=_QWEN3,
+        names=_LLADA2_NAMES,
+        layers=llada2_layers,
+        traits=_LLADA2,
     ),
     Family(
         "wedlm",
@@ -90,7 +217,7 @@ FAMILIES: list[Family] = [
 def family_of(config: Config, name: str) -> Family:
     """The row for a config.json; raises ModelFileError for a type that no row has."""
     for family in FAMILIES:
-        if family.describes(config):
+        if family.describes(config, name):
             return family
     kin = next((family for family in FAMILIES if config.get("model_type") in family.model_types), None)
     if kin is not None:

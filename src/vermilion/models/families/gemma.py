@@ -9,8 +9,9 @@ import math
 from typing import Any
 
 from vermilion.models.families.architecture import Experts, LayerKind
-from vermilion.models.families.family import HUGGING_FACE, Config, Family
+from vermilion.models.families.family import HUGGING_FACE, Family
 from vermilion.models.families.family_presets import RENOISING
+from vermilion.models.families.layer_rules import Config
 from vermilion.models.families.names import LLAMA_NORMS, ExpertNames, TensorNames
 from vermilion.models.families.rope import RopeScaling
 from vermilion.models.families.traits import NO_MASK_ID, Traits

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from vermilion.models.families.family import Config, Family
+from vermilion.models.families.family import Family
 from vermilion.models.families.family_presets import WITH_BASE, Presets
+from vermilion.models.families.layer_rules import Config
 from vermilion.models.families.names import TensorNames
 from vermilion.models.families.traits import Traits
 from vermilion.types import Decoding
