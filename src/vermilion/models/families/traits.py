@@ -9,8 +9,6 @@ Context = Literal["causal", "block", "full"]
 
 NO_MASK_ID = -1
 """Mask id of an autoregressive model without a denoiser: no token has it, only `ar` can run."""
-NO_TOKEN_ID = -1
-"""Of a token that a kind does without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +25,6 @@ class Traits:
              the vocabulary (DiffusionGemma).
     canvas   what its positions see of each other: `bidirectional` all of them, `causal` the settled ones
              before them and the masks to their left (WeDLM, I-DLM).
-    expand_token_id  at a masked position: two masks belong here (DreamOn).
-    delete_token_id  at a settled position: drop it (LLaDA2.2).
-    split_token_id   at a settled position: put a mask before it (LLaDA2.2).
     next_token  clean rows of a causal context predict the next token though masks predict themselves
              (Nemotron-Labs-Diffusion, which has a head for each).
     drafter  tokens that a shallow drafter beside the model guesses at a time (`models/drafter.py`); 0: none.
@@ -50,9 +45,6 @@ class Traits:
     split_token_id: int = -1
     expand_token_id: int = -1
     drafter: int = 0
-    expand_token_id: int = NO_TOKEN_ID
-    delete_token_id: int = NO_TOKEN_ID
-    split_token_id: int = NO_TOKEN_ID
 
     @property
     def denoises(self) -> bool:
