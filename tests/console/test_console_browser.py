@@ -349,6 +349,40 @@ def test_a_model_is_tuned_its_loss_seen_and_a_sample_compared(user: Visitor, tmp
     page.get_by_role("button", name=re.compile("Unload ft:")).wait_for(state="detached")
 
 
+def test_a_model_is_taken_out_of_memory_and_loaded_again(user: Visitor) -> None:
+    page = user.page
+    user.go("models")
+    page.get_by_text("of a budget of").wait_for()
+    user.click("Unload smollm2-135m-diffusion")
+    user.click("Take it out of memory")
+    user.click("Load smollm2-135m-diffusion")
+    page.get_by_role("button", name="Unload smollm2-135m-diffusion").wait_for()
+    assert user.violations() == []
+
+
+def test_a_pull_tells_how_far_it_is(user: Visitor) -> None:
+    """Of a hub that the test plays: its events come as `POST /v1/models/pull` sends them."""
+    page = user.page
+    step = 'data: {"status": "pulling", "completed": 25000000, "total": 100000000}\n\n'
+    broken = 'data: {"error": {"message": "The hub does not answer.", "code": "hub"}}\n\n'
+    page.route(
+        "**/v1/models/pull", lambda route: route.fulfill(body=step + broken, content_type="text/event-stream")
+    )
+    user.go("models")
+    page.get_by_label("Look for a model").fill("owner/model")
+    page.evaluate(
+        """() => {
+            window.seen = [];
+            const look = () => window.seen.push(document.querySelector('.row[role=status]')?.textContent);
+            const all = {subtree: true, childList: true, characterData: true};
+            new MutationObserver(look).observe(document.body, all);
+        }"""
+    )
+    user.click("Pull owner/model")
+    page.get_by_role("alert").filter(has_text="The hub does not answer.").wait_for()
+    assert any("owner/model: 25.0 MB of 100.0 MB" in (one or "") for one in page.evaluate("window.seen"))
+
+
 def test_health_is_plotted_from_the_metrics(user: Visitor) -> None:
     page = user.page
     user.go("health")

@@ -1,6 +1,6 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { ApiError, events, get, may, post, postRaw } from "../lib/api";
-import { Card, Confirm, count, Problem, size, Table, TextInput, useLoaded } from "../parts/controls";
+import { Card, Check, Confirm, count, Problem, size, Table, TextInput, useLoaded } from "../parts/controls";
 
 interface Published {
   name: string;
@@ -34,6 +34,7 @@ interface Pulling {
 export function Catalogue({ changed }: { changed: () => void }) {
   const listed = useLoaded(() => get<Listed>("/v1/catalogue"), [], 5000);
   const [wanted, setWanted] = useState("");
+  const [every, setEvery] = useState(false);
   const [pulling, setPulling] = useState<Pulling>();
   const [busy, setBusy] = useState("");
   const [error, setError] = useState<unknown>();
@@ -71,7 +72,8 @@ export function Catalogue({ changed }: { changed: () => void }) {
     setBusy("");
   };
   const machine = listed.data?.machine;
-  const rows = (listed.data?.data ?? []).filter((row) => `${row.name} ${row.family ?? ""}`.toLowerCase().includes(wanted.toLowerCase()));
+  const all = listed.data?.data ?? [];
+  const rows = all.filter((row) => (every || row.supported) && `${row.name} ${row.family ?? ""}`.toLowerCase().includes(wanted.toLowerCase()));
   return (
     <Card title="Catalogue">
       {machine && (
@@ -88,6 +90,7 @@ export function Catalogue({ changed }: { changed: () => void }) {
           </button>
         )}
       </div>
+      <Check label="Those too that this version does not run" value={every} set={setEvery} />
       <Problem error={error ?? listed.error} />
       {pulling && (
         <div role="status" class="row">
@@ -107,18 +110,15 @@ export function Catalogue({ changed }: { changed: () => void }) {
         rows={rows}
         columns={[
           { name: "Name", cell: (row) => <code>{row.name}</code> },
-          { name: "Family", cell: (row) => row.family ?? "–" },
-          { name: "Parameters", number: true, cell: (row) => (row.parameters ? billions(row.parameters) : "–") },
-          { name: "Context", number: true, cell: (row) => (row.context_length ? count(row.context_length) : "–") },
-          { name: "Memory", cell: (row) => <Fit row={row} /> },
-          { name: "Licence", cell: (row) => row.licence ?? "–" },
-          { name: "State", cell: (row) => <span class={`badge ${row.state === "loaded" ? "good" : ""}`}>{row.state.replaceAll("_", " ")}</span> },
+          {
+            name: "State",
+            cell: (row) =>
+              row.supported ? <span class={`badge ${row.state === "loaded" ? "good" : ""}`}>{row.state.replaceAll("_", " ")}</span> : <span class="hint wrap">{row.reason}</span>,
+          },
           {
             name: "",
             cell: (row) =>
-              !operator ? null : !row.supported ? (
-                <span class="hint wrap">{row.reason}</span>
-              ) : row.state === "loaded" ? (
+              !operator || !row.supported ? null : row.state === "loaded" ? (
                 <Confirm label={`Unload ${row.name}`} question="Take it out of memory" run={() => void act("unload", row.name)} />
               ) : row.on_disk ? (
                 <button type="button" class="small" disabled={!!busy} onClick={() => void act("load", row.name)}>
@@ -130,25 +130,25 @@ export function Catalogue({ changed }: { changed: () => void }) {
                 </button>
               ),
           },
+          { name: "Memory here", cell: (row) => <Fit row={row} /> },
+          { name: "Download", number: true, cell: (row) => (row.size_bytes ? size(row.size_bytes) : "–") },
+          { name: "Parameters", number: true, cell: (row) => (row.parameters ? billions(row.parameters) : "–") },
+          { name: "Context", number: true, cell: (row) => (row.context_length ? count(row.context_length) : "–") },
+          { name: "Family", cell: (row) => row.family ?? "–" },
+          { name: "Licence", cell: (row) => row.licence ?? "–" },
         ]}
       />
     </Card>
   );
 }
 
+/** The largest format of the weights that this machine has room for. */
 function Fit({ row }: { row: Published }) {
-  const kinds = Object.entries(row.memory_bytes);
-  if (!kinds.length) return <>–</>;
-  return (
-    <span>
-      {kinds.map(([kind, bytes], index) => (
-        <span key={kind}>
-          {index > 0 && ", "}
-          {kind} {size(bytes)} {row.fits[kind] ? "fits" : row.fits[kind] === false ? "too large" : ""}
-        </span>
-      ))}
-    </span>
-  );
+  const kinds = Object.entries(row.memory_bytes).sort(([, one], [, other]) => other - one);
+  const best = kinds.find(([kind]) => row.fits[kind]);
+  const [kind, bytes] = best ?? kinds.at(-1) ?? [];
+  if (!kind || bytes === undefined) return <>–</>;
+  return <span class={`badge ${best ? "good" : "bad"}`}>{`${best ? "fits as" : "too large, even as"} ${kind}, ${size(bytes)}`}</span>;
 }
 
 function billions(parameters: number): string {

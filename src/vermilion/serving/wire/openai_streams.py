@@ -250,7 +250,8 @@ def changed(before: str, after: str) -> tuple[int, int, str]:
 def changed_tokens(before: Sequence[CanvasToken], after: Sequence[CanvasToken]) -> dict[str, object]:
     """`from`: how many leading tokens are the same; `rows`: what stands behind them now."""
     most = min(len(before), len(after))
-    same = next((i for i in range(most) if before[i] != after[i]), most)
+    # Most are the same objects, which need no look at their fields.
+    same = next((i for i in range(most) if before[i] is not after[i] and before[i] != after[i]), most)
     rows = [
         [token.start, token.end, token.state, round(token.confidence, 4), token.pass_number]
         for token in after[same:]
