@@ -15,7 +15,7 @@ from vermilion.decoding.passes import Reading
 from vermilion.engine.engine import Engine, Runner
 from vermilion.engine.service import Service
 from vermilion.errors import BadRequest, ContextLengthExceeded, Draining, Overloaded
-from vermilion.types import Decoding, Event, Finish, Request, Sampling, Text
+from vermilion.types import Decoding, Event, Finish, Request, Sampling, Text, Timing
 
 REQUEST = Request("r", (5, 9, 33), Sampling(max_tokens=24, ignore_eos=True), Decoding("lossless"))
 
@@ -29,6 +29,10 @@ class Gate:
         self.open.set()
         self.entered = threading.Event()
         self.failing = False
+
+    @property
+    def timing(self) -> Timing:
+        return self.worker.timing
 
     def run(self, jobs: Sequence[Job]) -> list[list[Reading]]:
         self.entered.set()
