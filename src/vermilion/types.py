@@ -82,6 +82,15 @@ class Decoding:
     """`joint`, `indel`: most passes of edits once a block is full."""
     remask: float = 0.02
     """`remdm-*`: how readily a filled position is masked again."""
+    cache: str = "none"
+    """Of fully bidirectional models: whether passes read keys of an earlier state of the text
+    (`decoding/caches.py`), and which; `none` is exact."""
+    cache_window: int = 16
+    """`vicinity`: positions on both sides of a block that every pass computes."""
+    refresh_every: int = 0
+    """With a cache: passes of a block after which all is computed again; 0 only when a block opens."""
+    warm_steps: int = 1
+    """`vicinity`: passes of a block that compute all before the cache is used."""
 
     def canvas_length(self, num_settled: int, whole: int = 0) -> int:
         """Rows of the canvas that opens behind so many tokens of the answer; `whole` is the model's own block
@@ -216,6 +225,10 @@ class Usage:
     """Drafts that a pass verified."""
     accepted_tokens: int = 0
     """Verified drafts that became text."""
+    cache: str = ""
+    """Which cache of earlier states of the text was read, where that is an approximation; empty for none."""
+    cached_passes: int = 0
+    """Passes that read it."""
 
     @property
     def tokens_per_pass(self) -> float:

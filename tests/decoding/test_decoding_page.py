@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vermilion.decoding.decoders import DECODERS, KNOBS, Decoder
+from vermilion.decoding.caches import CACHES
+from vermilion.decoding.decoders import DECODERS, Decoder
+from vermilion.decoding.knobs import KNOBS
 from vermilion.models.families import Traits
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "DECODING.md"
@@ -34,6 +36,8 @@ def table() -> str:
     lines += ["", "| setting | range | what it is |", "|---|---|---|"]
     for name, knob in KNOBS.items():
         lines.append(f"| `{name}` | {knob.low:g} to {knob.high:g} | {knob.meaning} |")
+    lines += ["", "| cache | what it does |", "|---|---|"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in CACHES.items()]
     return "\n".join(lines)
 
 

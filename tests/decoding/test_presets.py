@@ -90,3 +90,13 @@ def test_a_probability_above_one_is_refused_but_nats_are_not(decoder: str) -> No
     with pytest.raises(BadParameter, match="probability"):
         resolve(BASED, None, {"decoder": decoder, "threshold": 1.5})
     assert resolve(BASED, None, {"decoder": "entropy", "threshold": 1.5}).threshold == 1.5
+
+
+def test_a_decoder_brings_its_own_settings_where_the_request_sets_none() -> None:
+    assert resolve(CANVAS, None, {"decoder": "near"}).min_threshold == 0.5
+    assert resolve(CANVAS, None, {"decoder": "near", "min_threshold": 0.2}).min_threshold == 0.2
+    assert resolve(CANVAS, None, {"decoder": "bound"}).factor == 2.0
+    assert resolve(CANVAS, None, {"cache": "dual"}).cache == "dual"
+    for wrong in ("most", 3, []):
+        with pytest.raises(BadParameter, match="none, prefix, dual, vicinity"):
+            resolve(CANVAS, None, {"cache": wrong})

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vermilion.decoding import decoders
-from vermilion.decoding.decoders import DECODERS, KNOBS, available, described
+from vermilion.decoding.caches import CACHE_SETTINGS
+from vermilion.decoding.decoders import DECODERS, available, described
+from vermilion.decoding.knobs import KNOBS
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.rules import Step
 from vermilion.models.families import Traits
@@ -128,8 +130,9 @@ def test_every_rule_advances_and_ends_in_time(
 
 
 def test_the_table_names_every_setting_and_who_reads_it() -> None:
-    assert {"decoder", *KNOBS} == {field.name for field in fields(Decoding)}
-    assert {name for decoder in DECODERS.values() for name in decoder.knobs} == set(KNOBS)
+    assert {"decoder", "cache", *KNOBS} == {field.name for field in fields(Decoding)}
+    read = {name for decoder in DECODERS.values() for name in decoder.knobs}
+    assert {*read, *CACHE_SETTINGS} == set(KNOBS)
     base = {name for name, decoder in DECODERS.items() if decoder.needs_base}
     others = {"renoise", "reorder"}
     standing = {name for name, decoder in DECODERS.items() if decoder.stands}

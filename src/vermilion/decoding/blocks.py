@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from vermilion.decoding.caches import runs_all, window
 from vermilion.decoding.canvas import UNREAD, MaskedCanvas
 from vermilion.decoding.commit import reopen
 from vermilion.decoding.decoders import DECODERS
@@ -36,6 +37,8 @@ class Blocks(Program):
             task = replace(task, decoding=replace(task.decoding, sub_block=0))
         super().__init__(task, traits)
         self._decoder = DECODERS[task.decoding.decoder]
+        self.cache = "" if task.decoding.cache == "none" else task.decoding.cache
+        self._holds = self._decoder.stands or bool(self.cache)
         self._watch = RepetitionWatch() if task.stop_repetition else None
         self._canvas: MaskedCanvas | None = None
         self._proposal: MaskedCanvas | None = None
@@ -60,8 +63,8 @@ class Blocks(Program):
 
     def forget(self) -> None:
         super().forget()
-        if self._decoder.keeps_past:
-            # What the worker kept of earlier passes is gone too: the block begins again, to the same end.
+        if self._decoder.keeps_past or self.cache:
+            # What was kept of earlier passes is gone too: the block begins again, to the same end.
             self._canvas = None
 
     # -- what to compute ---------------------------------------------------------------------------
@@ -146,15 +149,24 @@ class Blocks(Program):
             # The token before a masked first position anchors the block, as in training.
             left = known[canvas.start - 1 : canvas.start]
         slot = 0 if self.traits.context == "full" else canvas.start
-        segments.append(canvas.rows(self.traits, left, slot))
+        whole = canvas.rows(self.traits, left, slot)
+        if runs_all(self.task.decoding, canvas.steps):
+            segments.append(whole)
+        else:
+            segments.append(whole.part(self._window(canvas, len(whole.ids))))
         history = (
             (*known[len(self.tokens) :], *canvas.filled())
             if canvas.start >= len(self.tokens)
             else tuple(token for token in canvas.ids[len(self.tokens) - canvas.start :] if token is not None)
         )
-        row, cap = before + len(left), len(canvas.ids)
+        row, cap = before + canvas.start - segments[-1].start, len(canvas.ids)
         reads = canvas.reads(row, self.traits.shift, history, self.task.decoding, cap)
         return reads[1:] if self._from_base(canvas) else reads
+
+    def _window(self, canvas: MaskedCanvas, length: int) -> range:
+        """Positions that a pass with the cache runs of a text of `length`."""
+        block = range(canvas.start, canvas.start + len(canvas.ids))
+        return window(self.task.decoding, block, length, self.traits.shift)
 
     # -- what to make of it ------------------------------------------------------------------------
 
@@ -172,6 +184,7 @@ class Blocks(Program):
         if self._only_begins(canvas):
             canvas.begin(planned.pop(0))
         else:
+            self.cached_passes += not runs_all(self.task.decoding, canvas.steps)
             forced = planned.pop(0) if self._from_base(canvas) else None
             canvas.fill(self.task, self.traits, planned, len(canvas.ids), forced)
         if self._decoder.edit is None or canvas.done:
@@ -188,7 +201,7 @@ class Blocks(Program):
 
     def _advance(self, canvas: MaskedCanvas) -> None:
         """Settle what is final; a full canvas becomes a proposal or is done with."""
-        if self._decoder.stands and not (canvas.done or (self._decoder.edit is None and not canvas.masked())):
+        if self._holds and not (canvas.done or (self._decoder.edit is None and not canvas.masked())):
             return
         self.edits += canvas.edits
         end = canvas.start + canvas.end

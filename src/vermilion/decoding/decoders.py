@@ -13,13 +13,13 @@ from types import MappingProxyType
 from typing import Literal
 
 from vermilion.decoding import editing, rules
+from vermilion.decoding.caches import CACHES
 from vermilion.decoding.editing import EditRule
-from vermilion.decoding.knobs import Knob
+from vermilion.decoding.knobs import KNOBS
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.rules import Rule, Step
 from vermilion.errors import BadParameter
 from vermilion.models.families import Traits
-from vermilion.models.families.family_presets import MAX_BLOCK_LENGTH, MAX_WHOLE_LENGTH
 from vermilion.types import Decoding
 
 ProgramKind = Literal["speculative", "blocks", "renoising", "reordering"]
@@ -80,46 +80,6 @@ class Decoder:
 NO_CONFIDENCE = -1e30
 """Log-probability that ranks a reading behind all others."""
 
-KNOBS: Mapping[str, Knob] = MappingProxyType(
-    {
-        "threshold": Knob(
-            0, 100, "least confidence to settle; where entropy is what counts, most nats to settle at"
-        ),
-        "block_length": Knob(
-            1,
-            MAX_WHOLE_LENGTH,
-            f"rows of one canvas; above {MAX_BLOCK_LENGTH} where all is seen",
-            integer=True,
-        ),
-        "first_block": Knob(0, 64, "rows of the first canvas; 0 for the block length", integer=True),
-        "max_steps": Knob(0, 1024, "most denoise passes a block; 0 for its length", integer=True),
-        "revise_below": Knob(0, 1, "mask a token again where the base finds it less likely; 0 never"),
-        "max_revisions": Knob(0, 8, "most rounds of revision a block", integer=True),
-        "draft_nodes": Knob(1, 256, "most drafted tokens that one pass verifies", integer=True),
-        "branches": Knob(0, 64, "outcomes of a verification to draft behind in the same pass", integer=True),
-        "lookup": Knob(0, 64, "most tokens to draft by prompt lookup", integer=True),
-        "accept_above": Knob(0, 1, "least share of the chosen token's probability that a draft needs"),
-        "min_threshold": Knob(0, 1, "least confidence of a position that something else speaks for"),
-        "factor": Knob(0, 100, "what may be risked when positions settle together"),
-        "radius": Knob(1, 64, "how far from a confident position the lower threshold counts", integer=True),
-        "sub_block": Knob(0, 64, "positions of a block that settle before others; 0 for all", integer=True),
-        "eos_last": Knob(0, 1, "1: what ends the text settles when nothing else can", integer=True),
-        "position_temperature": Knob(0, 10, "above 0: draw which positions settle; 0 takes the best"),
-        "max_divergence": Knob(0, 100, "most nats a distribution may have moved since the last pass"),
-        "stable_passes": Knob(1, 16, "for how many passes it must not have moved more", integer=True),
-        "credit_weight": Knob(0, 10, "how much credit from earlier passes counts"),
-        "credit_decay": Knob(0, 1, "what is left of it after a pass"),
-        "credit_power": Knob(0, 10, "power of the probability that a pass adds to it"),
-        "edit_threshold": Knob(0, 1, "least confidence of a token that replaces another"),
-        "post_steps": Knob(0, 64, "most passes of edits once a block is full", integer=True),
-        "max_temperature": Knob(0.01, 10, "what logits are divided by in a canvas's first pass"),
-        "min_temperature": Knob(0.01, 10, "what logits are divided by towards its last pass"),
-        "stop_entropy": Knob(0, 100, "mean nats below which a canvas is done; 0 runs all its passes"),
-        "stable_steps": Knob(0, 16, "passes for which its likeliest tokens must stay the same", integer=True),
-        "distance_penalty": Knob(0, 10, "nats added per position behind the first mask"),
-        "remask": Knob(0, 1, "how readily a filled position is masked again"),
-    }
-)
 _DRAFTING = ("block_length", "first_block", "draft_nodes", "branches")
 _SIZES = ("block_length", "first_block", "max_steps")
 _CANVAS = (*_SIZES, "revise_below", "max_revisions", "eos_last", "sub_block")
@@ -359,13 +319,15 @@ def check_decoding(decoding: Decoding) -> None:
         raise BadParameter("decoding.decoder", decoding.decoder, ", ".join(DECODERS))
     for name, knob in KNOBS.items():
         knob.checked(f"decoding.{name}", getattr(decoding, name))
+    if not isinstance(decoding.cache, str) or decoding.cache not in CACHES:
+        raise BadParameter("decoding.cache", decoding.cache, ", ".join(CACHES))
     if "threshold" in decoder.knobs and decoding.threshold > decoder.max_threshold:
         raise BadParameter("decoding.threshold", decoding.threshold, "0 to 1: it is a probability")
 
 
 def checked(name: str, value: object) -> object:
     """A setting as a request gave it; the decoder's name is checked with the whole. Raises `BadParameter`."""
-    if name == "decoder":
+    if name in ("decoder", "cache"):
         return value
     if name not in KNOBS:
         known = ", ".join(field.name for field in fields(Decoding))
@@ -378,12 +340,21 @@ def available(traits: Traits) -> tuple[str, ...]:
     return tuple(name for name, decoder in DECODERS.items() if decoder.fits(traits))
 
 
+def readers(name: str) -> list[str]:
+    """The decoders that read a setting; none for those of a cache."""
+    return [decoder for decoder, row in DECODERS.items() if name in row.knobs]
+
+
 def described() -> str:
     """The table as one paragraph, for the pages that explain a request's fields."""
     decoders = "; ".join(f"`{name}`: {decoder.meaning}" for name, decoder in DECODERS.items())
     knobs = "; ".join(
         f"`{name}` ({knob.low:g} to {knob.high:g}): {knob.meaning}, for "
-        + ", ".join(decoder for decoder, row in DECODERS.items() if name in row.knobs)
+        + (", ".join(readers(name)) or "`cache`")
         for name, knob in KNOBS.items()
     )
-    return f"Single settings over the preset. `decoder` is one of: {decoders}. Its settings: {knobs}."
+    caches = "; ".join(f"`{name}`: {meaning}" for name, meaning in CACHES.items())
+    return (
+        f"Single settings over the preset. `decoder` is one of: {decoders}. Its settings: {knobs}. "
+        f"`cache`, of models that see everything, is one of: {caches}."
+    )

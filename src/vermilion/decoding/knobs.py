@@ -1,4 +1,4 @@
-"""The range and meaning of the numbers of a `Sampling`: one table for the engine and every protocol.
+"""The range and meaning of the numbers of a `Sampling` and a `Decoding`, for the engine and every protocol.
 
 The bounds keep arithmetic finite in float32. Past them a setting has no use: at a temperature of 10 text is
 noise, at a repetition penalty of 10 no token is used twice.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from vermilion.errors import BadParameter
+from vermilion.models.families.family_presets import MAX_BLOCK_LENGTH, MAX_WHOLE_LENGTH
 from vermilion.types import Sampling
 
 
@@ -50,6 +51,50 @@ SAMPLING: Mapping[str, Knob] = MappingProxyType(
         "min_tokens": Knob(0, 2**31 - 1, "do not end before so many tokens", integer=True),
     }
 )
+KNOBS: Mapping[str, Knob] = MappingProxyType(
+    {
+        "threshold": Knob(
+            0, 100, "least confidence to settle; where entropy is what counts, most nats to settle at"
+        ),
+        "block_length": Knob(
+            1,
+            MAX_WHOLE_LENGTH,
+            f"rows of one canvas; above {MAX_BLOCK_LENGTH} where all is seen",
+            integer=True,
+        ),
+        "first_block": Knob(0, 64, "rows of the first canvas; 0 for the block length", integer=True),
+        "max_steps": Knob(0, 1024, "most denoise passes a block; 0 for its length", integer=True),
+        "revise_below": Knob(0, 1, "mask a token again where the base finds it less likely; 0 never"),
+        "max_revisions": Knob(0, 8, "most rounds of revision a block", integer=True),
+        "draft_nodes": Knob(1, 256, "most drafted tokens that one pass verifies", integer=True),
+        "branches": Knob(0, 64, "outcomes of a verification to draft behind in the same pass", integer=True),
+        "lookup": Knob(0, 64, "most tokens to draft by prompt lookup", integer=True),
+        "accept_above": Knob(0, 1, "least share of the chosen token's probability that a draft needs"),
+        "min_threshold": Knob(0, 1, "least confidence of a position that something else speaks for"),
+        "factor": Knob(0, 100, "what may be risked when positions settle together"),
+        "radius": Knob(1, 64, "how far from a confident position the lower threshold counts", integer=True),
+        "sub_block": Knob(0, 64, "positions of a block that settle before others; 0 for all", integer=True),
+        "eos_last": Knob(0, 1, "1: what ends the text settles when nothing else can", integer=True),
+        "position_temperature": Knob(0, 10, "above 0: draw which positions settle; 0 takes the best"),
+        "max_divergence": Knob(0, 100, "most nats a distribution may have moved since the last pass"),
+        "stable_passes": Knob(1, 16, "for how many passes it must not have moved more", integer=True),
+        "credit_weight": Knob(0, 10, "how much credit from earlier passes counts"),
+        "credit_decay": Knob(0, 1, "what is left of it after a pass"),
+        "credit_power": Knob(0, 10, "power of the probability that a pass adds to it"),
+        "edit_threshold": Knob(0, 1, "least confidence of a token that replaces another"),
+        "post_steps": Knob(0, 64, "most passes of edits once a block is full", integer=True),
+        "max_temperature": Knob(0.01, 10, "what logits are divided by in a canvas's first pass"),
+        "min_temperature": Knob(0.01, 10, "what logits are divided by towards its last pass"),
+        "stop_entropy": Knob(0, 100, "mean nats below which a canvas is done; 0 runs all its passes"),
+        "stable_steps": Knob(0, 16, "passes for which its likeliest tokens must stay the same", integer=True),
+        "distance_penalty": Knob(0, 10, "nats added per position behind the first mask"),
+        "remask": Knob(0, 1, "how readily a filled position is masked again"),
+        "cache_window": Knob(0, 1024, "positions beside a block that every pass computes", integer=True),
+        "refresh_every": Knob(0, 1024, "passes after which all is computed again; 0 for never", integer=True),
+        "warm_steps": Knob(0, 64, "passes of a block that compute all at first", integer=True),
+    }
+)
+"""Of a `Decoding`."""
 LOGIT_BIAS = Knob(-100, 100, "added to a token's logit")
 MAX_LOGPROBS = 20
 

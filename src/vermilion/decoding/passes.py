@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Choices = tuple[tuple[int, float], ...]
@@ -40,6 +40,13 @@ class Segment:
     """Further slots that every row sees: the ancestors in a tree of drafts."""
     conditioned: bool = False
     """Noisy rows that take in what the last pass read at their positions (self-conditioning)."""
+
+    def part(self, positions: range) -> Segment:
+        """The rows at `positions` alone, which see whatever stands in the slots of the others."""
+        rows = slice(positions.start - self.start, positions.stop - self.start)
+        slot, end = self.slot + rows.start, self.slot + len(self.ids)
+        ids, masked = self.ids[rows], self.masked[rows]
+        return replace(self, ids=ids, masked=masked, start=positions.start, slot=slot, sees=end)
 
     def reach(self, row: int) -> int:
         """How many of the segment's own rows `row` sees, counted from the first."""
@@ -124,4 +131,5 @@ class Pass:
     @property
     def num_slots(self) -> int:
         """Logical slots that must exist: all that is seen or written."""
-        return max(segment.slot + len(segment.ids) for segment in self.segments) + self.reserve
+        slots = (max(segment.sees, segment.slot + len(segment.ids)) for segment in self.segments)
+        return max(slots) + self.reserve

@@ -35,8 +35,11 @@ def check(preset: str | None, knobs: Mapping[str, object] | None = None) -> None
 
 
 def with_knobs(decoding: Decoding, knobs: Mapping[str, object]) -> Decoding:
-    """`decoding` with the knobs that a request set. Raises `BadParameter`."""
-    for knob, value in knobs.items():
+    """`decoding` with the knobs that a request set, and those that a decoder which it names has of its own.
+    Raises `BadParameter`."""
+    decoder = knobs.get("decoder")
+    defaults = DECODERS[decoder].defaults if isinstance(decoder, str) and decoder in DECODERS else {}
+    for knob, value in {**defaults, **knobs}.items():
         decoding = replace(decoding, **{knob: checked(knob, value)})  # type: ignore[arg-type]
     check_decoding(decoding)
     return decoding

@@ -80,6 +80,9 @@ class Program(ABC):
         """Leading tokens whose keys and values are stored."""
         self.passes = 0
         self.edits = 0
+        self.cache = ""
+        """Which cache its passes may read that makes it an approximation; empty for none."""
+        self.cached_passes = 0
         self.record = DraftRecord()
         """What drafts came to; stays empty where nothing is drafted."""
         self.finish: FinishReason | None = None

@@ -33,6 +33,9 @@ def check_request(request: Request, model: ModelInfo, traits: Traits, num_slots:
     if request.decoding.block_length > MAX_BLOCK_LENGTH and traits.context != "full":
         given = request.decoding.block_length
         raise BadParameter("decoding.block_length", given, f"1 to {MAX_BLOCK_LENGTH} for {model.id}")
+    if request.decoding.cache != "none" and traits.context != "full":
+        why = "Its own is exact; others are for models that see everything."
+        raise BadParameter("decoding.cache", request.decoding.cache, f"none for {model.id}", why)
     total = len(request.prompt) + len(request.suffix)
     if total >= model.context_length:
         raise ContextLengthExceeded(model.context_length, total)

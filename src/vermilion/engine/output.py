@@ -93,6 +93,8 @@ class Output:
             edits=program.edits,
             drafted_tokens=sum(program.record.drafted.values()),
             accepted_tokens=sum(program.record.accepted.values()),
+            cache=program.cache,
+            cached_passes=program.cached_passes,
         )
 
     def _flushed(self) -> tuple[str, str]:

@@ -196,7 +196,7 @@ class LayeredAttention:
 def explicit(
     architecture: Architecture, pool: Tensor, visible_NN: Tensor, positions_N: Tensor
 ) -> list[Attend]:
-    """The attention of a text whose row n has its key in slot n, from who sees whom; windows come on top.
+    """The attention of rows over the slots of a text, from who sees whom [rows, slots]; windows come on top.
     Slow, and the oracle of what plans intervals."""
     attends = list[Attend]()
     for kind in architecture.layer_kinds():
@@ -206,7 +206,7 @@ def explicit(
         bias_NN = torch.zeros(seen_NN.shape, dtype=pool.dtype).masked_fill(~seen_NN, float("-inf"))
         shape = pool.new_empty(0, 2, kind.num_kv_heads, kind.head_dim)
         fold = architecture.num_heads // kind.num_kv_heads
-        group = Group(None, slice(0, len(bias_NN)), bias_NN.repeat(fold, 1)[None].to(pool.device))
+        group = Group(None, slice(0, bias_NN.shape[1]), bias_NN.repeat(fold, 1)[None].to(pool.device))
         attends.append(partial(DenseAttention(architecture.num_heads, shape).attend, [group]))
     return attends
 

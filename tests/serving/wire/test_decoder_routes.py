@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from serving.fake import MODEL
-from vermilion.decoding.decoders import DECODERS, KNOBS
-from vermilion.decoding.knobs import SAMPLING
+from vermilion.decoding.decoders import DECODERS
+from vermilion.decoding.knobs import KNOBS, SAMPLING
 from vermilion.types import Decoding, Sampling
 
 pytestmark = pytest.mark.anyio

@@ -211,13 +211,14 @@ class ReferenceAnswer(ReferenceContext):
         canvas = self.block(block, start)
         canvas.number = step
         edits, stands = canvas.decoder.edit is not None, canvas.decoder.stands
+        stands = stands or self.decoding.cache != "none"
         while True:
             self.passes += 1
             if forced is not None and self.traits.block_grid:
                 canvas.begin(forced)
             else:
                 canvas.forced = forced
-                canvas.step(end, partial(self.ask, self.tokens[:start], canvas.ids))
+                canvas.step(end, partial(self.ask, self.tokens[:start], canvas.ids, step=canvas.number))
             forced = None
             answer = max(0, len(self.prompt) - start)
             ends = [i for i in range(answer, end) if canvas.ids[i] in self.eos]

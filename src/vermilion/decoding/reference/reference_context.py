@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vermilion.decoding.caches import runs_all, window
 from vermilion.decoding.forward_jobs import Wanted
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.penalties import Adjustments, adjustments, needed
@@ -42,6 +43,8 @@ class ReferenceContext:
         self.signal_MH: Tensor | None = None
         self.targets: tuple[int, ...] = ()
         """What a canvas is asked for beside the token it would choose."""
+        self._kept: Tensor | None = None
+        """Keys and values of every position, some of them of an earlier state of the text."""
         self._seen: dict[int, Tensor] = {}
         """Log-probabilities of positions in the last pass that asked whether they have moved."""
 
@@ -94,12 +97,20 @@ class ReferenceContext:
         return self._read(logits, [p - int(self.traits.shift) for p in positions], wanted)
 
     def ask(
-        self, context: Sequence[int], block: Sequence[int | None], questions: Sequence[Question]
+        self,
+        context: Sequence[int],
+        block: Sequence[int | None],
+        questions: Sequence[Question],
+        step: int = 0,
     ) -> list[Reading]:
-        """The same for questions about places of the block, which need not be masked."""
+        """The same for questions about places of the block, which need not be masked, in its `step`-th
+        pass."""
         if not questions:
             return []
-        logits = self._canvas_logits(context, block)
+        if self.decoding.cache == "none":
+            logits = self._canvas_logits(context, block)
+        else:
+            logits = self._cached_logits(context, block, step)
         positions = [len(context) + question.place for question in questions]
         wanted = [
             replace(self._wanted(p, q.history, q.targets, len(self.tokens)), may_mask=q.may_mask)
@@ -146,6 +157,41 @@ class ReferenceContext:
         if self.traits.canvas == "causal":
             visible &= at[None, :] <= at[:, None]
         return self._forward(ids, [*([False] * num_clean), *masked], where, num_clean, visible)
+
+    def _cached_logits(self, context: Sequence[int], block: Sequence[int | None], step: int) -> Tensor:
+        """Logits by position where a pass computes them, zeros elsewhere: the rows of a window, or all of
+        them, over keys of which the others are left from earlier passes."""
+        masks = [None] * (self.limit - len(context) - len(block))
+        text = [*context, *block, *masks]
+        if self._kept is None:
+            self._kept = self.model.new_pool(len(text))
+        place = range(len(context), len(context) + len(block))
+        run = range(len(text))
+        if not runs_all(self.decoding, step):
+            run = window(self.decoding, place, len(text), self.traits.shift)
+        ids = [self.traits.mask_token_id if text[i] is None else text[i] for i in run]
+        pool, count = self._kept, len(run)
+        rows = Rows(
+            ids_N=torch.tensor(ids, device=pool.device),
+            positions_N=torch.tensor(run, device=pool.device),
+            masked_N=torch.tensor([text[i] is None for i in run], device=pool.device),
+            slots_N=torch.tensor(run, device=pool.device),
+            attend=explicit(
+                self.model.architecture,
+                pool,
+                torch.ones(count, len(text), dtype=torch.bool),
+                torch.tensor(run),
+            ),
+            adapters=[
+                AdapterRows(DENOISER, 0, count),
+                *([AdapterRows(self.adapter, 0, count)] if self.adapter else []),
+            ],
+        )
+        with torch.inference_mode():
+            logits = self.model.logits(self.model(rows, pool))
+        found = logits.new_zeros(len(text), logits.shape[-1])
+        found[list(run)] = logits
+        return found
 
     def _wanted(self, position: int, history: Sequence[int], targets: Sequence[int], settled: int) -> Wanted:
         changes = None

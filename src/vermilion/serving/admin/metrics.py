@@ -32,6 +32,9 @@ class Metrics:
         self._completion_tokens = self._counter("completion_tokens", "Tokens generated.")
         self._passes = self._counter("passes", "Forward passes after prefill, summed over finished requests.")
         self._edits = self._counter("edits", "Filled positions that a later pass changed.")
+        self._cached_passes = self._counter(
+            "cached_passes", "Passes that read an approximate cache, of models that see everything.", "cache"
+        )
         self.cancellations = self._counter("cancellations", "Requests given up by the client.")
         self.requests = self._counter("requests", "HTTP requests.", "route", "status")
         self.feedback = self._counter("feedback", "What users made of answers.", "action")
@@ -55,6 +58,8 @@ class Metrics:
         self._completion_tokens.inc(usage.completion_tokens)
         self._passes.inc(usage.passes)
         self._edits.inc(usage.edits)
+        if usage.cache:
+            self._cached_passes.labels(usage.cache).inc(usage.cached_passes)
         if usage.passes:
             self._tokens_per_pass.observe(usage.tokens_per_pass)
 

@@ -106,6 +106,8 @@ def together(usages: Sequence[Usage], num_prompts: int = 1) -> Usage:
         edits=sum(usage.edits for usage in usages),
         drafted_tokens=sum(usage.drafted_tokens for usage in usages),
         accepted_tokens=sum(usage.accepted_tokens for usage in usages),
+        cache=next((usage.cache for usage in usages if usage.cache), ""),
+        cached_passes=sum(usage.cached_passes for usage in usages),
     )
 
 

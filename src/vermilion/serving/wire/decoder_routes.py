@@ -10,8 +10,8 @@ from fastapi import Query
 from fastapi.responses import Response
 
 from vermilion.decoding import knobs
-from vermilion.decoding.decoders import DECODERS, KNOBS
-from vermilion.decoding.knobs import Knob
+from vermilion.decoding.decoders import DECODERS
+from vermilion.decoding.knobs import KNOBS, Knob
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import Route

@@ -124,6 +124,7 @@ def usage_body(usages: Sequence[Usage], num_prompts: int = 1) -> dict[str, Any]:
             "edits": total.edits,
             "drafted_tokens": total.drafted_tokens,
             "accepted_tokens": total.accepted_tokens,
+            **({"cache": total.cache, "cached_passes": total.cached_passes} if total.cache else {}),
         },
     }
 
