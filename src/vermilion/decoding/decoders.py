@@ -141,6 +141,13 @@ DECODERS: Mapping[str, Decoder] = MappingProxyType(
             program="reordering",
             uses_entropy=True,
         ),
+        "first-hitting": Decoder(
+            "settle one position a pass, in a random order",
+            _STANDING,
+            rules.first_hit,
+            source="arXiv 2409.02908; BD3-LM, arXiv 2503.09573",
+            keeps_past=True,
+        ),
         "dynamic": Decoder(
             "settle all positions of enough confidence, at least the schedule's share",
             ("threshold", *_CANVAS),

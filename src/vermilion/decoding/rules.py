@@ -112,6 +112,12 @@ def bounded(step: Step) -> list[int]:
     return chosen
 
 
+def first_hit(step: Step) -> list[int]:
+    """One position a pass, each as likely as any other: the first to leave its mask in continuous time
+    (arXiv 2409.02908)."""
+    return [min(range(len(step.readings)), key=lambda i: (step.drawn(i, 0), i))]
+
+
 def cumulative(step: Step) -> list[int]:
     """Longest prefix by falling confidence whose joint probability stays at or above the threshold."""
     bound = log(step.decoding.threshold)

@@ -71,6 +71,10 @@ def spec_from_config(config: Mapping[str, Any], name: str, denoiser: DenoiserFil
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     given = {**rope, **{key: value for key, value in config.items() if value is not None}}
     found = {field: given[key] for field, key in family.keys.items() if given.get(key) is not None}
+    try:
+        found |= family.derived(config)
+    except KeyError as error:
+        raise ModelFileError(f"{name}: config.json lacks {error.args[0]}.") from error
     missing = sorted(
         family.keys.get(field, field) for field in _REQUIRED - found.keys() - family.fixed.keys()
     )
@@ -83,7 +87,7 @@ def spec_from_config(config: Mapping[str, Any], name: str, denoiser: DenoiserFil
         raise ModelFileError(f"{name}: config.json lacks {error.args[0]}.") from error
     except ModelFileError as error:
         raise ModelFileError(f"{name}: {error}") from error
-    return _spec(family, {**found, **family.derived(config), **family.fixed}, name, denoiser)
+    return _spec(family, {**found, **family.fixed}, name, denoiser)
 
 
 def rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:

@@ -69,7 +69,7 @@ def places_of(
 ) -> Iterator[tuple[str, Place]]:
     """Every tensor's name and place; `given` are the checkpoint's names, which tell whether it stacks its
     experts."""
-    yield from _linear_places((names.embedding,), model.embedding)
+    yield from _linear_places((names.embedding,), model.embedding, names.bare)
     yield f"{names.norm}.weight", _parameter_place(model.norm, "weight")
     if model.head is not None:
         yield from _linear_places((names.head,), model.head)
@@ -94,7 +94,9 @@ def places_of(
             yield name.format(index), _parameter_place(layer.get_submodule(module), parameter)
 
 
-def _linear_places(names: Sequence[str], linear: Linear) -> Iterator[tuple[str, Place]]:
+def _linear_places(
+    names: Sequence[str], linear: Linear, bare: Sequence[str] = ()
+) -> Iterator[tuple[str, Place]]:
     """One name for several parts: the checkpoint keeps them as one tensor. Where there are more names than
     parts, the last ones are of parts that this model does without."""
     sizes = linear.part_sizes if len(names) > 1 else (linear.out_size,)
@@ -105,7 +107,7 @@ def _linear_places(names: Sequence[str], linear: Linear) -> Iterator[tuple[str, 
     for kind, whole in wholes.items():
         for name, span in zip(names, spans, strict=False):
             shape = (span.stop - span.start, *whole.shape[1:])
-            yield f"{name}.{kind}", Place(whole, shape, partial(_rows, span))
+            yield name if name in bare else f"{name}.{kind}", Place(whole, shape, partial(_rows, span))
 
 
 def _weight(linear: Linear) -> Whole:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from vermilion.models.attention import Attend
+from vermilion.models.dit import Condition, DiTLayer, FinalNorm
 from vermilion.models.draft_head import DraftHead
 from vermilion.models.drafter import Drafter
-from vermilion.models.families import Architecture
+from vermilion.models.families import Architecture, LayerKind
 from vermilion.models.families.names import LLAMA_PRODUCTS
 from vermilion.models.layers import Attention, Layer, Norm
 from vermilion.models.linear import LINEAR_KINDS, AdapterRows, Linear
@@ -59,16 +60,25 @@ class Transformer(nn.Module):
         a, linear = architecture, LINEAR_KINDS[kind]
         self.architecture = a
         self.embedding = linear(a.hidden_size, (a.vocab_size,))
-        self.layers = nn.ModuleList(
-            (SandwichLayer if a.sandwich_norms else Layer)(a, kind, linear) for kind in a.layer_kinds()
+        self.condition = Condition(a.condition_size, linear) if a.condition_size else None
+        self.layers = nn.ModuleList(self._layer(kind, linear) for kind in a.layer_kinds())
+        self.norm = (
+            Norm(a.hidden_size, a.norm_eps)
+            if self.condition is None
+            else FinalNorm(a.hidden_size, self.condition, linear)
         )
-        self.norm = Norm(a.hidden_size, a.norm_eps)
-        self.head = None if a.tied_embeddings else linear(a.hidden_size, (a.vocab_size,))
+        head = None if a.tied_embeddings else linear(a.hidden_size, (a.vocab_size,), bias=a.head_bias)
+        self.head = head
         self.rotary = Rotary(a)
         self.mask_embedding: nn.Parameter | None = None
         self.draft_head: DraftHead | None = None
         self.self_conditioning = SelfConditioning(a, linear) if a.self_conditioning else None
         self.drafter: Drafter | None = None
+
+    def _layer(self, kind: LayerKind, linear: type[Linear]) -> Layer:
+        if self.condition is not None:
+            return DiTLayer(self.architecture, kind, linear, self.condition)
+        return (SandwichLayer if self.architecture.sandwich_norms else Layer)(self.architecture, kind, linear)
 
     def new_pool(self, num_slots: int) -> Tensor:
         """Zeroed keys and values: [layers, S, 2, J, D], the drafter's layers last, in the activations' dtype

@@ -101,6 +101,8 @@ class Forward:
         `compiled`: run each layer through torch.compile; `flex`: FlexAttention instead of dense masks;
         `sharded`: split the weights, in place, over the processes of the run. Raises ConfigError for a model
         with sliding windows."""
+        if model.architecture.condition_size:
+            raise ConfigError("A diffusion transformer with modulated norms cannot be trained here.")
         if model.architecture.query_growth:
             raise ConfigError("A model whose queries grow with their position cannot be trained here.")
         if any(kind.window for kind in model.architecture.layer_kinds()):

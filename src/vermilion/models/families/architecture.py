@@ -95,6 +95,9 @@ class Architecture:
     sandwich_norms: bool = False
     """Norms behind attention and feed-forward as well, one for each of a dense one and its experts, and a
     factor on what leaves the layer, another one for noisy rows (DiffusionGemma)."""
+    condition_size: int = 0
+    """Width of the condition that modulates every norm of a diffusion transformer (MDLM); 0: none."""
+    head_bias: bool = False
     self_conditioning: bool = False
     """Noisy rows take in what the model said of their positions in the step before (arXiv 2208.04202)."""
     layers: tuple[LayerKind, ...] = ()

@@ -50,6 +50,15 @@ REORDERING: Presets = MappingProxyType(
 )
 """WeDLM: the publisher's default, and the bound of its example above."""
 
+FIRST_HITTING: Presets = MappingProxyType(
+    {
+        "quality": Decoding(decoder="first-hitting", block_length=32),
+        "balanced": Decoding(decoder="threshold", block_length=32, threshold=0.9),
+        "fast": Decoding(decoder="threshold", block_length=32, threshold=0.7),
+    }
+)
+"""MDLM and BD3-LM: the publisher's sampler, and what several positions a pass take."""
+
 RENOISING: Presets = MappingProxyType(
     {
         "quality": Decoding(

@@ -16,6 +16,7 @@ from vermilion.models.families.layer_rules import (
     position_free_layers,
     qwen3_moe_layers,
 )
+from vermilion.models.families.mdlm import BD3LM, MDLM
 from vermilion.models.families.names import LLAMA_NORMS, LLAMA_PRODUCTS, ExpertNames, TensorNames
 from vermilion.models.families.nemotron import NEMOTRON
 from vermilion.models.families.traits import Traits
@@ -210,6 +211,8 @@ FAMILIES: list[Family] = [
     ),
     DIFFUSION_GEMMA,
     NEMOTRON,
+    BD3LM,
+    MDLM,
 ]
 """The first row that describes a checkpoint is its family."""
 

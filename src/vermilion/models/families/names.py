@@ -60,6 +60,8 @@ class TensorNames:
     model_products: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     model_norms: Mapping[str, str] = field(default_factory=dict)
     """Products and norms outside the layers, by their path in ours."""
+    bare: tuple[str, ...] = ()
+    """Tensors that are published without `.weight`."""
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """Ends of the names of tensors that are computed here instead of read."""
     unread: tuple[str, ...] = ()
