@@ -84,10 +84,12 @@ class Upstreams:
     async def _ask(self, one: Upstream) -> None:
         try:
             reply = await self.client.get(f"{one.base}/models", timeout=self.config.connect_timeout_s)
-            rows = reply.raise_for_status().json()["data"]
-            named = {row["id"]: row for row in rows}
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            named = {row["id"]: row for row in reply.json()["data"]}
+        except httpx.HTTPError as error:
             self._note(one, f"{type(error).__name__}: {error}")
+            return
+        except (ValueError, KeyError, TypeError):
+            self._note(one, f"HTTP {reply.status_code} and no list of models")
             return
         self.model = self.model or next(iter(named), "")
         if self.model not in named:
