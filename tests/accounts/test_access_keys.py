@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
+import ssl
 import stat
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import anthropic
+import boto3
 import httpx
 import pytest
 from botocore.exceptions import ClientError
@@ -77,6 +86,85 @@ def test_a_signed_request_is_answered_and_written_into_the_ledger(
     with closing(amazon("sagemaker-runtime", url, given.id, given.secret)) as client:
         client.invoke_endpoint(EndpointName=MODEL.id, Body=json.dumps({"prompt": "Once"}))["Body"].read()
     assert count("ledger") == 4
+
+
+def test_anthropics_client_signs_and_sends_bearer_keys(
+    url: str, given: Given, count: Callable[[str], int], store: Database
+) -> None:
+    asked: dict[str, Any] = {
+        # Its colon is sent as it is and encoded where it is signed.
+        "model": "anthropic.claude-sonnet-4-5-20250929-v1:0",
+        "max_tokens": 9,
+        "messages": [{"role": "user", "content": "hi"}],
+    }
+    shared: dict[str, Any] = {"base_url": url, "aws_region": "us-east-1", "max_retries": 0}
+    signing = {"aws_access_key": given.id, "aws_secret_key": given.secret}
+    with anthropic.AnthropicBedrock(**shared, **signing) as client:
+        assert client.messages.create(**asked).content[0].text == "Hello, world!"
+        with client.messages.stream(**asked) as stream:
+            assert "".join(stream.text_stream) == "Hello, world!"
+    with anthropic.AnthropicBedrock(**shared, api_key=given.bearer) as client:
+        assert client.messages.create(**asked).content[0].text == "Hello, world!"
+    with (
+        anthropic.AnthropicBedrock(**shared, **{**signing, "aws_secret_key": "wrong"}) as client,
+        pytest.raises(anthropic.PermissionDeniedError, match="does not match"),
+    ):
+        client.messages.create(**asked)
+    assert count("ledger") == 3
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, for a certificate")
+def test_boto3_sends_its_bearer_key_over_https(
+    url: str, given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
+    subprocess.run([*make, "-out", certificate, "-keyout", key], check=True, capture_output=True)
+    monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", given.bearer)
+    with encrypted(url, certificate, key) as address:
+        client = boto3.client(
+            "bedrock-runtime", endpoint_url=address, region_name="us-east-1", verify=str(certificate)
+        )
+        with closing(client):
+            reply = client.converse(**ASKED)
+    assert reply["output"]["message"]["content"] == [{"text": "Hello, world!"}]
+
+
+@contextmanager
+def encrypted(url: str, certificate: Path, key: Path) -> Iterator[str]:
+    """The address of a proxy that ends TLS in front of the service, as in production."""
+    target = urlsplit(url)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while content := await reader.read(65536):
+                writer.write(content)
+                await writer.drain()
+        writer.close()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner, outer = await asyncio.open_connection(target.hostname, target.port)
+        await asyncio.gather(copy(reader, outer), copy(inner, writer))
+
+    async def serve() -> None:
+        server = await asyncio.start_server(pass_on, "127.0.0.1", 0, ssl=context)
+        ports.append(server.sockets[0].getsockname()[1])
+        opened.set()
+        async with server:
+            await asyncio.to_thread(done.wait)
+
+    ports, opened, done = list[int](), threading.Event(), threading.Event()
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        assert opened.wait(20)
+        yield f"https://localhost:{ports[0]}"
+    finally:
+        done.set()
+        thread.join(20)
 
 
 def test_a_wrong_signature_is_refused_in_amazons_shape(
