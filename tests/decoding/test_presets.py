@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from vermilion.decoding.decoders import DECODERS, available
+from vermilion.decoding.decoders import DECODERS, available, check_decoding
 from vermilion.decoding.presets import check, resolve
 from vermilion.errors import BadParameter
-from vermilion.models.families import Traits
-from vermilion.models.families.family_presets import WITH_BASE, canvas_presets, default_preset
+from vermilion.models.families import FAMILIES, Traits
+from vermilion.models.families.family_presets import PRESET_NAMES, WITH_BASE, canvas_presets, default_preset
 from vermilion.types import Decoding, ModelInfo
 
 BASED = ModelInfo("m", 8, 8, (), 7, decoders=tuple(DECODERS), presets=WITH_BASE, default_preset="lossless")
@@ -49,6 +49,17 @@ def test_what_needs_a_base_is_refused_with_the_reason_where_there_is_none(preset
 def test_every_preset_can_be_run_by_the_models_that_offer_it() -> None:
     for model in (BASED, CANVAS):
         assert all(resolve(model, name) for name in model.presets)
+
+
+def test_every_family_can_run_its_presets_and_names_the_same_ones() -> None:
+    for family in FAMILIES:
+        for name, decoding in family.presets.items():
+            assert family.traits is not None and DECODERS[decoding.decoder].fits(family.traits), family.name
+            check_decoding(decoding)
+            assert name in PRESET_NAMES
+    ours = {family.name: family.presets for family in FAMILIES}
+    assert ours["llada2.1"]["fast"].edit_threshold == 0.0 and ours["llada2.1"]["quality"].threshold == 0.95
+    assert ours["fast-dllm-v2"]["balanced"].sub_block == 8
 
 
 @pytest.mark.parametrize(

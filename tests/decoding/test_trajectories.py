@@ -1,6 +1,6 @@
 """Position by position the published samplers' trajectories, over a stand-in model, at temperature 0.
 
-Each file of tests/golden/trajectories is what a reference sampler did: the generated positions after every
+Each file of tests/decoding/trajectories is what a reference sampler did: the generated positions after every
 step (null is masked), the settings and the stand-in model's seed, and where the sampler is published. Steps
 that settle nothing are left out there, as our decoders leave them out. MASK was never allowed to be chosen.
 """
@@ -21,7 +21,7 @@ from vermilion.decoding.program import Task
 from vermilion.models.families import Traits
 from vermilion.types import Decoding
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "trajectories"
+GOLDEN = Path(__file__).parent / "trajectories"
 
 
 def states(told: dict[str, Any]) -> list[list[int | None]]:

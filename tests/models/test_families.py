@@ -29,6 +29,7 @@ from vermilion.models.families import (
     family_of,
     family_table,
 )
+from vermilion.models.families.family_presets import MAX_BLOCK_LENGTH
 from vermilion.models.transformer import Rows, Transformer
 
 SIZES = {
@@ -216,7 +217,10 @@ def test_every_diffusion_family_is_compared_with_a_reference() -> None:
         Golden.read(path.parent.name).provenance["family"] for path in FOLDER.glob("*/golden.safetensors")
     }
     compared = PUBLISHED.keys() | golden | {"diffusion-gemma"} | {each.family for each in goldens()}
-    assert {family.name for family in FAMILIES if family.traits is not None} == compared | {"llada2.2"}
+    assert {family.name for family in FAMILIES if family.traits is not None} == compared | {
+        "llada2.1",
+        "llada2.2",
+    }
 
 
 def test_what_a_name_or_its_code_says_tells_families_of_one_type_apart() -> None:
@@ -229,7 +233,7 @@ def test_what_a_name_or_its_code_says_tells_families_of_one_type_apart() -> None
         "Dream-org/DreamReasoner-8B": ("Dream", "dream-reasoner"),
         "apple/DiffuCoder-7B-Instruct": ("Dream", "dream"),
         "inclusionAI/LLaDA2.2-flash": ("llada2_moe", "llada2.2"),
-        "inclusionAI/LLaDA2.1-mini": ("llada2_moe", "llada2"),
+        "inclusionAI/LLaDA2.1-mini": ("llada2_moe", "llada2.1"),
     }
     named = {name: family_of({"model_type": kind}, name).name for name, (kind, _) in given.items()}
     assert named == {name: family for name, (_, family) in given.items()}
@@ -242,7 +246,10 @@ def test_presets_follow_from_the_traits_unless_the_row_has_its_own() -> None:
         spec = spec_from_config({**SIZES, **EXPERTS, "model_type": kind, **config}, name)
         assert list(spec.presets) == ["quality", "balanced", "fast"] and spec.default_preset == "balanced"
         block = spec.traits.block_grid or 32
-        assert {preset.block_length for preset in spec.presets.values()} == {block}
+        # Dream's own sampler works on the whole answer at once.
+        whole = spec.presets["quality"].decoder == "dream-entropy"
+        expected = [MAX_BLOCK_LENGTH if whole else block, block, block]
+        assert [preset.block_length for preset in spec.presets.values()] == expected
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "sdar", "Dream"])

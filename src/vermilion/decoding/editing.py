@@ -308,22 +308,3 @@ def _shares_filled(t: float, s: float, loop: bool) -> tuple[float, float, bool]:
 def _reveal(now: float, then: float, share: float) -> float:
     """With what probability a mask is filled."""
     return 1.0 if now >= 1 else (then - (1 - share) * now) / (1 - now)
-
-
-# -- variable length (DreamOn) ---------------------------------------------------------------------
-
-
-def expanding(step: EditStep) -> Edited:
-    """Fill the mask of the lowest entropy; EXPAND makes it two masks, DELETE none (DreamOn)."""
-    masked = step.masked()
-    place = min(masked, key=lambda i: (step.readings[i].entropy, i))
-    token = step.readings[place].token
-    before, behind = step.ids[:place], step.ids[place + 1 :]
-    old = range(len(step.ids))
-    if token == step.split_token_id:
-        ids, sources = (*before, None, None, *behind), (*old[:place], None, None, *old[place + 1 :])
-    elif token == step.delete_token_id:
-        ids, sources = (*before, *behind), (*old[:place], *old[place + 1 :])
-    else:
-        ids, sources = (*before, token, *behind), ()
-    return Edited(ids, None not in ids, None, sources)

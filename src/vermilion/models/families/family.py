@@ -112,9 +112,9 @@ class ModelSpec:
         """Its decodings by name."""
         if not self.family.presets:
             return presets_for(self.traits, self.block_length)
-        longest = self.block_length or MAX_BLOCK_LENGTH
+        longest, grid = self.block_length or MAX_BLOCK_LENGTH, self.traits.block_grid
         return {
-            name: replace(preset, block_length=min(preset.block_length, longest))
+            name: replace(preset, block_length=grid or min(preset.block_length, longest))
             for name, preset in self.family.presets.items()
         }
 

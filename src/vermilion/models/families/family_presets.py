@@ -41,6 +41,61 @@ def canvas_presets(block_length: int = _WINDOW) -> Presets:
     )
 
 
+LLADA: Presets = MappingProxyType(
+    {
+        "quality": Decoding(decoder="schedule", block_length=_WINDOW),
+        "balanced": Decoding(decoder="threshold", block_length=_WINDOW, threshold=0.9),
+        "fast": Decoding(decoder="factor", block_length=_WINDOW, factor=1.0),
+    }
+)
+"""LLaDA's own sampler, and both rules of Fast-dLLM over it."""
+
+DREAM: Presets = MappingProxyType(
+    {
+        "quality": Decoding(decoder="dream-entropy", block_length=MAX_BLOCK_LENGTH),
+        "balanced": Decoding(decoder="threshold", block_length=_WINDOW, threshold=0.9),
+        "fast": Decoding(decoder="factor", block_length=_WINDOW, factor=1.0),
+    }
+)
+"""Dream's own sampler (`alg=entropy`) over a canvas of the whole answer, and both rules of Fast-dLLM."""
+
+SDAR: Presets = MappingProxyType(
+    {
+        "quality": Decoding(decoder="schedule"),
+        "balanced": Decoding(decoder="dynamic", threshold=0.9),
+        "fast": Decoding(decoder="dynamic", threshold=0.85),
+    }
+)
+"""SDAR's static strategy, and its dynamic one with the thresholds of its card and of its sampler."""
+
+FAST_DLLM_V2: Presets = MappingProxyType(
+    {
+        "quality": Decoding(decoder="threshold", threshold=1.0, sub_block=8),
+        "balanced": Decoding(decoder="threshold", threshold=0.95, sub_block=8),
+        "fast": Decoding(decoder="threshold", threshold=0.9, sub_block=8),
+    }
+)
+"""One position a pass, and the thresholds of its code and of its card."""
+
+LLADA2: Presets = MappingProxyType(
+    {
+        "quality": Decoding(decoder="schedule"),
+        "balanced": Decoding(decoder="dynamic", threshold=0.95),
+        "fast": Decoding(decoder="dynamic", threshold=0.9),
+    }
+)
+"""LLaDA2.0: the threshold of its sampler, and a lower one."""
+
+
+def _editing(decoder: str) -> Presets:
+    quality = Decoding(decoder=decoder, threshold=0.95, edit_threshold=0.9, post_steps=16)
+    fast = Decoding(decoder=decoder, threshold=0.5, edit_threshold=0.0, post_steps=16)
+    return MappingProxyType({"quality": quality, "balanced": quality, "fast": fast})
+
+
+LLADA21, LLADA22 = _editing("joint"), _editing("indel")
+"""The publisher's two modes: Q for quality, S for speed."""
+
 REORDERING: Presets = MappingProxyType(
     {
         "quality": Decoding(decoder="reorder", block_length=16, threshold=0.2, distance_penalty=0.02),

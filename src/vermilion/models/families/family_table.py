@@ -6,7 +6,16 @@ from dataclasses import replace
 
 from vermilion.errors import ModelFileError
 from vermilion.models.families.family import HUGGING_FACE, Family, GGUFKind
-from vermilion.models.families.family_presets import REORDERING
+from vermilion.models.families.family_presets import (
+    DREAM,
+    FAST_DLLM_V2,
+    LLADA,
+    LLADA2,
+    LLADA21,
+    LLADA22,
+    REORDERING,
+    SDAR,
+)
 from vermilion.models.families.gemma import DIFFUSION_GEMMA
 from vermilion.models.families.layer_rules import (
     Config,
@@ -86,6 +95,7 @@ FAMILIES: list[Family] = [
         marks=("opendcoder", "opendllm"),
         fixed=_QWEN2,
         traits=Traits("full", True, 151665, (151643,)),
+        presets=DREAM,
     ),
     # Autoregressive; a denoiser beside them makes them diffusion models.
     Family("llama", ("llama",), gguf=GGUFKind("llama", interleaved=True)),
@@ -128,6 +138,7 @@ FAMILIES: list[Family] = [
         fixed=_QWEN3,
         layers=qwen3_moe_layers,
         traits=Traits("block", False, 151669, (151645, 151643), block_grid=4),
+        presets=SDAR,
     ),
     Family(
         "sdar",
@@ -135,6 +146,7 @@ FAMILIES: list[Family] = [
         keys={**HUGGING_FACE, "block_grid": "block_size"},
         fixed=_QWEN3,
         traits=Traits("block", False, 151669, (151645, 151643), block_grid=4),
+        presets=SDAR,
     ),
     Family(
         "fast-dllm-v2",
@@ -142,6 +154,7 @@ FAMILIES: list[Family] = [
         keys={**HUGGING_FACE, "block_grid": "bd_size"},
         fixed=_QWEN2,
         traits=Traits("block", True, 151665, (151645,), block_grid=32),
+        presets=FAST_DLLM_V2,
     ),
     Family(
         "dream-reasoner",
@@ -156,14 +169,22 @@ FAMILIES: list[Family] = [
         marks=("dreamon",),
         fixed=_QWEN2,
         traits=Traits("full", True, 151666, (151643,), expand_token_id=151667),
+        presets=DREAM,
     ),
-    Family("dream", ("Dream",), fixed=_QWEN2, traits=Traits("full", True, 151666, (151643,))),
+    Family(
+        "dream",
+        ("Dream",),
+        fixed=_QWEN2,
+        traits=Traits("full", True, 151666, (151643,)),
+        presets=DREAM,
+    ),
     Family(
         "rnd1",
         ("rnd1",),
         fixed=_QWEN3,
         layers=qwen3_moe_layers,
         traits=Traits("full", True, 151669, (151645, 151643)),
+        presets=DREAM,
     ),
     Family(
         "llada",
@@ -172,6 +193,7 @@ FAMILIES: list[Family] = [
         keys=_LLADA_KEYS,
         names=_LLADA_NAMES,
         traits=Traits("full", False, 126336, (126081, 126348)),
+        presets=LLADA,
     ),
     Family(
         "llada-moe",
@@ -181,6 +203,7 @@ FAMILIES: list[Family] = [
         names=_LLADA_MOE_NAMES,
         layers=llada_moe_layers,
         traits=Traits("full", False, 156895, (156892,)),
+        presets=LLADA,
     ),
     Family(
         "llada2.2",
@@ -191,6 +214,18 @@ FAMILIES: list[Family] = [
         names=_LLADA2_NAMES,
         layers=llada2_layers,
         traits=replace(_LLADA2, delete_token_id=156930, split_token_id=156931),
+        presets=LLADA22,
+    ),
+    Family(
+        "llada2.1",
+        ("llada2_moe", "llada21_moe"),
+        marks=("llada21",),
+        keys=_LLADA2_KEYS,
+        fixed=_QWEN3,
+        names=_LLADA2_NAMES,
+        layers=llada2_layers,
+        traits=_LLADA2,
+        presets=LLADA21,
     ),
     Family(
         "llada2",
@@ -200,6 +235,7 @@ FAMILIES: list[Family] = [
         names=_LLADA2_NAMES,
         layers=llada2_layers,
         traits=_LLADA2,
+        presets=LLADA2,
     ),
     Family(
         "wedlm",
