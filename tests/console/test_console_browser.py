@@ -331,7 +331,7 @@ def test_a_model_is_tuned_its_loss_seen_and_a_sample_compared(user: Visitor, tmp
     user.click("Upload")
     page.get_by_label("Training file").get_by_text("pirates.jsonl").wait_for(state="attached")
     page.get_by_label("Name (optional)").fill("pirate")
-    page.get_by_label("Epochs").fill("12")
+    page.get_by_label("Epochs").fill("1")
     user.click("Start")
     page.locator(".badge", has_text="succeeded").first.wait_for()
     page.get_by_text("Loss by step").wait_for()

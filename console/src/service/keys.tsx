@@ -122,11 +122,12 @@ function NewKey({ done }: { done: (key: Key & { secret: string }) => void }) {
       >
         <div class="row">
           <TextInput label="Name" value={name} set={setName} placeholder="laptop" />
-          <TextInput label="Expires (optional)" type="date" value={expires} set={setExpires} />
-          <TextInput label="Requests a minute (optional)" type="number" min={1} value={requests} set={setRequests} />
-          <TextInput label="Tokens a minute (optional)" type="number" min={1} value={tokens} set={setTokens} />
-          <TextInput label="Dollars a month (optional)" inputMode="decimal" value={budget} set={setBudget} />
+          <TextInput label="Expires" type="date" value={expires} set={setExpires} />
+          <TextInput label="Requests a minute" type="number" min={1} value={requests} set={setRequests} />
+          <TextInput label="Tokens a minute" type="number" min={1} value={tokens} set={setTokens} />
+          <TextInput label="Dollars a month" inputMode="decimal" value={budget} set={setBudget} />
         </div>
+        <p class="hint">What is left empty is the organisation's.</p>
         <fieldset>
           <legend>What it may do</legend>
           {SCOPES.map(([scope, meaning]) => (
