@@ -301,6 +301,41 @@ def test_what_is_stored_as_another_type_is_named(tmp_path: Path) -> None:
         build(ModelFiles("folder", "m", tmp_path, None))
 
 
+def test_every_disagreement_is_listed_with_the_family(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    files = ModelFiles("folder", "m", tmp_path, None)
+    shapes = expected_shapes(spec_of(files).architecture)
+    tensors = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+    tensors = {
+        name: tensor.contiguous()[:2] if "k_proj" in name else tensor for name, tensor in tensors.items()
+    }
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    wrong = r"layers\.2\S+ has shape \[2, 512\], expected \[512, 512\]; 1 more\..* of the family llama"
+    with pytest.raises(ModelFileError, match=wrong):
+        build(files)
+    kept = {name: tensor for name, tensor in tensors.items() if "layers.3" not in name}
+    save_file({**kept, "model.extra": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ModelFileError, match=r"9 missing, such as .*, .*, .*; 1 unknown, such as model\.extra"
+    ):
+        build(files)
+
+
+def test_a_progress_bar_is_drawn_on_a_terminal_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **sizes}))
+    files = ModelFiles("folder", "m", tmp_path, None)
+    shapes = expected_shapes(spec_of(files).architecture)
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
+    build(files)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    build(files)
+    assert "100%" in capsys.readouterr().err
+
+
 CONFIG = {
     "model_type": "llama",
     "num_hidden_layers": 4,

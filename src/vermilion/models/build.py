@@ -7,6 +7,8 @@ memory than the weights and one shard of the files.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vermilion.errors import ModelFileError
 from vermilion.models import denoiser
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.configuration import spec_of
@@ -51,7 +54,10 @@ def build(
     source: TensorFolder | GGUFTensors = TensorFolder(files.base)
     if header is not None and spec.family.gguf is not None:
         names, source = spec.family.gguf.names, _gguf_source(files.base, header, spec)
-    fill(model, source, names, dtype, device)
+    try:
+        fill(model, source, names, dtype, device)
+    except ModelFileError as error:
+        raise ModelFileError(f"{error} It was read as a model of the family {spec.family.name}.") from error
     if files.adapter is not None:
         denoiser.attach(model, denoiser.read(files.adapter, spec.architecture, dtype, device))
     return BuiltModel(model, spec)
@@ -64,7 +70,8 @@ def fill(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> None:
-    """Give `model` the weights of `source`, which has them under `names`. Raises as `build`."""
+    """Give `model` the weights of `source`, which has them under `names`, with a progress bar where there is
+    a terminal. Raises as `build`."""
     shapes = source.shapes()
     places = dict(places_of(model, names, shapes))
     given = {name: shape for name, shape in shapes.items() if not _is_spare(name, places, names)}
@@ -73,8 +80,14 @@ def fill(
     def home_of(name: str) -> Tensor | None:
         return places[name].home(dtype, torch.device(device)) if name in places else None
 
-    for name in source.fill(home_of):
-        places[name].filled()
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(f"reading {source.path.name}", total=sum(map(math.prod, given.values())))
+        for name in source.fill(home_of):
+            places[name].filled()
+            bar.advance(task, math.prod(given[name]))
 
 
 def expected_shapes(architecture: Architecture, names: TensorNames = LLAMA) -> dict[str, Shape]:

@@ -215,18 +215,23 @@ def _expert_parts(
 
 
 def check_shapes(path: Path, given: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> None:
-    """Raises ModelFileError, naming a tensor, unless names and shapes are the same."""
+    """Raises ModelFileError, naming tensors, unless names and shapes are the same."""
     missing, unknown = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing or unknown:
         listed = [
-            f"{len(names)} {kind}, such as {names[0]}"
+            f"{len(names)} {kind}, such as {', '.join(names[:3])}"
             for kind, names in (("missing", missing), ("unknown", unknown))
             if names
         ]
         raise ModelFileError(f"{path}: the tensors do not fit the architecture: {'; '.join(listed)}.")
-    for name, shape in wanted.items():
-        if given[name] != shape:
-            raise ModelFileError(f"{path}: {name} has shape {list(given[name])}, expected {list(shape)}.")
+    wrong = [
+        f"{name} has shape {list(given[name])}, expected {list(shape)}"
+        for name, shape in wanted.items()
+        if given[name] != shape
+    ]
+    if wrong:
+        more = f"; {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ModelFileError(f"{path}: {'; '.join(wrong[:3])}{more}.")
 
 
 def rotate_half_rows(num_rows: int, num_heads: int) -> np.ndarray[Any, Any]:
