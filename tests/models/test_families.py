@@ -216,7 +216,7 @@ def test_every_diffusion_family_is_compared_with_a_reference() -> None:
     golden = {
         Golden.read(path.parent.name).provenance["family"] for path in FOLDER.glob("*/golden.safetensors")
     }
-    compared = PUBLISHED.keys() | golden | {"diffusion-gemma"} | {each.family for each in goldens()}
+    compared = PUBLISHED.keys() | golden | {"diffusion-gemma", "i-dlm"} | {each.family for each in goldens()}
     assert {family.name for family in FAMILIES if family.traits is not None} == compared | {
         "llada2.1",
         "llada2.2",

@@ -114,6 +114,16 @@ FIRST_HITTING: Presets = MappingProxyType(
 )
 """MDLM and BD3-LM: the publisher's sampler, and what several positions a pass take."""
 
+STRIDED: Presets = MappingProxyType(
+    {
+        "ar": Decoding(decoder="ar"),
+        "lossless": Decoding(decoder="lossless", block_length=4, draft_nodes=4, branches=1),
+        "fast": Decoding(decoder="relaxed", block_length=4, draft_nodes=4, branches=1, accept_above=0.3),
+    }
+)
+"""I-DLM (arXiv 2604.11035): a pass verifies the last one's drafts and drafts behind them; in `fast` drafts
+that are nearly as likely stand too."""
+
 RENOISING: Presets = MappingProxyType(
     {
         "quality": Decoding(

@@ -15,6 +15,7 @@ from vermilion.models.families.family_presets import (
     LLADA22,
     REORDERING,
     SDAR,
+    STRIDED,
 )
 from vermilion.models.families.gemma import DIFFUSION_GEMMA
 from vermilion.models.families.layer_rules import (
@@ -96,6 +97,14 @@ FAMILIES: list[Family] = [
         fixed=_QWEN2,
         traits=Traits("full", True, 151665, (151643,)),
         presets=DREAM,
+    ),
+    Family(
+        "i-dlm",
+        ("qwen3", "sdar"),
+        marks=("idlm",),
+        fixed=_QWEN3,
+        traits=Traits("causal", True, 151669, (151645, 151643), canvas="causal"),
+        presets=STRIDED,
     ),
     # Autoregressive; a denoiser beside them makes them diffusion models.
     Family("llama", ("llama",), gguf=GGUFKind("llama", interleaved=True)),
