@@ -3,7 +3,7 @@
 Usage: python bench/synthetic_checkpoint.py --shape dream-7b --folder /tmp/dream-7b
 
 Safetensors in bfloat16 with a config and a tokenizer of the vocabulary's size; `--gguf FILE` writes the same
-weights as llama.cpp reads them, projections in Q4_1, embedding and head in Q8_0.
+weights as llama.cpp reads them, projections in Q4_1 (or `--format Q4_0`), embedding and head in Q8_0.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def write_texts(folder: Path, spec: ModelSpec, config: dict[str, Any]) -> None:
     )
 
 
-def write_gguf(path: Path, spec: ModelSpec) -> None:
+def write_gguf(path: Path, spec: ModelSpec, projections: str) -> None:
     """Of a model with Qwen2's layers, which llama.cpp has."""
     from gguf import GGMLQuantizationType, GGUFWriter, quant_shape_to_byte_shape, quantize
 
@@ -180,14 +180,14 @@ def write_gguf(path: Path, spec: ModelSpec) -> None:
     numbers, kinds = pool().reshape(-1, BLOCK), GGMLQuantizationType
     formats = {
         kind: Repeated(quantize(numbers, kind).tobytes(), quant_shape_to_byte_shape((1, BLOCK), kind)[1])
-        for kind in (kinds.Q4_1, kinds.Q8_0, kinds.F32)
+        for kind in (kinds[projections], kinds.Q8_0, kinds.F32)
     }
     names = {ours.name: theirs.published for ours, theirs in _gguf_names(spec)}
     planned = []
     for part, first, count in cuts(spec):
         wide = len(part.shape) > 1
         outer = part.name.startswith(("model.embed", "lm_head"))
-        kind = kinds.F32 if not wide else kinds.Q8_0 if outer else kinds.Q4_1
+        kind = kinds.F32 if not wide else kinds.Q8_0 if outer else kinds[projections]
         shape = quant_shape_to_byte_shape(part.shape, kind) if wide else part.shape
         dtype = np.dtype(np.uint8 if wide else np.float32)
         nbytes = int(np.prod(shape)) * dtype.itemsize
@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--folder", type=Path, help="of the safetensors checkpoint")
     parser.add_argument("--gguf", type=Path, help="file of llama.cpp's twin")
+    parser.add_argument("--format", choices=("Q4_1", "Q4_0"), default="Q4_1", help="of its projections")
     options = parser.parse_args()
     config = SHAPES[options.shape]
     spec = spec_from_config(config, options.shape)
@@ -228,7 +229,7 @@ def main() -> None:
         write_texts(options.folder, spec, config)
         write_safetensors(options.folder, spec)
     if options.gguf:
-        write_gguf(options.gguf, spec)
+        write_gguf(options.gguf, spec, options.format)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, dequantize
+from gguf import GGMLQuantizationType, dequantize, quantize
 
 from tests import tiny, tiny_gguf
 from tests.native import tiny_native
@@ -140,6 +140,26 @@ def test_a_gguf_runs_with_its_blocks_as_they_are(tmp_path: Path, monkeypatch: py
         expected = dequantize(quantize(tensors[theirs], kind), kind)
         assert np.array_equal(unpacked(packed, ours), expected.astype(np.float64))
     assert [each.name for each in (tmp_path / "home" / "packed").iterdir()]
+
+
+def test_what_the_kernels_do_not_keep_of_a_gguf_is_quantised_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its values, whatever the kind: gguf writes Q5_1, and reads Q4_K and its kin as well."""
+    from vermilion.models.catalog import ModelFiles
+    from vermilion.models.families import FAMILIES
+
+    kind = GGMLQuantizationType.Q5_1
+    tensors = random_tensors(tiny_gguf.ARCHITECTURE)
+    path = tiny_gguf.write_gguf(tmp_path / "tiny.gguf", tensors, kind)
+    monkeypatch.setenv("VERMILION_HOME", str(tmp_path / "home"))
+    family = next(family for family in FAMILIES if family.gguf is not None and family.gguf.interleaved)
+    spec = ModelSpec("tiny", tiny_gguf.ARCHITECTURE, tiny.TRAITS["causal-shift"], family)
+    packed = checkpoint_packing.open_packed(ModelFiles("gguf", "tiny", path, None), spec, "q8")
+    name = "model.layers.1.mlp.down_proj.weight"
+    stored = dequantize(quantize(tensors[name], kind), kind)
+    expected = unpacked(in_memory(lambda writer: writer.matrix("x", Weight.of(stored), 8)), "x")
+    assert np.array_equal(unpacked(packed, "1.down.0"), expected)
 
 
 def test_threads_come_from_the_settings_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

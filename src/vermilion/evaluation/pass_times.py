@@ -46,6 +46,11 @@ class PassRow:
     weight_bytes: int = 0
 
 
+def run_pass(llm: LLM) -> None:
+    """One row of ours, which reads all weights. Writes where `measure_passes` does."""
+    _own(llm)(1, 0)
+
+
 def measure_passes(llm: LLM, rounds: int, peer: LlamaCpp | None = None) -> list[PassRow]:
     """Ours and the peer's in turns, `rounds` times each. Writes into the cache's first pages, which must not
     hold anything."""

@@ -29,7 +29,7 @@ from vermilion.errors import ConfigError
 from vermilion.evaluation.environment import environment
 from vermilion.evaluation.fixed_prompts import FixedPrompt, fixed
 from vermilion.evaluation.likelihood import opinion
-from vermilion.evaluation.pass_times import PassRow, measure_passes, print_passes
+from vermilion.evaluation.pass_times import PassRow, measure_passes, print_passes, run_pass
 from vermilion.evaluation.peers import PEERS, LlamaCpp, PeerRound, PeerRow, Setup, opened, peer_row
 from vermilion.models import catalog
 from vermilion.models.catalog import DEFAULT_MODEL
@@ -108,6 +108,7 @@ def main(config: BenchConfig) -> dict[str, Any]:
     """Measure, print tables and, last, one JSON document; returns the document."""
     llm = LLM(config.model, config=config.engine)
     rows, peer_rows = ([], []) if config.passes_only else _measure_presets(config, llm)
+    run_pass(llm)
     peak_mib = _peak_memory_mib()
     passes = _measure_passes(config, llm)
     document = {
@@ -336,6 +337,7 @@ def _environment(config: BenchConfig, llm: LLM) -> dict[str, Any]:
         "prompts": config.prompts,
         "max_tokens": config.max_tokens,
         "repeats": config.repeats,
+        "peer_file": config.peer_file.name if config.peer_file else "",
     }
 
 
