@@ -140,7 +140,9 @@ def langchain_aws(url: str, model: str) -> dict[str, Any]:
         "aws_secret_access_key": KEY,
         "max_tokens": 64,
     }
-    chat = ChatBedrockConverse(**where, supports_tool_choice_values=("auto", "any", "tool"))
+    chat = ChatBedrockConverse(
+        **where, disable_streaming=False, supports_tool_choice_values=("auto", "any", "tool")
+    )
     whole = chat.invoke(QUESTION)
     assert whole.usage_metadata["output_tokens"] > 0
     answers = [whole.text, "".join(chunk.text for chunk in chat.stream(QUESTION))]
