@@ -70,10 +70,15 @@ async def metrics(context: RequestContext) -> Response:
 ROUTES = (
     *openai.ROUTES,
     *mercury.ROUTES,
+    *anthropic.ROUTES,
+    *responses.ROUTES,
+    *bedrock.ROUTES,
+    *bedrock_invoke.ROUTES,
+    *sagemaker.ROUTES,
+    *azure.ROUTES,
     *decisions.ROUTES,
     *feedback.ROUTES,
     *holes.ROUTES,
-    *responses.ROUTES,
     *model_routes.ROUTES,
     *decoder_routes.ROUTES,
     *adapter_routes.ROUTES,
@@ -81,22 +86,18 @@ ROUTES = (
     *file_routes.ROUTES,
     *fine_tuning_routes.ROUTES,
     *batch_routes.ROUTES,
-    *anthropic.ROUTES,
     *ollama.ROUTES,
     *lmstudio.ROUTES,
     *llamacpp.ROUTES,
     *llamacpp_server.ROUTES,
     *embeddings.ROUTES,
-    *bedrock.ROUTES,
-    *bedrock_invoke.ROUTES,
-    *sagemaker.ROUTES,
-    *azure.ROUTES,
     *console_routes.ROUTES,
     Route("GET", "/health", health, openapi.HEALTH, scopes=OPEN, needs_model=False),
     Route("GET", "/ready", ready, openapi.READY, scopes=OPEN),
     Route("GET", "/metrics", metrics, openapi.METRICS, scopes=OPERATE, needs_model=False),
 )
-"""Of every service; one with accounts has theirs as well."""
+"""Of every service; one with accounts has theirs as well. They are tried one by one, so those that generate
+stand first: matching a hundred others costs a fifth of a millisecond."""
 
 
 def create_app(service: ServiceState) -> FastAPI:
