@@ -63,6 +63,9 @@ def attended(layer: Weights, a: Architecture, kind: LayerKind, x: Tensor, visibl
         split[name] = x_normed.view_as(heads)
     if kind.rotated:
         split["q"], split["k"] = (turned(split[name], a, kind) for name in "qk")
+    if a.query_growth:
+        periods = torch.arange(count) // a.query_period
+        split["q"] = split["q"] * (1 + a.query_growth * periods.double().log1p())[:, None, None]
     out = torch.zeros(count, a.num_heads, kind.head_dim, dtype=x.dtype)
     scale = a.attention_scale or 1 / math.sqrt(kind.head_dim)
     for row in range(count):

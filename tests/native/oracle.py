@@ -214,6 +214,8 @@ class Oracle:
             )
             q, k, v = self.heads(layer, kind, normed, rows, adapter)
             k, v = (half.astype(np.float16).astype(float) for half in (self.rotated(k, positions, kind), v))
+            if a.query_growth:
+                q = q * (1 + a.query_growth * np.log1p(positions // a.query_period))[:, None, None]
             seen = self.attended(self.rotated(q, positions, kind), k, v, rows, kind)
             x = x + self.product(f"{layer}.output", 0, seen.reshape(len(rows), -1), rows, adapter)
             normed = rms_norm(x, numbers(packed, f"{layer}.ffn_norm", hidden), a.norm_eps, a.hidden_size)

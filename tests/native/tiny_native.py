@@ -48,7 +48,7 @@ _GROUPED = Experts(
 ARCHITECTURES["odd"] = replace(
     PLAIN, hidden_size=72, num_heads=3, num_kv_heads=1, head_dim=24, ffn_size=80,
     output_bias=True, ffn_bias=True, qkv_bias=True, activation="gelu_tanh",
-    attention_scale=0.4, embedding_scale=3.0, logit_softcap=7.0,
+    attention_scale=0.4, embedding_scale=3.0, logit_softcap=7.0, query_growth=0.3, query_period=8,
     rope_scaling=RopeScaling("yarn", {"factor": 4.0, "original_max_position_embeddings": 16.0}),
 )  # fmt: skip
 ARCHITECTURES["layered"] = replace(

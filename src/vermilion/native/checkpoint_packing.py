@@ -31,7 +31,7 @@ _COMPUTED: Mapping[type, set[str]] = {
         "num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_size", "vocab_size",
         "context_length", "rope_theta", "rope_fraction", "rope_scaling", "norm_eps", "qk_norm",
         "joint_qk_norm", "value_norm", "qkv_bias", "output_bias", "ffn_bias", "tied_embeddings", "activation",
-        "attention_scale", "embedding_scale", "logit_softcap", "layers",
+        "attention_scale", "embedding_scale", "logit_softcap", "query_growth", "query_period", "layers",
     },
     LayerKind: {
         "window", "head_dim", "num_kv_heads", "rope_theta", "rope_scaling", "rope_fraction", "rotated",

@@ -9,7 +9,7 @@ from typing import Any
 
 from vermilion.native.compile import FOLDER, LIBRARY_NAME
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 NUM_PARTS = 3
 
 
@@ -93,7 +93,8 @@ class ModelStruct(ctypes.Structure):
         ("activation", c_int32),
         ("embedding_scale", c_float),
         ("logit_softcap", c_float),
-        ("padding", c_int32),
+        ("query_period", c_int32),
+        ("query_growth", c_double),
         ("layers", ctypes.POINTER(LayerStruct)),
         ("rotations", ctypes.POINTER(RotationStruct)),
         ("embedding", MatrixStruct),

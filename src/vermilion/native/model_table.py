@@ -55,6 +55,8 @@ class ModelTable:
             activation=ACTIVATIONS.index(a.activation),
             embedding_scale=a.embedding_scale,
             logit_softcap=a.logit_softcap,
+            query_period=a.query_period if a.query_growth else 0,
+            query_growth=a.query_growth,
             layers=(LayerStruct * len(layers))(*layers),
             rotations=(RotationStruct * len(rotations))(*rotations),
             embedding=embedding,

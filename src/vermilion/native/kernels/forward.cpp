@@ -255,6 +255,11 @@ void Forward::finish_jointly(int layer, int row) {
         finish_head(l, stack_.first_in_pool + layer, head, row, x + (size_t)head * size);
 }
 
+float Forward::query_scale(int position) const {
+    if (!model_.query_period) return 1.0f;
+    return (float)(1.0 + model_.query_growth * log1p((double)(position / model_.query_period)));
+}
+
 void Forward::finish_head(const Layer& l, int in_pool, int head, int row, float* x) {
     const int size = l.head_dim, slot = rows_.rows[row].slot;
     const bool query = head < model_.num_heads, value = head >= model_.num_heads + l.num_kv_heads;
@@ -271,10 +276,13 @@ void Forward::finish_head(const Layer& l, int in_pool, int head, int row, float*
         const size_t at = (size_t)row * half;
         kernels_.rotate(x, cos_[l.rotation].data() + at, sin_[l.rotation].data() + at, half);
     }
-    if (query)
-        std::copy_n(x, size, queries_.data() + ((size_t)row * model_.num_heads + head) * size);
-    else
-        session_.pool.store_key(in_pool, key_head, slot, x, kernels_);
+    if (query) {
+        const float scale = query_scale(rows_.rows[row].position);
+        float* to = queries_.data() + ((size_t)row * model_.num_heads + head) * size;
+        for (int i = 0; i < size; i++) to[i] = x[i] * scale;
+        return;
+    }
+    session_.pool.store_key(in_pool, key_head, slot, x, kernels_);
 }
 
 void Forward::attend(int layer) {

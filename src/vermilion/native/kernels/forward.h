@@ -45,6 +45,7 @@ class Forward {
     void project(int layer, Kind kind, int part, Range tiles, const Activations& x, const Output& y);
     void project_heads(int layer);
     void finish_jointly(int layer, int row);
+    float query_scale(int position) const;
     void finish_head(const Layer& l, int in_pool, int head, int row, float* x);
     void attend(int layer);
     void attend_unit(int layer, const AttentionUnit& unit);

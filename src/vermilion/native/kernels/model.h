@@ -96,8 +96,9 @@ struct Model {
     int32_t mask_token;  // never chosen
     int32_t activation;  // of the gates: Activation
     float embedding_scale;
-    float logit_softcap;  // 0: none
-    int32_t padding;
+    float logit_softcap;   // 0: none
+    int32_t query_period;  // queries at position p: times 1 + query_growth ln(1 + floor(p / query_period)); 0: never
+    double query_growth;
     const Layer* layers;
     const Rotation* rotations;
     Matrix embedding, head;
