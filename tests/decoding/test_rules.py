@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ from vermilion.decoding.caches import CACHE_SETTINGS
 from vermilion.decoding.decoders import DECODERS, available, described
 from vermilion.decoding.knobs import KNOBS
 from vermilion.decoding.passes import Reading
-from vermilion.decoding.rules import Step
+from vermilion.decoding.rules import Step, dream_shares
 from vermilion.models.families import Traits
 from vermilion.types import Decoding
 
@@ -144,3 +144,60 @@ def test_the_table_names_every_setting_and_who_reads_it() -> None:
     assert available(Traits("causal", False, -1, (), noise="uniform")) == ("renoise",)
     assert available(Traits("causal", False, 9, (), canvas="causal")) == ("reorder",)
     assert all(f"`{name}`" in described() for name in (*DECODERS, *KNOBS))
+
+
+def chosen(decoding: Decoding, readings: Sequence[Reading], **more: object) -> set[int]:
+    return set(decoders.settle(Step(decoding, readings, 9, **more)))  # type: ignore[arg-type]
+
+
+@given(READINGS, st.sampled_from([0.3, 1.0, 1.7, 4.0]))
+def test_factor_takes_the_most_that_its_bound_allows(readings: list[Reading], factor: float) -> None:
+    got = chosen(Decoding("factor", factor=factor), readings)
+    ranked = sorted((math.exp(r.logprob) for r in readings), reverse=True)
+    allowed = [n for n, p in enumerate(ranked, 1) if (n + 1) * (1 - p) < factor]
+    assert len(got) == max(1, max(allowed, default=1))
+    out = [r.logprob for i, r in enumerate(readings) if i not in got]
+    assert not out or min(readings[i].logprob for i in got) >= max(out)
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_dream_s_shares_settle_everything_in_time(masked: int, steps: int) -> None:
+    shares = dream_shares(masked, steps)
+    assert sum(shares) == masked and len(shares) <= steps and min(shares) > 0
+
+
+def test_positions_decide_where_rules_look_at_them() -> None:
+    likely = [Reading(2, math.log(p)) for p in (0.95, 0.5, 0.6, 0.3, 0.45)]
+    apart = {"places": (0, 1, 2, 5, 6)}
+    assert chosen(Decoding("hierarchical", threshold=0.9, min_threshold=0.4), likely, **apart) == {0, 4}
+    assert chosen(Decoding("hierarchical", threshold=0.7, min_threshold=0.99), likely, **apart) == {0}
+    near = Decoding("near", threshold=0.9, min_threshold=0.45, radius=1)
+    assert chosen(near, likely, **apart) == {0, 1}
+    assert chosen(replace(near, radius=2), likely, **apart) == {0, 1, 2}
+    assert chosen(Decoding("prefix", threshold=0.45), likely) == {0, 1, 2}
+    assert chosen(Decoding("prefix", threshold=0.99), likely[1:]) == {0}
+    assert chosen(Decoding("bound", threshold=0.9, min_threshold=0.45, factor=2.0), likely) == {0, 2, 1}
+
+
+def test_what_earlier_passes_said_counts() -> None:
+    calm, moved = Reading(2, -0.01, divergence=0.001), Reading(3, -0.01, divergence=0.5)
+    decoding = Decoding("stable", threshold=0.9, max_divergence=0.01, stable_passes=2)
+    past = ((calm,), (calm,), (moved,), ())
+    assert chosen(decoding, [calm, moved, calm, calm], past=past) == {0}
+    # Token 5 has led twice, so the pass in which 4 is barely ahead settles 5.
+    led = Reading(5, math.log(0.5), top=((5, math.log(0.5)),))
+    now = Reading(4, math.log(0.42), target_logprobs=(math.log(0.4),), top=((4, math.log(0.42)),))
+    credit = Decoding("credit", threshold=0.45, credit_weight=0.7)
+    settled = decoders.settle(Step(credit, [now], 9, past=((led, led),)))
+    assert settled[0].token == 5 and math.exp(settled[0].logprob) > 0.45
+    assert (
+        decoders.settle(Step(replace(credit, credit_weight=0.0), [now], 9, past=((led, led),)))[0].token == 4
+    )
+
+
+def test_an_end_settles_last_where_it_is_to() -> None:
+    readings = [Reading(1, -0.01), Reading(4, -2.0), Reading(1, -0.02)]
+    decoding = Decoding("schedule", eos_last=1)
+    assert set(decoders.settle(Step(decoding, readings, 3, ends=frozenset({1})))) == {1}
+    assert set(decoders.settle(Step(replace(decoding, eos_last=0), readings, 3, ends=frozenset({1})))) == {0}
+    assert set(decoders.settle(Step(decoding, readings, 1, ends=frozenset({1})))) == {0, 1, 2}

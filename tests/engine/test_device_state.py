@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from tests import tiny
 from vermilion.decoding.forward_jobs import Job
 from vermilion.decoding.passes import Pass, Segment
-from vermilion.engine.device_state import DeviceStates
+from vermilion.engine.device_state import DeviceStates, distances
 from vermilion.engine.engine import Engine
 from vermilion.engine.worker import Worker
 from vermilion.types import Decoding, Request, Sampling
@@ -119,3 +120,14 @@ def test_it_is_freed_when_a_request_loses_its_memory() -> None:
             tensors["seen"] = torch.ones(1)
     assert built.scheduler.preemptions > 0 and lost > 0
     assert states.requests == set()
+
+
+def test_how_far_distributions_have_moved_since_the_last_pass() -> None:
+    kept: dict[str, torch.Tensor] = {}
+    first = torch.log_softmax(torch.tensor([[0.0, 1.0, 2.0], [1.0, 1.0, -torch.inf]]).double(), -1)
+    second = torch.log_softmax(torch.tensor([[2.0, 0.0, -torch.inf], [0.0, 1.0, 2.0]]).double(), -1)
+    assert distances(first, torch.tensor([7, 9]), kept) == [math.inf, math.inf]
+    moved, same, new = distances(torch.cat([second, second[:1]]), torch.tensor([9, 7, 8]), kept)
+    p, q = second[0].exp(), first[1].exp()
+    assert moved == pytest.approx(float((p[:2] * (p[:2] / q[:2]).log()).sum()))
+    assert same == pytest.approx(0.0, abs=1e-12) and new == math.inf
