@@ -171,7 +171,8 @@ async def test_every_command_of_the_page_does_what_it_says(terminal: Terminal, d
             names = [line.rpartition(" ")[0] for line in printed.splitlines()]
             assert all(line.rpartition(" ")[0] in names for line in documented), printed
     assert store is not None
-    with_keys, without = terminal.served
+    with_keys, without, in_front = terminal.served
+    assert len(in_front.upstream.bases) == 2
     assert (with_keys.serve.accounts.url, with_keys.serve.open) == (terminal.where, False)
     assert (without.serve.accounts.url, without.serve.open) == ("", True)
     state = organisations.organisation(store, terminal.names["ORG"])
