@@ -34,6 +34,7 @@ DECODINGS = {
     "dream-margin": [Decoding("dream-margin", block_length=9, max_steps=4)],
     "dream-entropy": [Decoding("dream-entropy", block_length=16, max_steps=12, eos_last=1)],
     "dream-origin": [Decoding("dream-origin", block_length=16, max_steps=7)],
+    "first-hitting": [Decoding("first-hitting", block_length=8)],
     "joint": [
         Decoding("joint", threshold=0.2, edit_threshold=0.2, block_length=8, post_steps=4),
         Decoding("joint", threshold=0.5, edit_threshold=0.0, block_length=8, post_steps=16),
