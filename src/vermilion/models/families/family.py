@@ -89,7 +89,8 @@ class Family:
         """Whether a checkpoint of this name, with this config.json, is of this family."""
         if config.get("model_type") not in self.model_types:
             return False
-        said = f"{name} {config.get('architectures')} {config.get('auto_map')}".lower()
+        own_name = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
+        said = f"{own_name} {config.get('architectures')} {config.get('auto_map')}".lower()
         said = "".join(character for character in said if character.isalnum() or character == " ")
         return all(config.get(key) == value for key, value in self.where.items()) and (
             not self.marks or any(mark in said for mark in self.marks)
