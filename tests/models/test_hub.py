@@ -14,6 +14,7 @@ import pytest
 from tests.models.hub_server import COMMIT, Hub, Repository, git_sha1, serving
 from vermilion.errors import ModelFileError, ModelNotFound
 from vermilion.models import catalog, hub, published_models
+from vermilion.models.configuration import spec_of
 from vermilion.models.published_models import PublishedModel
 
 CONFIG = {
@@ -83,6 +84,17 @@ def test_a_pull_brings_data_and_never_code(server: Hub, name: str) -> None:
     source = hub.Source.read(files.base)
     assert source is not None and (source.commit, source.repository) == (COMMIT, "lab/tiny")
     assert not [path for path in server.asked if "modeling" in path or path.endswith((".bin", ".pt"))]
+
+
+def test_a_family_is_told_by_the_repository_and_not_by_our_name_for_it(
+    server: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = PublishedModel("mine:1m", "lab/Qwen3-0.6B-diffusion-bd3lm-v0.1", "a2d-qwen3-block")
+    monkeypatch.setattr(hub, "published_models", lambda: {row.name: row})
+    config = json.dumps({**CONFIG, "model_type": "a2d-qwen3"}).encode()
+    server.repositories[row.repository] = Repository({**FILES, "config.json": config})
+    spec = spec_of(catalog.pull("mine:1m"))
+    assert (spec.name, spec.family.name) == ("mine:1m", "a2d-qwen3-block")
 
 
 def test_what_was_pulled_is_listed_with_its_size(server: Hub) -> None:

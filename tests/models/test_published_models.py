@@ -14,7 +14,7 @@ from tests.native.tiny_native import ARCHITECTURES, packed
 from vermilion.config import ConfigError, EngineConfig
 from vermilion.models import hub, published_models
 from vermilion.models.build import expected_shapes
-from vermilion.models.families import FAMILIES, Architecture, Experts, LayerKind
+from vermilion.models.families import FAMILIES, Architecture, Experts, LayerKind, family_of
 from vermilion.models.memory import FORMATS, cache_bytes_per_token, num_parameters, weight_bytes
 from vermilion.models.model_facts import ModelFacts, facts_of_name
 from vermilion.models.transformer import Transformer
@@ -49,6 +49,15 @@ def test_every_diffusion_family_of_the_table_has_a_checkpoint_that_runs() -> Non
         family = ROWS[name].family_row
         assert family is not None
         assert ROWS[name].default_preset, name
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.family_row is not None])
+def test_a_checkpoint_is_read_as_the_family_that_its_row_says(name: str) -> None:
+    row = ROWS[name]
+    family = row.family_row
+    assert family is not None
+    config = {"model_type": family.model_types[0], **family.where}
+    assert family_of(config, f"{name} ({row.repository})").name == row.family
 
 
 def test_a_row_that_makes_no_sense_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from vermilion.models.families import (
     family_of_gguf,
 )
 from vermilion.models.gguf_file import GGUFHeader, read_header
+from vermilion.models.hub import Source
 from vermilion.text import read_json
 
 _TRAITS = {each.name for each in fields(Traits)}
@@ -48,7 +49,10 @@ def spec_of(files: ModelFiles, header: GGUFHeader | None = None) -> ModelSpec:
         path = files.base / "config.json"
         if not path.is_file():
             raise ModelFileError(f"{path} is missing.")
-        spec = spec_from_config(read_json(path), files.name, denoiser)
+        # A row may tell its checkpoints by the name that they are published under.
+        source = Source.read(files.base)
+        known_as = f"{files.name} ({source.repository})" if source is not None else files.name
+        spec = replace(spec_from_config(read_json(path), known_as, denoiser), name=files.name)
         ends = read_json(files.base / "generation_config.json").get("eos_token_id")
         if ends is not None:
             # It is what the publisher generates with, and often says more than config.json.
