@@ -27,8 +27,8 @@ def convert(
     recipe: Annotated[Path, typer.Argument(help="A TOML file, such as recipes/toy.toml.")],
     change: Change = None,
 ) -> None:
-    """Turn a causal model into a diffusion model, or train a drafter for it. Ctrl-C saves; the same command
-    resumes."""
+    """Turn a causal model into a diffusion model. Or train a drafter for it, where the recipe says so. Ctrl-C
+    saves; the same command resumes."""
     from vermilion.training import convert as conversion
     from vermilion.training.recipe import Recipe
 
