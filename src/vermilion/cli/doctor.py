@@ -92,4 +92,8 @@ def _passes(model: str) -> Iterator[tuple[str, str]]:
     if costs is not None:
         yield "rows of a pass", "  ".join(f"{rows:>6}" for rows in costs.rows)
         yield "milliseconds", "  ".join(f"{ms:>6.1f}" for ms in costs.ms)
-        yield "a noisy row adds", f"{costs.noisy_row_ms:.2f} ms"
+        if engine.traits.drafter:
+            whole, each = costs.drafter_ms
+            yield "the drafter takes", f"{whole:.2f} ms, and {each:.2f} ms a guess"
+        elif engine.traits.gated:
+            yield "a noisy row adds", f"{costs.noisy_row_ms:.2f} ms"

@@ -60,7 +60,7 @@ class RowCosts:
         """
         self.rows = tuple(rows)
         self.noisy_row_ms = max(0.0, noisy_row_ms)
-        self.drafter_ms = drafter_ms
+        self.drafter_ms = (max(0.0, drafter_ms[0]), max(0.0, drafter_ms[1]))
         self._pace = 1.0
         """What steps take now over what the curve says."""
         self._reading = 1.0

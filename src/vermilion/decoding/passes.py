@@ -59,6 +59,10 @@ class Segment:
 Purpose = Literal["next", "mask", "check", "draft", "canvas"]
 
 
+ON_IT = -2
+"""`Read.after` of a draft whose own row stands on the token before its position."""
+
+
 @dataclass(frozen=True, slots=True)
 class Read:
     """One row whose logits are wanted, and what for.
@@ -80,9 +84,9 @@ class Read:
     top: int = 0
     """How many of the likeliest tokens are wanted."""
     after: int = -1
-    """Of a draft: the read, by its index in the pass, that gives the token before `position`; -1: its row
-    stands on it. Models with a draft head then say what they would guess behind each token that may stand
-    there."""
+    """Of a draft: the read, by its index in the pass, that gives the token before `position`; -1 for none,
+    `ON_IT` where its own row stands on that token. Draft heads then say what they would guess behind each
+    token that may stand there."""
     divisor: float = 1.0
     """What the logits are divided by before anything else: the temperature of a schedule."""
     draw: int = -1

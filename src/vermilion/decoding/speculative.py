@@ -36,7 +36,7 @@ from vermilion.decoding.drafting import (
     worthwhile_drafts,
     worthwhile_guesses,
 )
-from vermilion.decoding.passes import Pass, Read, Reading, Segment
+from vermilion.decoding.passes import ON_IT, Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.decoding.prompt_lookup import PromptLookup
 from vermilion.decoding.repetition import RepetitionWatch
@@ -159,7 +159,10 @@ class Speculative(Program):
         ids = (self.tokens[-1], *([mask] * (count - 1)))
         masked = (False, *([True] * (count - 1)))
         rows = Segment(ids, settled - 1, settled - 1, settled - 1, span=0, noisy=True, masked=masked)
-        reads = [Read(row, settled + row, "draft", top=CHOICES, after=row - 1) for row in range(count)]
+        reads = [
+            Read(row, settled + row, "draft", top=CHOICES, after=row - 1 if row else ON_IT)
+            for row in range(count)
+        ]
         return Pass((rows,), tuple(reads), self._moves)
 
     def drafted(self, readings: Sequence[Reading]) -> None:

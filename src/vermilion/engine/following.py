@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vermilion.decoding.passes import Choices, Reading
+from vermilion.decoding.passes import ON_IT, Choices, Reading
 from vermilion.decoding.sampling import gumbel
 from vermilion.models.draft_head import DraftHead
 from vermilion.models.transformer import Transformer
@@ -26,7 +26,7 @@ class Draft:
 
     index: int
     after: int
-    """-1: behind `before`."""
+    """-1: behind nothing that is known; `ON_IT`: behind `before`."""
     before: int
     """The token that its row stands on."""
     position: int
@@ -84,7 +84,7 @@ def follow(
 def _before(draft: Draft, by_index: Mapping[int, Draft], readings: Sequence[Reading]) -> list[int]:
     """The tokens that may stand before a draft's position."""
     if draft.after < 0:
-        return [draft.before]
+        return [draft.before] if draft.after == ON_IT else []
     earlier = by_index.get(draft.after)
     if earlier is None:
         return [readings[draft.after].token]

@@ -241,7 +241,7 @@ def _drafts(jobs: Sequence[Job]) -> list[Draft]:
         drafts += [
             Draft(
                 start + index,
-                start + read.after if read.after >= 0 else -1,
+                start + read.after if read.after >= 0 else read.after,
                 ids[read.row],
                 read.position,
                 want.sampling,

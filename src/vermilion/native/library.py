@@ -9,7 +9,7 @@ from typing import Any
 
 from vermilion.native.compile import FOLDER, LIBRARY_NAME
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 NUM_PARTS = 3
 
 

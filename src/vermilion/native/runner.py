@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vermilion.decoding.forward_jobs import Job, Wanted
-from vermilion.decoding.passes import Choices, Read, Reading
+from vermilion.decoding.passes import ON_IT, Choices, Read, Reading
 from vermilion.decoding.penalties import Adjustments
 from vermilion.models.families import Architecture
 from vermilion.native import library
@@ -35,7 +35,7 @@ _READ = struct.Struct("=3dQq12i")
 _CHANGE = np.dtype([("token", "i4"), ("repetition", "f4"), ("add", "f4")])
 _ANSWER = struct.Struct("=ddii")
 _GIVEN = struct.Struct("=4i")
-_NO_DRAFT = -2
+_NO_DRAFT, _ON_IT = -2, -3
 
 
 @dataclass(slots=True)
@@ -256,7 +256,7 @@ def _list_reads(lists: _Lists, job: Job, first_row: int) -> None:
     for read, want in zip(job.rows.reads, job.wanted, strict=True):
         _list_read(lists, read, want, (first_row, first_read))
         before = 0
-        if read.purpose == "draft":
+        if read.purpose == "draft" and read.after != -1:
             earlier = job.rows.reads[read.after]
             before = earlier.top if read.after >= 0 and earlier.purpose == "draft" else 1
         befores.append(before)
@@ -268,7 +268,7 @@ def _list_read(lists: _Lists, read: Read, want: Wanted, first: tuple[int, int]) 
     s = want.sampling
     after = _NO_DRAFT
     if read.purpose == "draft":
-        after = first[1] + read.after if read.after >= 0 else -1
+        after = first[1] + read.after if read.after >= 0 else _ON_IT if read.after == ON_IT else -1
     allowed = -1
     if want.allowed:
         allowed = len(lists.allowed)

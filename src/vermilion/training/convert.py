@@ -71,6 +71,7 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     spec = spec_of(start)
     traits = _traits(recipe, spec)
     model = build(start, torch.float32, device).model
+    model.drafter = None  # it reads another base's states, or is trained by itself
     facts, own = {"base": files.base.name}, adapters.rank_and_scale(model, adapters.DENOISER)
     rank, alpha = (own[0], own[0] * own[1]) if own else (recipe.rank, recipe.alpha)
     adapter = AdapterMetadata(rank, alpha, traits, files.name, dtype_of(recipe), recipe.longest_block, facts)

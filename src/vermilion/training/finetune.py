@@ -81,6 +81,7 @@ def prepare(recipe: Recipe, files: ModelFiles) -> Run:
     if spec.is_autoregressive and recipe.objective.denoise:
         raise ConfigError(f"{recipe.base} has no denoiser; convert it first, or set objective.denoise to 0.")
     model = build(files, torch.float32, device).model
+    model.drafter = None  # nothing here trains it
     rank, scale = recipe.rank, recipe.alpha / recipe.rank
     if model.mask_embedding is None and traits.mask_token_id >= 0:
         # In training a mask is known by its flag, not by its id.

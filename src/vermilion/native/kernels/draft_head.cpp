@@ -50,11 +50,11 @@ void DraftHead::plan() {
         if (after == -2) continue;
         drafts_.push_back(read);
         first_pair_.push_back(out.num_given);
-        if (after == -1) {
+        if (after == -3) {
             add(read, reads_.token_of(read));
-        } else if (pass.reads[after].after == -2) {
+        } else if (after >= 0 && pass.reads[after].after == -2) {
             add(read, out.answers[after].token);
-        } else {
+        } else if (after >= 0) {
             const int count = std::min(pass.reads[after].choices, out.answers[after].num_top);
             for (int i = 0; i < count; i++) add(read, out.top_tokens[reads_.first_top(after) + i]);
         }

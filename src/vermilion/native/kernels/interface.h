@@ -11,7 +11,7 @@
 #define VERMILION_API extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int kLayoutVersion = 4;
+constexpr int kLayoutVersion = 5;
 
 // Rows at consecutive positions that see by the same rule: `decoding/passes.py`, Segment.
 struct Segment {
@@ -34,7 +34,7 @@ struct Read {
     int32_t row;      // counted over all segments in order
     int32_t position, top_k, top, entropy;
     int32_t first_target, num_targets, first_change, num_changes;
-    int32_t after;    // of a draft: the read that gives the token before it, -1: its row stands on it; -2: no draft
+    int32_t after;    // of a draft: the read that gives the token before it, -1: none, -3: its row stands on it; -2: no draft
     int32_t choices;  // of a draft: how many of its likeliest tokens to weigh
     int32_t may_mask;  // whether the mask token may be chosen
 };
