@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.responses import StreamingResponse
 
-from vermilion.errors import ModelFileError, ModelNotFound, VermilionError
+from vermilion.errors import BadRequest, ConfigError, ModelFileError, ModelNotFound, VermilionError
 from vermilion.serving.http.error_rendering import openai_error
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
@@ -78,7 +78,7 @@ async def pull(context: RequestContext, body: PullBody) -> Response:
             await asyncio.shield(_started(name, [0, 0], threading.Event()))
         except ModelFileError as error:
             raise PullFailed(str(error)) from None
-        await pool.add(name)
+        await _added(pool, name)
         return json_response({"status": "success", "model": name})
     return StreamingResponse(_pulling(pool, name), media_type=EVENT_STREAM)
 
@@ -87,7 +87,7 @@ async def load(context: RequestContext, body: ModelBody) -> Response:
     pool = _pool(context)
     model = _served(pool, body.model)
     if model is None:
-        model = await pool.add(body.model)
+        model = await _added(pool, body.model)
     await pool.ensure(model)
     return json_response(model_row(model, model.model.id))
 
@@ -106,6 +106,14 @@ def _pool(context: RequestContext) -> ModelPool:
     if context.service.models is None:
         raise ModelLoading()
     return context.service.models
+
+
+async def _added(pool: ModelPool, name: str) -> PooledModel:
+    """Here a name that another model answers to is the caller's mistake."""
+    try:
+        return await pool.add(name)
+    except ConfigError as error:
+        raise BadRequest(str(error), param="model") from None
 
 
 def _served(pool: ModelPool, name: str) -> PooledModel | None:
@@ -148,7 +156,7 @@ async def _pulling(pool: ModelPool, name: str) -> AsyncGenerator[bytes, None]:
             yield _frame({"status": "pulling", "completed": progress[0], "total": progress[1]})
             await asyncio.wait((pulling,), timeout=_LOOK_S)
         pulling.result()
-        await pool.add(name)
+        await _added(pool, name)
         yield _frame({"status": "success", "model": name})
     except VermilionError as error:
         yield _frame(openai_error(error))
