@@ -16,7 +16,12 @@ from vermilion.training.run import Progress
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.glob("*.toml") if path.stem != "data"))
+OF_OTHER_KINDS = {"data", "smollm2-135m-drafter"}
+
+
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in RECIPES.glob("*.toml") if path.stem not in OF_OTHER_KINDS)
+)
 def test_the_projects_recipes_are_sound(name: str) -> None:
     recipe = load(Recipe, RECIPES / name)
     assert recipe.stages[-1].until == 1.0
