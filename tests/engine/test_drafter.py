@@ -30,12 +30,16 @@ def requests(decoding: Decoding) -> list[Request]:
 
 @pytest.mark.parametrize("decoding", LOSSLESS)
 @pytest.mark.parametrize("settings", [{}, {"prefill_chunk": 8, "max_rows": 24}, {"kv_tokens": 208}])
-def test_drafted_text_is_the_bases_own(decoding: Decoding, settings: dict[str, object]) -> None:
+def test_drafted_text_is_the_bases_own(
+    decoding: Decoding, settings: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
     plain = outcome(drafted.engine(drafted.model(drafter=False)), requests(Decoding("ar")))
     engine = drafted.engine(drafted.model(), **settings)
     found = outcome(engine, requests(decoding))
     assert [one.tokens for one in found] == [one.tokens for one in plain]
     assert engine._drafted["drafter"] > 0
+    # A pass of the drafter that fails ends no request: it would not be noticed otherwise.
+    assert not caplog.records
 
 
 def test_accepted_drafts_save_passes() -> None:

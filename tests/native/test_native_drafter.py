@@ -84,13 +84,17 @@ def engine(name: str, *, drafts: bool = True, **settings: object) -> Engine:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("decoding", LOSSLESS)
-def test_drafted_text_is_the_bases_own(name: str, decoding: Decoding) -> None:
+def test_drafted_text_is_the_bases_own(
+    name: str, decoding: Decoding, caplog: pytest.LogCaptureFixture
+) -> None:
     plain = outcome(engine(name, drafts=False), requests(Decoding("ar")))
     for settings in ({}, {"prefill_chunk": 8, "max_rows": 24, "threads": 2}):
         one = engine(name, **settings)
         found = outcome(one, requests(decoding))
         assert [each.tokens for each in found] == [each.tokens for each in plain]
         assert one._drafted["drafter"] > 0
+        # A pass of the drafter that fails ends no request: it would not be noticed otherwise.
+        assert not caplog.records
 
 
 def test_guesses_have_the_same_bits_in_any_company() -> None:

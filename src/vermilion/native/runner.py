@@ -257,7 +257,7 @@ def _list_reads(lists: _Lists, job: Job, first_row: int) -> None:
         _list_read(lists, read, want, (first_row, first_read))
         before = 0
         if read.purpose == "draft" and read.after != -1:
-            earlier = job.rows.reads[read.after]
+            earlier = job.rows.reads[max(0, read.after)]
             before = earlier.top if read.after >= 0 and earlier.purpose == "draft" else 1
         befores.append(before)
         lists.num_given += before
