@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from vermilion.data.packing import DataState
 from vermilion.errors import ConfigError, ModelFileError
 from vermilion.text import read_json
 from vermilion.training.distributed import World, like, whole
+from vermilion.training.drafter_recipe import DrafterRecipe
 from vermilion.training.export import write_adapter
 from vermilion.training.recipe import MAY_CHANGE, Recipe
 from vermilion.training.run import Progress, Run, trainable
@@ -122,7 +123,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ModelFileError(f"{path}: not a sound safetensors file ({error}).") from error
 
 
-def settings(recipe: Recipe) -> dict[str, Any]:
+def settings(recipe: Recipe | DrafterRecipe) -> dict[str, Any]:
     """The recipe as JSON holds it."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe), default=str))
     return plain
@@ -146,13 +147,15 @@ def _settle(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def check_same_recipe(checkpoint: Path, recipe: Recipe) -> None:
+def check_same_recipe(
+    checkpoint: Path, recipe: Recipe | DrafterRecipe, may_change: Collection[str] = MAY_CHANGE
+) -> None:
     """Raises ConfigError when the checkpoint is of another recipe, naming the settings that differ."""
     known, now = recipe_of(checkpoint), settings(recipe)
     names = sorted(
         name
         for name in known.keys() | now.keys()
-        if known.get(name) != now.get(name) and name not in MAY_CHANGE
+        if known.get(name) != now.get(name) and name not in may_change
     )
     if names:
         raise ConfigError(

@@ -33,7 +33,7 @@ from vermilion.native.runner import NativeRunner
 from vermilion.text import read_json
 from vermilion.training import checkpoint, records
 from vermilion.training.base_states import StateFolder, States, states_of
-from vermilion.training.drafter_loss import Frozen, OwnText, anchors_of, guess
+from vermilion.training.drafter_loss import Frozen, Guesses, OwnText, anchors_of, guess
 from vermilion.training.drafter_recipe import DRAFTER_MAY_CHANGE, DrafterRecipe
 from vermilion.training.export import model_with
 from vermilion.training.loop import OnStep, stop_signals
@@ -224,7 +224,7 @@ def _step(work: _Work, step: int, share: float) -> tuple[dict[str, float], int]:
     total = 0.0
     for text, each in zip(texts, anchors, strict=True):
         if len(each):
-            part = _guessed(work, text, each) / whole
+            part = _guessed(work, text, each).loss / whole
             torch.autograd.backward(part)
             total += float(part.detach())
     if not total < float("inf"):
@@ -251,9 +251,9 @@ def _drawn(work: _Work, step: int) -> list[tuple[int, int]]:
     return drawn
 
 
-def _guessed(work: _Work, text: OwnText, anchors_A: Tensor) -> Tensor:
+def _guessed(work: _Work, text: OwnText, anchors_A: Tensor) -> Guesses:
     with torch.autocast("cpu", torch.bfloat16, enabled=work.recipe.autocast):
-        return guess(work.drafter, work.frozen, text, anchors_A, work.recipe.loss).loss
+        return guess(work.drafter, work.frozen, text, anchors_A, work.recipe.loss)
 
 
 @torch.no_grad()
@@ -266,8 +266,7 @@ def _validated(work: _Work) -> dict[str, float]:
         anchors_A = anchors_of(text, _VALIDATION_STRIDE, length, generator)
         if not len(anchors_A):
             continue
-        with torch.autocast("cpu", torch.bfloat16, enabled=work.recipe.autocast):
-            found = guess(work.drafter, work.frozen, text, anchors_A, work.recipe.loss)
+        found = _guessed(work, text, anchors_A)
         accepted.append(found.accepted_AK)
         loss, weight = loss + float(found.loss), weight + found.weight
     if not accepted:
@@ -286,7 +285,7 @@ def _save(work: _Work, progress: Progress) -> None:
     drafter.write(partial / "adapter", work.drafter, torch.bfloat16, {"steps": progress.step})
     detached = {name: value.detach().contiguous() for name, value in tensors.items()}
     save_file(detached, partial / "state.safetensors")
-    state = {"progress": asdict(progress), "recipe": _settings(work.recipe)}
+    state = {"progress": asdict(progress), "recipe": checkpoint.settings(work.recipe)}
     (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)
@@ -294,25 +293,13 @@ def _save(work: _Work, progress: Progress) -> None:
         shutil.rmtree(old)
 
 
-def _settings(recipe: DrafterRecipe) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe), default=str))
-    return plain
-
-
 def _loaded(work: _Work, newest: Path) -> Progress:
-    state = read_json(newest / "state.json")
-    known, now = state["recipe"], _settings(work.recipe)
-    changed = sorted(k for k in known.keys() | now.keys() if known.get(k) != now.get(k))
-    if changed := [name for name in changed if name not in DRAFTER_MAY_CHANGE]:
-        raise ConfigError(
-            f"{newest.parent}: holds a run with other settings ({', '.join(changed)}). "
-            "Name another output folder, or delete this one to start over."
-        )
+    checkpoint.check_same_recipe(newest, work.recipe, DRAFTER_MAY_CHANGE)
     tensors = checkpoint.load_tensors(newest / "state.safetensors")
     with torch.no_grad():
         for name, parameter in work.drafter.named_parameters():
             parameter.copy_(tensors[f"parameter.{name}"])
             kinds = ("step", "exp_avg", "exp_avg_sq")
             work.optimizer.state[parameter] = {kind: tensors[f"{kind}.{name}"] for kind in kinds}
-    saved = state["progress"]
+    saved = read_json(newest / "state.json")["progress"]
     return Progress(saved["step"], saved["tokens"], saved["seconds"])
