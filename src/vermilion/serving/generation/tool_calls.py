@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vermilion.data.conversations import CALL_BEGIN, CALL_END
+from vermilion.types import Event, Finish, Text
 
 _HEAD = re.compile(CALL_BEGIN + r'\s*\{\s*"name":\s*"([^"\\<]*)"\s*,\s*"arguments":\s*(?=\{)')
 
@@ -188,6 +189,14 @@ class ToolCallReader:
         if not isinstance(name, str) or name not in self._names or not isinstance(arguments, dict):
             return None
         return ToolCall(_new_id(), name, json.dumps(arguments, ensure_ascii=False))
+
+
+def pieces_of(event: Event, reader: ToolCallReader | None) -> list[Piece]:
+    """What an event adds to a reply: its text, or what `reader` makes of it."""
+    text = event.text if isinstance(event, Text) else ""
+    if reader is None:
+        return [text] if text else []
+    return reader.push(text) + (reader.finish() if isinstance(event, Finish) else [])
 
 
 def together(pieces: Iterable[Piece]) -> tuple[str, list[ToolCall]]:

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from vermilion.errors import VermilionError
 from vermilion.serving.generation import chat
 from vermilion.serving.generation.choices import Choice, repeated
-from vermilion.serving.generation.tool_calls import ArgumentsDelta, Piece, ToolCallStart
+from vermilion.serving.generation.tool_calls import ArgumentsDelta, Piece, ToolCallStart, pieces_of
 from vermilion.serving.generation.tools import Toolbox, read_calls
 from vermilion.serving.http.error_rendering import anthropic_error
 from vermilion.serving.http.openapi import operation
@@ -19,7 +19,7 @@ from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import Route
 from vermilion.serving.http.sse import EVENT_STREAM
 from vermilion.serving.wire.anthropic_bodies import CountBody, MessagesBody
-from vermilion.types import Event, Finish, Text, Usage
+from vermilion.types import Event, Finish, Usage
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
 
@@ -85,13 +85,7 @@ class MessageStream:
 
     def render(self, index: int, event: Event) -> bytes:
         content, self._opening = self._opening, b""
-        text = event.text if isinstance(event, Text) else ""
-        pieces: list[Piece] = [text] if text else []
-        if self._reader is not None:
-            pieces = self._reader.push(text)
-            if isinstance(event, Finish):
-                pieces += self._reader.finish()
-        for piece in pieces:
+        for piece in pieces_of(event, self._reader):
             content += self._told(piece)
         if isinstance(event, Finish):
             num_calls = self._reader.num_calls if self._reader is not None else 0

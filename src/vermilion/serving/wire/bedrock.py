@@ -15,7 +15,7 @@ from vermilion.errors import EngineFailure, VermilionError
 from vermilion.serving.generation import chat
 from vermilion.serving.generation.choices import Choice
 from vermilion.serving.generation.cloud_names import cloud_model
-from vermilion.serving.generation.tool_calls import ArgumentsDelta, Piece, ToolCallStart
+from vermilion.serving.generation.tool_calls import ArgumentsDelta, Piece, ToolCallStart, pieces_of
 from vermilion.serving.generation.tools import Toolbox, read_calls
 from vermilion.serving.http.amazon_errors import bedrock_body, bedrock_type
 from vermilion.serving.http.openapi import operation
@@ -26,7 +26,7 @@ from vermilion.serving.wire.anthropic_bodies import MessagesBody
 from vermilion.serving.wire.bedrock_bodies import ConverseBody
 from vermilion.serving.wire.openai_bodies import ChatBody
 from vermilion.serving.wire.openai_replies import usage_body
-from vermilion.types import Event, Finish, Text, Usage
+from vermilion.types import Event, Finish, Usage
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
 _STREAM_EXCEPTIONS = (
@@ -108,13 +108,7 @@ class ConverseStream:
 
     def render(self, index: int, event: Event) -> bytes:
         content, self._opening = self._opening, b""
-        text = event.text if isinstance(event, Text) else ""
-        pieces: list[Piece] = [text] if text else []
-        if self._reader is not None:
-            pieces = self._reader.push(text)
-            if isinstance(event, Finish):
-                pieces += self._reader.finish()
-        for piece in pieces:
+        for piece in pieces_of(event, self._reader):
             content += self._piece(piece)
         return content + self._ended(event) if isinstance(event, Finish) else content
 

@@ -15,7 +15,7 @@ import vermilion
 from vermilion.errors import ModelNotFound, VermilionError
 from vermilion.serving.generation import chat, model_names
 from vermilion.serving.generation.choices import Choice, repeated
-from vermilion.serving.generation.tool_calls import ToolCall
+from vermilion.serving.generation.tool_calls import ToolCall, pieces_of
 from vermilion.serving.generation.tools import Toolbox, read_calls
 from vermilion.serving.http.error_rendering import ollama_error
 from vermilion.serving.http.openapi import operation
@@ -108,10 +108,7 @@ class OllamaStream:
         return content
 
     def _pieces(self, event: Event) -> list[str | ToolCall]:
-        text = event.text if isinstance(event, Text) else ""
-        if self._reader is None:
-            return [text] if text else []
-        pieces = self._reader.push(text) + (self._reader.finish() if isinstance(event, Finish) else [])
+        pieces = pieces_of(event, self._reader)
         # The API has arguments as objects, so a call is told when it is whole.
         return [
             piece
