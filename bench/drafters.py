@@ -20,11 +20,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from forms import asked
+from typing import get_args
 
 from vermilion.config import EngineConfig
-from vermilion.data.prompt_templates import harvest, prompts
+from vermilion.data.prompt_templates import Kind, harvest, prompts
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.evaluation.environment import environment
@@ -56,20 +55,17 @@ class Question:
 
 
 def questions(llm: LLM, count: int) -> list[Question]:
-    """`count` of each kind; of calls and JSON as many as there are."""
+    """`count` of each kind."""
     texts = harvest((), HELD_OUT_SEED)
     found = []
-    for kind, name in (("chat", "chat"), ("code", "code"), ("continue", "prose")):
-        for prompt in itertools.islice(prompts(texts, {kind: 1.0}, HELD_OUT_SEED), count):  # type: ignore[dict-item]
+    for kind in get_args(Kind):
+        for prompt in itertools.islice(prompts(texts, {kind: 1.0}, HELD_OUT_SEED), count):
             if kind == "continue":
                 ids = llm.tokenizer.encode(texts.paragraphs[len(found) % len(texts.paragraphs)][:200])
             else:
-                ids = llm.chat_prompt([{"role": "user", "content": prompt.text}])
-            found.append(Question(name, tuple(ids)))
-    forms = asked(llm)
-    for index, (ids, grammar) in enumerate(forms):
-        name = "tools" if index >= len(forms) - 3 else "JSON"
-        found.append(Question(name, tuple(ids), grammar))
+                ids = llm.chat_prompt(prompt.messages)
+            grammar = prompt.form.grammar if prompt.form else None
+            found.append(Question("prose" if kind == "continue" else kind, tuple(ids), grammar))
     return found
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import tiny
+from vermilion.config import EngineConfig
 from vermilion.data import answers
 from vermilion.data.answers import AnswerCounts, AnswersConfig, generate, refusal_of, repeated
-from vermilion.data.prompt_templates import Prompt, Texts, harvest, prompts
+from vermilion.data.conversations import CALL_BEGIN, CALL_END
+from vermilion.data.examples import read_answers
+from vermilion.data.prompt_templates import Kind, Prompt, Texts, harvest, prompts
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import Loaded
 from vermilion.errors import ConfigError
@@ -52,6 +57,41 @@ def test_prompts_are_distinct_repeatable_and_of_the_asked_kinds() -> None:
     assert not any("{" in prompt.text for prompt in first)
     share = sum(prompt.kind == "chat" for prompt in first) / len(first)
     assert 0.57 < share < 0.68
+
+
+@pytest.mark.parametrize("kind", ["json", "tools"])
+def test_forms_say_what_their_grammar_holds(kind: Kind) -> None:
+    asked = list(itertools.islice(prompts(TEXTS, {kind: 1.0}, 3), 40))
+    assert len({prompt.form for prompt in asked}) > 20
+    for prompt in asked:
+        assert prompt.form is not None and "{" not in prompt.text and "<thing>" not in prompt.text
+        assert [message["role"] for message in prompt.messages] == ["system", "user"]
+        names = re.findall(r'"const": "(\w+)"', prompt.form.grammar.text) or [prompt.form.grammar.text]
+        assert all(name in prompt.form.system for name in names)
+
+
+def test_answers_are_held_to_their_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "harvest", lambda packages, seed: TEXTS)
+    shares: dict[str, float] = {"json": 0.5, "tools": 0.5}
+    given = AnswersConfig(
+        tmp_path / "answers.jsonl", num_answers=6, batch=6, min_tokens=1, max_repeated=1.0, shares=shares
+    )
+    llm = LLM(config=EngineConfig(kv_tokens=4096, threads=1))
+    asked = generate(given, llm)
+    written = rows(tmp_path / "answers.jsonl")
+    assert len(written) == asked.kept == 6
+    assert {row["kind"] for row in written} == {"json", "tools"}
+    for row in written:
+        messages: Any = row["messages"]
+        text = messages[-1]["content"]
+        if row["finish_reason"] == "stop":
+            assert isinstance(json.loads(text.removeprefix(CALL_BEGIN).removesuffix(CALL_END)), dict)
+        assert text.startswith(CALL_BEGIN if row["kind"] == "tools" else "{")
+    before = (tmp_path / "answers.jsonl").read_bytes()
+    generate(given, llm)
+    assert (tmp_path / "answers.jsonl").read_bytes() == before, "every question was asked once"
+    documents = read_answers(tmp_path / "answers.jsonl", llm.tokenizer, llm.template)  # type: ignore[arg-type]
+    assert len(documents) == 6
 
 
 def test_prompts_end_when_there_is_nothing_new() -> None:

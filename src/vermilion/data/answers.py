@@ -1,8 +1,9 @@
 """The base model's own answers, decoded autoregressively in large batches: its best training data.
 
-Every answer is a line of JSON as soon as it is there: `number`, `kind`, `prompt` (or `prefix`, a raw text
-that is continued), `response`, `finish_reason` ("length" where it was cut) and `num_tokens`. What the
-filters refuse goes to a file beside it, with the reason.
+Every answer is a line of JSON as soon as it is there: `number`, `kind`, `prompt` and `response`,
+`finish_reason` ("length" where it was cut) and `num_tokens`. A raw text that is continued is a `prefix`; an
+answer that was held to a schema or to calls comes as `messages`. What the filters refuse goes to a file
+beside it, with the reason.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vermilion.config import EngineConfig
-from vermilion.data.prompt_templates import Prompt, harvest, prompts
+from vermilion.data.prompt_templates import Kind, Prompt, harvest, prompts
 from vermilion.decoding.presets import resolve
 from vermilion.engine.llm import LLM
 from vermilion.errors import ConfigError
 from vermilion.types import Finish, Request, Sampling, Text
 
 _GRAM = 4
+_SHARES = {"chat": 0.5, "code": 0.25, "continue": 0.15, "json": 0.05, "tools": 0.05}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class AnswersConfig:
     temperature: float = 0.7
     """0 is greedy."""
     top_p: float = 0.95
-    shares: dict[str, float] = field(default_factory=lambda: {"chat": 0.55, "code": 0.25, "continue": 0.2})
+    shares: dict[str, float] = field(default_factory=lambda: dict(_SHARES))
     packages: tuple[str, ...] = ()
     """Installed distributions whose docstrings and files are used beside the standard library's."""
     threads: int = 1
@@ -62,7 +64,7 @@ class AnswersConfig:
             raise ConfigError(
                 "min_tokens, max_tokens, max_continued, batch: at least 1, min_tokens the least."
             )
-        kinds = {"chat", "code", "continue"}
+        kinds = set(get_args(Kind))
         if not self.shares or set(self.shares) - kinds or min(self.shares.values()) <= 0:
             raise ConfigError(
                 f"shares: {self.shares}; allowed: a number above 0 for {', '.join(sorted(kinds))}."
@@ -89,10 +91,10 @@ def generate(
     asked = AnswerCounts()
     for row in done:
         asked = _counted(asked, row)
-    answered = {row.get("prompt", row.get("prefix")) for row in done}
+    answered = {_asked(row) for row in done}
     listed = prompts(harvest(config.packages, config.seed), config.shares, config.seed)  # type: ignore[arg-type]
     wanted = itertools.islice(enumerate(listed), config.num_answers or None)
-    waiting = ((number, prompt) for number, prompt in wanted if prompt.text not in answered)
+    waiting = ((number, prompt) for number, prompt in wanted if _asked(_told(prompt, "")) not in answered)
     until = time.monotonic() + 60 * config.minutes if config.minutes else float("inf")
     with (
         config.output.open("a", encoding="utf-8") as kept,
@@ -106,6 +108,13 @@ def generate(
             if on_answer is not None:
                 on_answer(asked)
     return asked
+
+
+def _asked(row: dict[str, Any]) -> tuple[str, ...]:
+    """What the model was told, message by message."""
+    if "messages" in row:
+        return tuple(message["content"] for message in row["messages"][:-1])
+    return (str(row.get("prompt", row.get("prefix"))),)
 
 
 def _counted(asked: AnswerCounts, row: dict[str, Any]) -> AnswerCounts:
@@ -165,7 +174,8 @@ def _answers(
                 seed=config.seed * 1_000_003 + number,
                 max_tokens=config.max_continued if prompt.kind == "continue" else config.max_tokens,
             )
-            engine.submit(Request(name, tuple(_ids(llm, prompt)), sampling, decoding))
+            grammar = prompt.form.grammar if prompt.form else None
+            engine.submit(Request(name, tuple(_ids(llm, prompt)), sampling, decoding, grammar=grammar))
             running[name], texts[name] = (number, prompt), []
         if not running:
             return
@@ -179,7 +189,7 @@ def _answers(
 def _ids(llm: LLM, prompt: Prompt) -> Sequence[int]:
     if prompt.kind == "continue":
         return llm.tokenizer.encode(prompt.text)
-    return llm.chat_prompt([{"role": "user", "content": prompt.text}])
+    return llm.chat_prompt(prompt.messages)
 
 
 def _row(
@@ -190,14 +200,19 @@ def _row(
     row: dict[str, Any] = {
         "number": number,
         "kind": prompt.kind,
-        "prefix" if prompt.kind == "continue" else "prompt": prompt.text,
-        "response": text,
+        **_told(prompt, text),
         "finish_reason": finish.reason,
         "num_tokens": len(ids),
     }
     if refusal := refusal_of(ids, config.min_tokens, config.max_repeated):
         row["refused"] = refusal
     return row
+
+
+def _told(prompt: Prompt, text: str) -> dict[str, Any]:
+    if prompt.form is not None:
+        return {"messages": [*prompt.messages, {"role": "assistant", "content": text}]}
+    return {"prefix" if prompt.kind == "continue" else "prompt": prompt.text, "response": text}
 
 
 def refusal_of(ids: Sequence[int], min_tokens: int, max_repeated: float) -> str:

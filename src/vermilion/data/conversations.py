@@ -80,6 +80,11 @@ def described(functions: Iterable[Mapping[str, Any]]) -> str:
     )
 
 
+def schema_hint(schema: str) -> str:
+    """How a model is told of the JSON schema that its answer will be held to."""
+    return f"Answer with one JSON value that fits this schema:\n{schema}"
+
+
 def instructed(messages: Sequence[dict[str, Any]], hint: str) -> list[dict[str, Any]]:
     """`messages` with `hint` at the end of the system's words."""
     if messages[0]["role"] == "system":

@@ -14,10 +14,11 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, Literal
 
+from vermilion.data.forms import Form, call_form, json_form
 from vermilion.errors import ConfigError
 from vermilion.text import split_lines
 
-Kind = Literal["chat", "code", "continue"]
+Kind = Literal["chat", "code", "continue", "json", "tools"]
 SKIPPED = frozenset(
     {"test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo", "_vendor", "encodings"}
 )
@@ -29,10 +30,18 @@ _BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`chat` and `code` go through the chat template; `continue` is the start of a file, taken as it is."""
+    """`continue` is the start of a file, taken as it is; all else goes through the chat template."""
 
     kind: Kind
     text: str
+    form: Form | None = None
+    """Of `json` and `tools`."""
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """What the chat template is given."""
+        told = [{"role": "system", "content": self.form.system}] if self.form else []
+        return [*told, {"role": "user", "content": self.text}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +108,25 @@ def prompts(texts: Texts, shares: Mapping[Kind, float], seed: int) -> Iterator[P
     tries = 0
     while tries < _TRIES:
         kind = generator.choices(kinds, weights)[0]
-        text = generator.choice(texts.starts) if kind == "continue" else _filled(book, kind, texts, generator)
-        prompt = Prompt(kind, text)
+        prompt = _drawn(book, kind, texts, generator)
         tries += 1
         if prompt not in seen:
             seen.add(prompt)
             tries = 0
             yield prompt
+
+
+def _drawn(book: Mapping[str, Any], kind: Kind, texts: Texts, generator: random.Random) -> Prompt:
+    if kind == "continue":
+        return Prompt(kind, generator.choice(texts.starts))
+    lists = book["lists"]
+    if kind == "json":
+        return Prompt(kind, _filled(book, kind, texts, generator), json_form(lists["field"], generator))
+    if kind == "tools":
+        thing = generator.choice(lists["thing"])
+        form = call_form(lists["verb"], thing, lists["field"], generator)
+        return Prompt(kind, _filled(book, kind, texts, generator).replace("<thing>", thing), form)
+    return Prompt(kind, _filled(book, kind, texts, generator))
 
 
 def _filled(book: Mapping[str, Any], kind: str, texts: Texts, generator: random.Random) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vermilion.data.conversations import CALL_BEGIN, CALL_END, Said, instructed
+from vermilion.data.conversations import CALL_BEGIN, CALL_END, Said, instructed, schema_hint
 from vermilion.decoding.decoders import DECODERS
 from vermilion.errors import BadParameter, BadRequest
 from vermilion.serving.backend import Served
@@ -310,8 +310,7 @@ def _messages(body: ChatBody, box: Toolbox | None, native: bool) -> list[dict[st
     hints = [] if box is None or native else [box.prompt()]
     form = wanted_form(body)
     if form is not None and form.kind == "schema":
-        schema = json.dumps(form.value, ensure_ascii=False)
-        hints.append(f"Answer with one JSON value that fits this schema:\n{schema}")
+        hints.append(schema_hint(json.dumps(form.value, ensure_ascii=False)))
     return instructed(messages, "\n\n".join(hints)) if hints else messages
 
 
