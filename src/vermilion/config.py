@@ -41,6 +41,8 @@ class EngineConfig:
     """`auto`: bfloat16 on a GPU, float32 on a CPU."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ... `auto` takes the first GPU there is."""
+    tensor_parallel: int = 1
+    """Processes that share one model, on PyTorch: as many GPUs, or as many parts of the CPU's cores."""
     threads: int = 0
     """CPU threads of a forward pass; 0 for all cores."""
     kv_tokens: int = 8320
@@ -68,6 +70,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         least = {
             "threads": 0,
+            "tensor_parallel": 1,
             "kv_tokens": 1,
             "page_size": 0,
             "max_rows": 1,

@@ -92,6 +92,14 @@ class EngineFailure(VermilionError):
     code = "engine_failure"
 
 
+class ProcessLost(EngineFailure):
+    """A process that holds a part of the model has ended, or is out of step; nothing runs on it any more."""
+
+    status = 503
+    code = "model_process_lost"
+    retry_after_s = 30
+
+
 class ModelFileError(VermilionError):
     """A model's files are missing, damaged or not what was expected."""
 

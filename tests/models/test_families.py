@@ -136,7 +136,7 @@ def logits(model: Transformer, seen: Tensor) -> Tensor:
     count = len(IDS)
     pool, rows, ends = model.new_pool(count), list(range(count)), seen.sum(1).tolist()
     sight = Visibility(rows, [0] * count, [0] * count, ends, count, 0)
-    attention = DenseAttention(model.architecture.num_heads, pool)
+    attention = DenseAttention(model.own.num_heads, pool)
     forward = Rows(
         torch.tensor(IDS),
         torch.arange(count),

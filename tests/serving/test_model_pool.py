@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from serving.fake import MODEL, FakeBackend, served
-from vermilion.errors import ConfigError, ModelFileError
+from vermilion.errors import ConfigError, ModelFileError, ProcessLost
 from vermilion.serving.http.app import ROUTES, create_app
 from vermilion.serving.http.routes import OPERATE, RouteTable
 from vermilion.serving.model_pool import Described, ModelPool, ModelSource
@@ -320,3 +320,14 @@ async def test_a_given_up_answer_is_counted_with_its_own_model() -> None:
                 await client.post("/v1/chat/completions", json={**QUESTION, "model": "second"})
         await asyncio.sleep(0.05)
         assert backend.cancelled == 1 and pool.models["second"].num_users == 0
+
+
+async def test_a_model_that_lost_a_process_is_loaded_again_for_the_next_request() -> None:
+    shelf = Shelf()
+    async with serving(shelf) as (client, pool):
+        shelf.backends["first"][0].failure = ProcessLost("rank 1 ended")
+        reply = await client.post("/v1/chat/completions", json=QUESTION)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "model_process_lost")
+        assert shelf.closed == ["first"] and reply.headers["retry-after"] == "30"
+        assert await said(client, "first") == "I am first"
+        assert pool.default.num_loads == 2

@@ -48,7 +48,8 @@ def loaded(options: AnswerOptions) -> Iterator[LLM]:
     from vermilion.cli import pulling
     from vermilion.config import EngineConfig, build
 
-    config = build(EngineConfig, {"dtype": options.dtype, "device": options.device})
+    settings = {name: getattr(options, name) for name in ("dtype", "device", "tensor_parallel")}
+    config = build(EngineConfig, settings)
     _knobs(options)  # a mistake in them is told before the model is read
     with muted():
         pulling.ensure(options.model, options.offline)

@@ -61,6 +61,7 @@ _SETTING_OF = {
     "backend": "engine.backend",
     "quantize": "engine.quantize",
     "threads": "engine.threads",
+    "tensor_parallel": "engine.tensor_parallel",
 }
 
 

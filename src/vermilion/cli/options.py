@@ -20,6 +20,7 @@ Preset = Annotated[
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float64.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 Offline = Annotated[bool, typer.Option("--offline", help="Fetch no model; fail if it is not on this disk.")]
+_PROCESSES = "Processes, or GPUs, that share the model, on PyTorch."
 System = Annotated[str | None, typer.Option(help="Instructions before the conversation.")]
 
 
@@ -50,6 +51,7 @@ class AnswerOptions:
     ] = None
     dtype: Dtype = "auto"
     device: Device = "auto"
+    tensor_parallel: Annotated[int, typer.Option(min=1, help=_PROCESSES)] = 1
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: text, usage.")] = False
     offline: Offline = False
 
@@ -92,6 +94,7 @@ class ServeOptions:
         str | None, typer.Option(help="q8, q4 or none: bits of the weights on the native backend.")
     ] = None
     threads: Annotated[int | None, typer.Option(min=0, help="CPU threads of a pass; 0 for all.")] = None
+    tensor_parallel: Annotated[int | None, typer.Option(min=1, help=_PROCESSES)] = None
     accounts: Annotated[
         str | None,
         typer.Option(

@@ -29,7 +29,7 @@ from vermilion.engine.loaded_adapters import Adapters, Holder
 from vermilion.engine.output import Output
 from vermilion.engine.row_costs import measure
 from vermilion.engine.scheduler import Scheduler, Sequence, Work
-from vermilion.errors import BadRequest
+from vermilion.errors import BadRequest, ProcessLost
 from vermilion.models.families import Traits
 from vermilion.models.families.family_presets import WITH_BASE
 from vermilion.text import Tokenizer
@@ -58,8 +58,9 @@ log = logging.getLogger(__name__)
 class Runner(Holder, Protocol):
     """What the engine needs of a worker."""
 
-    timing: Timing
-    """Of all forwards so far."""
+    @property
+    def timing(self) -> Timing:
+        """Of all forwards so far."""
 
     def run(self, jobs: Listing[Job]) -> list[list[Reading]]: ...
 
@@ -84,6 +85,8 @@ class Engine:
         self.model = model
         self.traits = traits
         self.steps = 0
+        self.lost = ""
+        """Why nothing can be answered any more; empty while it can."""
         self.grammars = Grammars(tokenizer, model.vocab_size)
         self._sequences: dict[str, Sequence] = {}
         self._drafted: Counter[str] = Counter()
@@ -242,6 +245,10 @@ class Engine:
         self._sequences.clear()
         return events
 
+    def _end(self, error: ProcessLost) -> list[tuple[str, Event]]:
+        self.lost = str(error)
+        return self.fail_all(self.lost)
+
     def _remove(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
         self._drafted += sequence.program.record.drafted
@@ -261,7 +268,10 @@ class Engine:
         repeated request by request, so that only one which fails alone ends.
         """
         if self.traits.drafter:
-            self._draft()
+            try:
+                self._draft()
+            except ProcessLost as error:
+                return self._end(error)
         began = time.perf_counter()
         planned = self.scheduler.plan()
         events = [self._fail(sequence, _FAILED) for sequence in self.scheduler.take_failed()]
@@ -278,6 +288,8 @@ class Engine:
             return events
         try:
             answers = self.worker.run(jobs)
+        except ProcessLost as error:
+            return [*events, *self._end(error)]
         except Exception:
             log.exception("a forward of %d requests failed", len(jobs))
             if len(ready) == 1:
@@ -302,6 +314,8 @@ class Engine:
             return
         try:
             answers = self.worker.draft([self._job(work) for work in asked])
+        except ProcessLost:
+            raise
         except Exception:
             # Their keys may be damaged: what was moved, and what was to be.
             log.exception("drafting for %d requests failed", len(asked))

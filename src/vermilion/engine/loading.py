@@ -102,6 +102,8 @@ def _chosen_backend(config: EngineConfig, spec: ModelSpec) -> str:
 
 def _obstacle(config: EngineConfig, spec: ModelSpec) -> str:
     """Why the kernels cannot run this, for people; empty if they can."""
+    if config.tensor_parallel > 1:
+        return f"engine.tensor_parallel asks for {config.tensor_parallel} processes"
     if config.device != "cpu" and (config.device != "auto" or _has_gpu()):
         return "it is to run on a GPU"
     if config.dtype != "auto":
@@ -144,11 +146,21 @@ def _on_torch(files: ModelFiles, spec: ModelSpec, tokenizer: Tokenizer, config: 
 
     from vermilion.models.build import build
 
+    if config.tensor_parallel > 1:
+        return _shared(files, spec, tokenizer, config)
     device = _device(config.device)
     if device.type == "cpu":
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    built = build(files, _dtype(config.dtype, device), device)
+    built = build(files, dtype_of(config.dtype, device), device)
     return assemble(built.model, spec, tokenizer, config)
+
+
+def _shared(files: ModelFiles, spec: ModelSpec, tokenizer: Tokenizer, config: EngineConfig) -> Engine:
+    from vermilion.engine.shared_worker import open_shared
+    from vermilion.models.shares import check_shareable
+
+    check_shareable(spec.architecture, config.tensor_parallel)
+    return engine_over(open_shared(files, config).worker, spec, tokenizer, config)
 
 
 def _template_of(files: ModelFiles, spec: ModelSpec) -> ChatTemplate | None:
@@ -205,9 +217,12 @@ def read_adapter(engine: Engine, folder: Path) -> object:
     """
     if isinstance(engine.worker, NativeRunner):
         return checkpoint_packing.read_adapter(folder, engine.worker.architecture)
+    from vermilion.engine.shared_worker import SharedWorker
     from vermilion.engine.worker import Worker
     from vermilion.models import adapters
 
+    if isinstance(engine.worker, SharedWorker):
+        return engine.worker.read_adapter(folder)
     assert isinstance(engine.worker, Worker)
     return adapters.read(folder, engine.worker.model)
 
@@ -241,7 +256,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
     import torch
 
     if name == "auto":

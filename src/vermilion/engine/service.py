@@ -16,7 +16,7 @@ from pathlib import Path
 from vermilion.decoding.program import Program
 from vermilion.engine.engine import Engine
 from vermilion.engine.loading import read_adapter
-from vermilion.errors import BadRequest, Draining, Overloaded, VermilionError
+from vermilion.errors import BadRequest, Draining, Overloaded, ProcessLost, VermilionError
 from vermilion.types import EngineStats, Event, Finish, ModelInfo, Request, Usage
 
 log = logging.getLogger(__name__)
@@ -46,11 +46,13 @@ class Service:
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events, ending with its `Finish`. Closing the iterator cancels it.
 
-        Raises at the first step: `Overloaded` when the queue is full, `Draining` once closed, and what
-        `Engine.submit` raises.
+        Raises at the first step: `Overloaded` when the queue is full, `Draining` once closed, `ProcessLost`
+        where nothing runs any more, and what `Engine.submit` raises.
         """
         if self._closing:
             raise Draining
+        if self._engine.lost:
+            raise ProcessLost(self._engine.lost)
         if request.grammar is None and not request.suffix:
             program = self._engine.check(request)
         else:

@@ -55,7 +55,7 @@ class Worker:
         self._drafted = DraftedRows.of(model)
         self.timing = Timing()
         self._device = model.norm.weight.device
-        self._attention = LayeredAttention(model.architecture, self.pool, attention)
+        self._attention = LayeredAttention(model.own, self.pool, attention)
         self.states = DeviceStates(page_size, self._device)
 
     def attach(self, name: str, adapter: object) -> None:

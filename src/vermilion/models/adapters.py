@@ -39,10 +39,21 @@ def lora(model: Transformer, pairs: Pairs, scale: float, *, folded: bool = False
     """A LoRA in the model's dtype and on its device; modules without a pair stay as they are."""
     like, changes = model.norm.weight, list[Lora | Linear | None]()
     for linear, names in model.products():
-        found = [pairs.get(name) for name in names]
+        found = [
+            _own(linear, pairs.get(name), size) for name, size in zip(names, linear.part_sizes, strict=True)
+        ]
         some = any(pair is not None for pair in found)
         changes.append(Lora(linear.part_sizes, found, scale, folded=folded).to(like) if some else None)
     return Adapter(changes)
+
+
+def _own(linear: Linear, pair: Pair | None, size: int) -> Pair | None:
+    """What of a part's whole pair belongs to a product that other processes share."""
+    if pair is None:
+        return None
+    a_RI, b_OR = pair
+    by_outputs, by_inputs = linear.pieces((size,), (0,)), linear.pieces((), (1,))
+    return (by_inputs.of(a_RI) if by_inputs else a_RI), (by_outputs.of(b_OR) if by_outputs else b_OR)
 
 
 def copy(model: Transformer) -> Adapter:
@@ -62,7 +73,9 @@ def second_weights(model: Transformer, tensors: MutableMapping[str, Tensor]) -> 
         with torch.device("meta"):
             change = type(linear)(linear.in_size, linear.part_sizes)
         for part, name in enumerate(names):
-            change.load_part(part, tensors.pop(f"{name}.weight"))
+            weight = tensors.pop(f"{name}.weight")
+            cut = linear.pieces(linear.part_sizes[part : part + 1])
+            change.load_part(part, weight if cut is None else cut.of(weight))
         changes.append(change)
     return Adapter(changes)
 

@@ -23,9 +23,10 @@ from vermilion.models.configuration import spec_of
 from vermilion.models.families import LLAMA, Architecture, ModelSpec, TensorNames
 from vermilion.models.gguf_file import GGUFHeader, read_header
 from vermilion.models.places import Place, places_of
+from vermilion.models.shares import WHOLE, Share
 from vermilion.models.tensor_files import Shape, check_shapes
 from vermilion.models.transformer import Transformer
-from vermilion.models.weights import GGUFTensors, TensorFolder
+from vermilion.models.weights import GGUFTensors, Home, TensorFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +42,18 @@ def build(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     kind: str = "dense",
+    share: Share = WHOLE,
 ) -> BuiltModel:
-    """`kind`: what weights are stored as, of `LINEAR_KINDS`; activations have the dtype.
+    """`kind`: what weights are stored as, of `LINEAR_KINDS`; activations have the dtype. `share`: the part
+    of the model that this process has.
 
-    Raises ModelFileError where files and family disagree, naming the tensor, or a format is not read.
+    Raises ModelFileError where files and family disagree, naming the tensor, or a format is not read, and
+    ConfigError where the share does not fit.
     """
     header = read_header(files.base) if files.kind == "gguf" else None
     spec = spec_of(files, header)
     with torch.device("meta"):
-        model = Transformer(spec.architecture, kind)
+        model = Transformer(spec.architecture, kind, share)
     names: TensorNames = spec.family.names
     source: TensorFolder | GGUFTensors = TensorFolder(files.base)
     if header is not None and spec.family.gguf is not None:
@@ -59,7 +63,7 @@ def build(
     except ModelFileError as error:
         raise ModelFileError(f"{error} It was read as a model of the family {spec.family.name}.") from error
     if files.adapter is not None:
-        denoiser.attach(model, denoiser.read(files.adapter, spec.architecture, dtype, device))
+        denoiser.attach(model, denoiser.read(files.adapter, spec.architecture, dtype, device, share))
     return BuiltModel(model, spec)
 
 
@@ -77,7 +81,7 @@ def fill(
     given = {name: shape for name, shape in shapes.items() if not _is_spare(name, places, names)}
     check_shapes(source.path, given, {name: place.shape for name, place in places.items()})
 
-    def home_of(name: str) -> Tensor | None:
+    def home_of(name: str) -> Home | None:
         return places[name].home(dtype, torch.device(device)) if name in places else None
 
     from rich.console import Console

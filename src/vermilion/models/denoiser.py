@@ -16,6 +16,7 @@ from vermilion.models.drafter import read as read_drafter
 from vermilion.models.families import Architecture
 from vermilion.models.lora import Pair
 from vermilion.models.lora_folder import read_pairs
+from vermilion.models.shares import WHOLE, Share
 from vermilion.models.tensor_files import check_shapes
 from vermilion.models.transformer import Transformer
 from vermilion.models.weights import TensorFolder
@@ -39,10 +40,15 @@ class Denoiser:
 
 
 def read(
-    folder: Path, architecture: Architecture, dtype: torch.dtype, device: torch.device | str
+    folder: Path,
+    architecture: Architecture,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    share: Share = WHOLE,
 ) -> Denoiser:
-    """Raises ModelFileError, naming the tensor, where it does not fit a base of this architecture."""
-    drafter = read_drafter(folder, architecture, dtype) if (folder / DRAFTER_FILE).is_file() else None
+    """Its drafter is of the `share`, all else is whole until it is attached. Raises ModelFileError, naming
+    the tensor, where it does not fit a base of this architecture."""
+    drafter = read_drafter(folder, architecture, dtype, share) if (folder / DRAFTER_FILE).is_file() else None
     if drafter is not None and not (folder / DENOISER_FILE).is_file():
         return Denoiser(drafter=drafter.to(device))
     kind, projections = DenoiserFile.read(folder).weights, adapters.projections(architecture)

@@ -28,6 +28,8 @@ from vermilion.models.families import Architecture
 from vermilion.models.layers import Layer, Norm
 from vermilion.models.linear import Linear
 from vermilion.models.rotary import Turn, rotate
+from vermilion.models.shared_layers import own_tensors, share_layers
+from vermilion.models.shares import WHOLE, Share
 from vermilion.models.tensor_files import check_shapes
 from vermilion.models.weights import TensorFolder
 from vermilion.text import read_json
@@ -59,15 +61,20 @@ class DrafterShape:
 class Drafter(nn.Module):
     """Its own layers have the base's sizes, so their keys and values lie in the base's pages."""
 
-    def __init__(self, architecture: Architecture, shape: DrafterShape, vocabulary_W: Tensor) -> None:
-        """`vocabulary_W` are the token ids that it can guess, ascending."""
+    def __init__(
+        self, architecture: Architecture, shape: DrafterShape, vocabulary_W: Tensor, share: Share = WHOLE
+    ) -> None:
+        """`vocabulary_W` are the token ids that it can guess, ascending; `share`: of its layers, as of the
+        base's."""
         super().__init__()
         size = architecture.hidden_size
         self.shape = shape
         self.inject = Linear(len(shape.taps) * size, (size,))
         self.inject_norm = Norm(size, architecture.norm_eps)
-        kinds = architecture.layer_kinds()[-shape.num_layers :]
-        self.layers = nn.ModuleList(Layer(architecture, kind, Linear) for kind in kinds)
+        own = share.of(architecture)
+        kinds = own.layer_kinds()[-shape.num_layers :]
+        self.layers = nn.ModuleList(Layer(own, kind, Linear) for kind in kinds)
+        share_layers(self.layers, share)
         self.norm = Norm(size, architecture.norm_eps)
         self.mask_embedding = nn.Parameter(torch.zeros(size))
         self.head = DraftHead(size, shape.rank)
@@ -168,7 +175,9 @@ def write(folder: Path, drafter: Drafter, dtype: torch.dtype, facts: Mapping[str
     (folder / DRAFTER_FILE).write_text(json.dumps(described), encoding="utf-8")
 
 
-def read(folder: Path, architecture: Architecture, dtype: torch.dtype = torch.float32) -> Drafter:
+def read(
+    folder: Path, architecture: Architecture, dtype: torch.dtype = torch.float32, share: Share = WHOLE
+) -> Drafter:
     """Raises ModelFileError, naming the tensor, where it does not fit a base of this architecture."""
     given = read_json(folder / DRAFTER_FILE)
     try:
@@ -182,4 +191,11 @@ def read(folder: Path, architecture: Architecture, dtype: torch.dtype = torch.fl
     wanted = {name: tuple(value.shape) for name, value in drafter.state_dict().items()}
     check_shapes(folder / f"{_STEM}.safetensors", source.shapes(), wanted)
     drafter.load_state_dict(dict(source.read(dtype, "cpu")), assign=True)
-    return drafter.requires_grad_(False)
+    return (drafter if share.size == 1 else shared(drafter, architecture, share)).requires_grad_(False)
+
+
+def shared(drafter: Drafter, architecture: Architecture, share: Share) -> Drafter:
+    """The share of a whole one."""
+    own = Drafter(architecture, drafter.shape, drafter.vocabulary_W, share)
+    own.load_state_dict(own_tensors(own, drafter.state_dict()), assign=True)
+    return own

@@ -15,9 +15,18 @@ from torch import Tensor, nn
 
 from vermilion.models.lora import Lora
 from vermilion.models.product import product
+from vermilion.models.shares import Pieces, Share
 
 NOISY_ROWS = "denoiser"
 """Name of the adapter of noisy rows, known to the model or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightCut:
+    """How the processes of a model share a weight: by its outputs (0) or its inputs (1)."""
+
+    dim: int
+    share: Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,8 @@ class Linear(nn.Module):
         ]
         self.bias = nn.Parameter(torch.zeros(self.out_size)) if bias else None
         self.adapters = nn.ModuleDict()
+        self.cut: WeightCut | None = None
+        """None where this process holds the whole of it."""
         self._allocate()
 
     def _allocate(self) -> None:
@@ -75,7 +86,24 @@ class Linear(nn.Module):
     def load_bias(self, bias_O: Tensor) -> None:
         """Store the biases of all parts."""
         assert self.bias is not None and bias_O.shape == self.bias.shape
+        if self.cut is not None and self.cut.dim == 1 and self.cut.share.rank:
+            bias_O = torch.zeros_like(bias_O)  # the sum over the processes takes it once
         self.bias = nn.Parameter(bias_O, requires_grad=False)
+
+    def pieces(self, part_sizes: Sequence[int], dims: Sequence[int] = (0, 1)) -> Pieces | None:
+        """What this process takes of some parts' whole weight, or of a tensor that has these of its
+        dimensions; None where it takes all."""
+        if self.cut is None or self.cut.dim not in dims:
+            return None
+        share = self.cut.share
+        if self.cut.dim == 1:
+            return Pieces(1, (share.span(self.in_size),), share.size)
+        starts = itertools.accumulate((size * share.size for size in part_sizes), initial=0)
+        spans = [
+            slice(start + share.rank * size, start + (share.rank + 1) * size)
+            for start, size in zip(starts, part_sizes, strict=False)
+        ]
+        return Pieces(0, tuple(spans), share.size)
 
     def part_weight(self, part: int) -> Tensor:
         """The weight [O of the part, I] of one projection, dense."""
@@ -88,6 +116,11 @@ class Linear(nn.Module):
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of the weight, [*ids, I]: what an embedding looks up."""
         return self._dense(ids)
+
+    def mean_row(self, weights_RO: Tensor) -> Tensor:
+        """Rows of the weight, weighed: [R, I]."""
+        weight_OI = self._dense(slice(0, self.out_size))
+        return weights_RO.to(weight_OI.dtype) @ weight_OI
 
     def _dense(self, outputs: slice | Tensor) -> Tensor:
         """Those rows of the weight, in the dtype of the activations."""

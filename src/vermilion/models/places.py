@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -16,8 +16,10 @@ from vermilion.models.experts import ExpertLayer
 from vermilion.models.families import ExpertNames, TensorNames
 from vermilion.models.layers import Layer
 from vermilion.models.linear import Linear
+from vermilion.models.shares import Pieces
 from vermilion.models.tensor_files import Shape
 from vermilion.models.transformer import Transformer
+from vermilion.models.weights import Home
 
 Pick = Callable[[Tensor], Tensor]
 """The view of a whole that one published tensor is."""
@@ -42,25 +44,33 @@ class Place:
     """What a published tensor is of a module's."""
 
     whole: Whole
-    shape: Shape
+    own_shape: Shape
+    """Of what this process takes of it."""
     pick: Pick
+    pieces: Pieces | None = None
+    """What that is; None for all."""
 
-    def home(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+    @property
+    def shape(self) -> Shape:
+        """Of the published tensor."""
+        return self.own_shape if self.pieces is None else self.pieces.whole(self.own_shape)
+
+    def home(self, dtype: torch.dtype, device: torch.device) -> Home:
         """Memory for the published tensor, beside that of the others of its whole."""
         if self.whole.tensor is None:
             dtype = torch.promote_types(dtype, torch.float32) if self.whole.wide else dtype
             self.whole.tensor = torch.empty(self.whole.shape, dtype=dtype, device=device)
-        return self.pick(self.whole.tensor)
+        return Home(self.pick(self.whole.tensor), self.pieces)
 
     def filled(self) -> None:
         """The last of a whole gives it to the module."""
-        self.whole.num_filled += math.prod(self.shape)
+        self.whole.num_filled += math.prod(self.own_shape)
         if self.whole.num_filled == math.prod(self.whole.shape) and self.whole.tensor is not None:
             self.whole.store(self.whole.tensor)
             self.whole.tensor = None
 
     def read(self) -> Tensor:
-        """The published tensor out of the module, dense."""
+        """The published tensor, or what of it is here, out of the module, dense."""
         return self.pick(self.whole.read())
 
 
@@ -107,7 +117,12 @@ def _linear_places(
     for kind, whole in wholes.items():
         for name, span in zip(names, spans, strict=False):
             shape = (span.stop - span.start, *whole.shape[1:])
-            yield name if name in bare else f"{name}.{kind}", Place(whole, shape, partial(_rows, span))
+            parts = linear.part_sizes if len(names) == 1 else shape[:1]
+            pieces = linear.pieces(parts, (0, 1) if kind == "weight" else (0,))
+            yield (
+                name if name in bare else f"{name}.{kind}",
+                Place(whole, shape, partial(_rows, span), pieces),
+            )
 
 
 def _weight(linear: Linear) -> Whole:
@@ -143,7 +158,10 @@ def _stacked_places(
 ) -> Iterator[tuple[str, Place]]:
     """Of tensors [E, O, I] that hold the same part, or parts, of every expert."""
     e = experts.router.experts
-    wholes = {"gate": _weight(experts.gate_up), "down": _weight(experts.down)}
+    wholes = {
+        which: (_weight(linear), linear)
+        for which, linear in (("gate", experts.gate_up), ("down", experts.down))
+    }
     for name, held in stacked.items():
         if held == ("down",):
             shape, parts = (e.num_experts, experts.down.out_size // e.num_experts, e.ffn_size), slice(None)
@@ -151,8 +169,10 @@ def _stacked_places(
             shape = (e.num_experts, len(held) * e.ffn_size, experts.gate_up.in_size)
             first = ("gate", "up").index(held[0]) * e.ffn_size
             parts = slice(first, first + shape[1])
-        whole = wholes["down" if held == ("down",) else "gate"]
-        yield f"{prefix}{name}", Place(whole, shape, partial(_of_each, e.num_experts, parts))
+        whole, linear = wholes["down" if held == ("down",) else "gate"]
+        cut = linear.pieces([e.ffn_size] * len(held))
+        pieces = cut and replace(cut, dim=cut.dim + 1)
+        yield f"{prefix}{name}", Place(whole, shape, partial(_of_each, e.num_experts, parts), pieces)
 
 
 def _rows(span: slice, whole: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ from vermilion.models.linear import LINEAR_KINDS, AdapterRows, Linear
 from vermilion.models.rotary import Rotary
 from vermilion.models.sandwich_layer import SandwichLayer
 from vermilion.models.self_conditioning import SelfConditioning
+from vermilion.models.shared_layers import share_layers, vocabulary_linear
+from vermilion.models.shares import WHOLE, Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +55,26 @@ class Rows:
 class Transformer(nn.Module):
     """Decoder-only transformer over rows."""
 
-    def __init__(self, architecture: Architecture, kind: str = "dense") -> None:
+    def __init__(self, architecture: Architecture, kind: str = "dense", share: Share = WHOLE) -> None:
         """`kind`: what the weights are stored as, of `LINEAR_KINDS`. Under `torch.device("meta")` it takes no
-        memory until they are loaded."""
+        memory until they are loaded. Raises ConfigError where the `share` does not fit."""
         super().__init__()
         a, linear = architecture, LINEAR_KINDS[kind]
         self.architecture = a
-        self.embedding = linear(a.hidden_size, (a.vocab_size,))
+        self.share = share
+        self.own = share.of(a)
+        """The sizes of this process's layers: those of `architecture` where no other shares them."""
+        self.embedding = vocabulary_linear(linear, (a.hidden_size, a.vocab_size), share)
         self.condition = Condition(a.condition_size, linear) if a.condition_size else None
-        self.layers = nn.ModuleList(self._layer(kind, linear) for kind in a.layer_kinds())
+        self.layers = nn.ModuleList(self._layer(kind, linear) for kind in self.own.layer_kinds())
+        share_layers(self.layers, share)
         self.norm = (
             Norm(a.hidden_size, a.norm_eps)
             if self.condition is None
             else FinalNorm(a.hidden_size, self.condition, linear)
         )
-        head = None if a.tied_embeddings else linear(a.hidden_size, (a.vocab_size,), bias=a.head_bias)
-        self.head = head
+        sizes = (a.hidden_size, a.vocab_size)
+        self.head = None if a.tied_embeddings else vocabulary_linear(linear, sizes, share, bias=a.head_bias)
         self.rotary = Rotary(a)
         self.mask_embedding: nn.Parameter | None = None
         self.draft_head: DraftHead | None = None
@@ -77,14 +83,14 @@ class Transformer(nn.Module):
 
     def _layer(self, kind: LayerKind, linear: type[Linear]) -> Layer:
         if self.condition is not None:
-            return DiTLayer(self.architecture, kind, linear, self.condition)
-        return (SandwichLayer if self.architecture.sandwich_norms else Layer)(self.architecture, kind, linear)
+            return DiTLayer(self.own, kind, linear, self.condition)
+        return (SandwichLayer if self.own.sandwich_norms else Layer)(self.own, kind, linear)
 
     def new_pool(self, num_slots: int) -> Tensor:
         """Zeroed keys and values: [layers, S, 2, J, D], the drafter's layers last, in the activations' dtype
         and device. Where layers have different sizes, J is 1 and D the most that one needs; a layer uses the
         beginning."""
-        a, like = self.architecture, self.norm.weight
+        a, like = self.own, self.norm.weight
         shapes = {(kind.num_kv_heads, kind.head_dim) for kind in a.layer_kinds()}
         of_layer = shapes.pop() if len(shapes) == 1 else (1, max(j * d for j, d in shapes))
         num_layers = a.num_layers + (self.drafter.shape.num_layers if self.drafter is not None else 0)
@@ -138,8 +144,7 @@ class Transformer(nn.Module):
 
     def soft_embedding(self, probability_RV: Tensor) -> Tensor:
         """The mean embedding [R, H] under each row's distribution over tokens."""
-        weight_VH = self.embedding.part_weight(0)
-        return probability_RV.to(weight_VH.dtype) @ weight_VH * self.architecture.embedding_scale
+        return self.embedding.mean_row(probability_RV) * self.architecture.embedding_scale
 
     def logits(self, hidden_RH: Tensor) -> Tensor:
         """[R, V] in the activations' dtype."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vermilion.errors import ModelFileError
 from vermilion.models.gguf_file import GGUFHeader, TensorEntry
+from vermilion.models.shares import Pieces
 from vermilion.models.tensor_files import Shape, rotate_half_rows, shards
 
 _CHUNK_ELEMENTS = 1 << 21
@@ -27,6 +28,14 @@ _CHUNK_ELEMENTS = 1 << 21
 _THREADS = 4
 _READ_TYPES = ("F64", "F32", "F16", "BF16")
 """What safetensors may hold; a quantised tensor needs more than a cast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Memory for a stored tensor, or for some pieces of it."""
+
+    tensor: Tensor
+    pieces: Pieces | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +61,20 @@ class TensorFolder:
                     shapes[name] = tuple(entry.get_shape())
         return shapes
 
-    def fill(self, home_of: Callable[[str], Tensor | None]) -> Iterator[str]:
+    def fill(self, home_of: Callable[[str], Home | None]) -> Iterator[str]:
         """Copy every tensor to its home, in the home's dtype and device, and name it; without one it is left
-        out. A shard is let go before the next is opened."""
+        out, and no more is read than its home takes. A shard is let go before the next is opened."""
         for path in shards(self.path, self.stem):
             with opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
                     home = home_of(name)
-                    if home is not None:
-                        home.copy_(file.get_tensor(name))
-                        yield name
+                    if home is None:
+                        continue
+                    if home.pieces is None:
+                        home.tensor.copy_(file.get_tensor(name))
+                    else:
+                        home.tensor.copy_(home.pieces.of(file.get_slice(name)))
+                    yield name
 
     def read(self, dtype: torch.dtype, device: torch.device | str) -> Iterator[tuple[str, Tensor]]:
         """Every tensor in memory of its own."""
@@ -84,12 +97,18 @@ class GGUFTensors:
     def shapes(self) -> dict[str, Shape]:
         return {entry.name: entry.shape for entry in self.header.tensors}
 
-    def fill(self, home_of: Callable[[str], Tensor | None]) -> Iterator[str]:
+    def fill(self, home_of: Callable[[str], Home | None]) -> Iterator[str]:
         """As a folder's; a few threads work ahead of the caller."""
         data = np.memmap(self.path, dtype=np.uint8, mode="r")
 
-        def work(entry: TensorEntry, home: Tensor) -> str:
-            _dequantize(data, entry, self.interleaved.get(entry.name, 0), home)
+        def work(entry: TensorEntry, home: Home) -> str:
+            heads = self.interleaved.get(entry.name, 0)
+            if home.pieces is None:
+                _dequantize(data, entry, heads, home.tensor)
+            else:
+                whole = torch.empty(entry.shape, dtype=home.tensor.dtype)
+                _dequantize(data, entry, heads, whole)
+                home.tensor.copy_(home.pieces.of(whole))
             return entry.name
 
         with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:

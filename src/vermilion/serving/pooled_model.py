@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -10,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Literal
 
-from vermilion.errors import ModelNotFound, VermilionError
+from vermilion.errors import ModelNotFound, ProcessLost, VermilionError
 from vermilion.serving.backend import Backend, Served
 from vermilion.types import EngineStats, Event, ModelInfo, Request, Usage
 
@@ -138,9 +139,20 @@ class PooledModel:
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         async with self.using() as backend:
             self.num_requests += 1
-            async with aclosing(backend.generate(request)) as events:
-                async for event in events:
-                    yield event
+            try:
+                async with aclosing(backend.generate(request)) as events:
+                    async for event in events:
+                        yield event
+            except ProcessLost:
+                await self._forsake(backend)
+                raise
+
+    async def _forsake(self, backend: Backend) -> None:
+        """A model that answers no more leaves the memory; the next request loads it again."""
+        if self.opened is not None and self.opened.served.backend is backend:
+            opened = self.unload()
+            assert opened is not None
+            await asyncio.to_thread(opened.close)
 
     def stats(self) -> EngineStats:
         return self.opened.served.backend.stats() if self.opened else EngineStats()
