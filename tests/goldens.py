@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,8 @@ def write_checkpoint(config: Mapping[str, Any], folder: Path) -> Path:
     return folder
 
 
-def all_logits(worker: Worker, rows: Pass) -> Tensor:
-    """The logits [rows, V] of one pass of the request `a`, which holds all pages."""
+def all_logits(worker: Worker, rows: Pass, pages: Sequence[int] = ()) -> Tensor:
+    """The logits [rows, V] of one pass of the request `a`, which holds these pages, else all."""
     reads = tuple(Read(row, 0, "mask") for row in range(rows.num_rows))
     asked = Pass(rows.segments, reads)
     caught: list[Tensor] = []
@@ -97,7 +97,7 @@ def all_logits(worker: Worker, rows: Pass) -> Tensor:
 
     worker.model.logits = watched  # type: ignore[method-assign]
     try:
-        pages = range(worker.pool.shape[1] // worker.page_size)
+        pages = pages or range(worker.pool.shape[1] // worker.page_size)
         worker.run([Job(pages, asked, [Wanted(Sampling(), 0)] * len(reads), request="a")])
     finally:
         worker.model.logits = compute  # type: ignore[method-assign]

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.native.tiny_native import ARCHITECTURES, packed
+from tests.native.tiny_native import ARCHITECTURES, packed, shapes_of
 from vermilion.config import ConfigError, EngineConfig
 from vermilion.models import hub, published_models
-from vermilion.models.build import expected_shapes
 from vermilion.models.families import FAMILIES, Architecture, Experts, LayerKind, family_of
 from vermilion.models.memory import FORMATS, cache_bytes_per_token, num_parameters, weight_bytes
 from vermilion.models.model_facts import ModelFacts, facts_of_name
@@ -82,7 +81,7 @@ def test_a_row_that_makes_no_sense_is_refused(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_parameters_are_those_that_a_checkpoint_must_have(kind: str) -> None:
     a = ARCHITECTURES[kind]
-    assert num_parameters(a) == sum(math.prod(shape) for shape in expected_shapes(a).values())
+    assert num_parameters(a) == sum(math.prod(shape) for shape in shapes_of(a).values())
 
 
 def test_experts_count_once_each_and_the_router_too() -> None:

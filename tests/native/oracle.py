@@ -71,6 +71,12 @@ def rounded(x: Array) -> Array:
     return made
 
 
+def centred(x: Array, size: int) -> Array:
+    """The mean of `size` components taken off; the rest is filling."""
+    made: Array = np.where(np.arange(x.shape[-1]) < size, x - x.sum(-1, keepdims=True) / size, 0.0)
+    return made
+
+
 def rms_norm(x: Array, weight: Array | None, eps: float, size: int) -> Array:
     """`size`: components that are no filling."""
     normed: Array = x / np.sqrt((x**2).sum(-1, keepdims=True) / size + eps)
@@ -164,18 +170,50 @@ class Oracle:
     def fed_forward(
         self, layer: int, kind: LayerKind, x: Array, rows: Sequence[OracleRow], adapter: PackedFile | None
     ) -> Array:
-        made = np.zeros_like(x)
-        if dense_size(self.a, kind):
-            gate, up = (self.product(f"{layer}.gate_up", part, x, rows, adapter) for part in range(2))
-            gated = activated(self.a.activation, gate) * up
+        a, made, normed = self.a, np.zeros_like(x), self.norm(f"{layer}.ffn_norm", x, f"{layer}.ffn_shift")
+        if dense_size(a, kind):
+            parts = range(1 if a.condition_size else 2)
+            gate, *up = (self.product(f"{layer}.gate_up", part, normed, rows, adapter) for part in parts)
+            gated = activated(a.activation, gate) * (up[0] if up else 1)
             made += self.product(f"{layer}.down", 0, gated, rows, adapter)
-        return made if kind.experts is None else made + self.mixed(f"{layer}.experts", kind.experts, x)
+        if kind.experts is None:
+            return made
+        name = f"{layer}.experts"
+        if f"{layer}.expert_norm" not in self.packed:
+            return made + self.mixed(name, kind.experts, normed, normed)
+        mixed = self.mixed(name, kind.experts, self.norm(f"{layer}.expert_norm", x), x)
+        return self.norm(f"{layer}.dense_out_norm", made) + self.norm(f"{layer}.expert_out_norm", mixed)
 
-    def mixed(self, name: str, experts: Experts, x: Array) -> Array:
+    def norm(self, name: str, x: Array, shift: str = "") -> Array:
+        """Of hidden states."""
+        size, moved = self.a.hidden_size, numbers(self.packed, shift, self.hidden)
+        x = centred(x, size) if self.a.condition_size else x
+        made = rms_norm(x, numbers(self.packed, name, self.hidden), self.a.norm_eps, size)
+        return made if moved is None else made + moved
+
+    def joined(self, half: str, x: Array, made: Array) -> Array:
+        if f"{half}_out_norm" in self.packed:
+            made = self.norm(f"{half}_out_norm", made)
+        gate = numbers(self.packed, f"{half}_gate", self.hidden)
+        return x + (made if gate is None else made * gate)
+
+    def conditioned(self, x: Array, signal: Array | None) -> Array:
+        if signal is not None:
+            told = rounded(self.norm("conditioning.norm", signal))
+            gate, up, down = (
+                unpacked(self.packed, f"conditioning.{part}") for part in ("gate", "up", "down")
+            )
+            x = x + rounded(activated(self.a.activation, told @ gate.T) * (told @ up.T)) @ down.T
+        return rms_norm(x, None, self.a.norm_eps, self.a.hidden_size)
+
+    def mixed(self, name: str, experts: Experts, x: Array, routed: Array) -> Array:
         e, made = experts, np.zeros_like(x)
         router = numbers(self.packed, f"{name}.router", e.num_experts * self.hidden)
         assert router is not None
-        scores = x @ router.reshape(e.num_experts, -1).T
+        if e.scaled_router:
+            routed = rms_norm(routed, None, self.a.norm_eps, self.a.hidden_size)
+        expert_scale = numbers(self.packed, f"{name}.expert_scale", e.num_experts)
+        scores = routed @ router.reshape(e.num_experts, -1).T
         raised = np.exp(scores - scores.max(1, keepdims=True))
         shares = 1 / (1 + np.exp(-scores)) if e.router == "sigmoid" else raised / raised.sum(1, keepdims=True)
         bias = numbers(self.packed, f"{name}.router_bias", e.num_experts)
@@ -188,6 +226,7 @@ class Oracle:
                 groups[closed] = -np.inf
             chosen = np.argsort(-groups.reshape(-1))[: e.num_active]
             weights = share[chosen] / (share[chosen].sum() if e.normalized else 1) * e.scale
+            weights = weights if expert_scale is None else weights * expert_scale[chosen]
             for expert, weight in zip(chosen, weights, strict=True):
                 gate, up, down = (
                     unpacked(self.packed, f"{name}.{part}.{expert}") for part in ("gate", "up", "down")
@@ -198,30 +237,36 @@ class Oracle:
                 )
         return made
 
-    def logits(self, rows: Sequence[OracleRow], adapter: PackedFile | None = None) -> Array:
-        """[rows, vocabulary]"""
+    def logits(
+        self, rows: Sequence[OracleRow], adapter: PackedFile | None = None, signal: Array | None = None
+    ) -> Array:
+        """[rows, vocabulary]; `signal`: what noisy rows are conditioned on, [noisy rows, hidden]."""
         a, packed, hidden = self.a, self.packed, self.hidden
+        noisy = np.array([row.noisy for row in rows])
         embedding = unpacked(packed, "embedding")
         x = embedding[[row.id for row in rows]] * a.embedding_scale
         mask = numbers(packed, "mask_embedding", hidden)
         for i, row in enumerate(rows):
             if row.masked and mask is not None:
                 x[i] = mask
+        if a.self_conditioning:
+            x[noisy] = self.conditioned(x[noisy], signal)
         positions = np.array([row.position for row in rows])
         for layer, kind in enumerate(a.layer_kinds()):
-            normed = rms_norm(
-                x, numbers(packed, f"{layer}.attention_norm", hidden), a.norm_eps, a.hidden_size
-            )
+            normed = self.norm(f"{layer}.attention_norm", x, f"{layer}.attention_shift")
             q, k, v = self.heads(layer, kind, normed, rows, adapter)
             k, v = (half.astype(np.float16).astype(float) for half in (self.rotated(k, positions, kind), v))
             if a.query_growth:
                 q = q * (1 + a.query_growth * np.log1p(positions // a.query_period))[:, None, None]
             seen = self.attended(self.rotated(q, positions, kind), k, v, rows, kind)
-            x = x + self.product(f"{layer}.output", 0, seen.reshape(len(rows), -1), rows, adapter)
-            normed = rms_norm(x, numbers(packed, f"{layer}.ffn_norm", hidden), a.norm_eps, a.hidden_size)
-            x = x + self.fed_forward(layer, kind, normed, rows, adapter)
+            made = self.product(f"{layer}.output", 0, seen.reshape(len(rows), -1), rows, adapter)
+            x = self.joined(f"{layer}.attention", x, made)
+            x = self.joined(f"{layer}.ffn", x, self.fed_forward(layer, kind, x, rows, adapter))
+            scales = [numbers(packed, f"{layer}.{name}", 1) for name in ("scale", "noisy_scale")]
+            if scales[0] is not None and scales[1] is not None:
+                x = x * np.where(noisy, scales[1], scales[0])[:, None]
         head = embedding if a.tied_embeddings else unpacked(packed, "head")
-        made: Array = (
-            rounded(rms_norm(x, numbers(packed, "norm", hidden), a.norm_eps, a.hidden_size)) @ head.T
-        )
+        made = rounded(self.norm("norm", x, "norm_shift")) @ head.T
+        bias = numbers(packed, "head_bias", a.vocab_size)
+        made = made if bias is None else made + bias
         return a.logit_softcap * np.tanh(made / a.logit_softcap) if a.logit_softcap else made

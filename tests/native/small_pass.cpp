@@ -93,15 +93,18 @@ std::vector<float> logits(const Model& model, const char* instruction_set) {
         reads[i].row = (int32_t)i;
         reads[i].allowed = -1;
         reads[i].after = -2;
+        reads[i].draw = -1;
+        reads[i].divisor = 0.7;
+        reads[i].signalled = i > kRows;
     }
     const int32_t pages[] = {2, 0, 3}, first_page[] = {0, 3};
     Pass pass = {};
     pass.num_segments = 2, pass.num_requests = 1, pass.num_reads = (int32_t)reads.size();
     pass.segments = segments, pass.ids = ids.data(), pass.masked = masked.data();
     pass.pages = pages, pass.first_page = first_page, pass.reads = reads.data();
-    std::vector<float> made(reads.size() * kVocab);
+    std::vector<float> made(reads.size() * (kVocab + kHidden));
     Answers out = {};
-    out.answers = answers.data(), out.logits = made.data();
+    out.answers = answers.data(), out.logits = made.data(), out.signals = made.data() + reads.size() * kVocab;
     vermilion_run(session, &pass, &out);
     vermilion_close(session);
     return made;
@@ -116,6 +119,12 @@ int main(int count, char** names) {
         std::vector<Layer> layers = {random_layer(weights, bits), random_layer(weights, bits)};
         layers[1].window = 7;
         layers[1].experts = random_experts(weights, bits);
+        layers[1].experts.scaled_router = 1;
+        for (const float** norm : {&layers[1].attention_out_norm, &layers[1].ffn_out_norm, &layers[1].dense_out_norm,
+                                   &layers[1].expert_out_norm, &layers[1].expert_norm, &layers[0].ffn_gate})
+            *norm = weights.numbers(kHidden, 0.3f, 1.0f);
+        layers[1].scale = 0.7f, layers[1].noisy_scale = 1.1f;
+        layers[0].ffn_shift = weights.numbers(kHidden, 0.3f, 0.0f);
         const double frequencies[] = {1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125};
         Model model = {};
         const Rotation rotation = {frequencies, kHeadDim, 1.0f};
@@ -126,6 +135,8 @@ int main(int count, char** names) {
         model.embedding = model.head = weights.matrix(kVocab, kHidden, 8);
         model.norm = weights.numbers(kHidden, 0.3f, 1.0f);
         model.mask_embedding = weights.numbers(kHidden, 1.0f, 0.0f);
+        model.centred = 1;
+        model.conditioning.norm = weights.numbers(kHidden, 0.3f, 1.0f);
         const std::vector<float> expected = logits(model, names[1]);
         for (int i = 2; i < count; i++) {
             const std::vector<float> given = logits(model, names[i]);

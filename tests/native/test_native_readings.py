@@ -58,6 +58,7 @@ def test_readings_are_those_of_pytorch(isa: str) -> None:
         Wanted(greedy, 2, adjustments=CHANGES, targets=(3, 9, 11)),
         Wanted(greedy, 3, entropy=True, top=20),
         Wanted(greedy, 4, allowed=ALLOWED, top=8),
+        Wanted(greedy, 6, adjustments=CHANGES, divisor=0.4, entropy=True, top=3, targets=(7,)),
         Wanted(greedy, 5, adjustments=CHANGES, allowed=ALLOWED, entropy=True, top=60, targets=(1,)),
     ]
     ours, logits = read(wanted, isa)
@@ -100,6 +101,16 @@ def test_samples_are_the_likeliest_under_their_noise(sampling: Sampling, isa: st
         assert close(reading.logprob, float(torch.log_softmax(exact[0], -1)[reading.token]))
         chosen.add(reading.token == int(exact[0].argmax()))
     assert len(chosen) == 2 or sampling.top_p < 0.1 or sampling.temperature < 1
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_draws_are_those_of_pytorch(sampling: Sampling) -> None:
+    """The inverse of the distribution function, at the same numbers on both sides."""
+    wanted = [Wanted(sampling, 7 * row + 1, divisor=0.4 + row / 20, draw=row % 5) for row in range(24)]
+    ours, logits = read(wanted)
+    theirs = oracle.read(torch.from_numpy(logits.astype(np.float64)), wanted, tiny.MASK)
+    assert [one.token for one in ours] == [one.token for one in theirs]
+    assert all(close(a.logprob, b.logprob) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_noise_is_gumbels() -> None:

@@ -24,7 +24,16 @@ from vermilion.errors import ModelFileError
 from vermilion.models.build import base_tensors, expected_shapes, fill
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.configuration import hugging_face_config, spec_from_config
-from vermilion.models.families import FAMILIES, LLAMA, Family, ModelSpec, TensorNames
+from vermilion.models.families import (
+    FAMILIES,
+    LLAMA,
+    Architecture,
+    Experts,
+    Family,
+    LayerKind,
+    ModelSpec,
+    TensorNames,
+)
 from vermilion.models.transformer import Transformer
 from vermilion.models.weights import TensorFolder
 from vermilion.native import checkpoint_packing
@@ -43,18 +52,17 @@ EXPERTS = {
     "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "expert_intermediate_size": 24,
     "num_shared_experts": 1, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5,
     "norm_topk_prob": True, "first_k_dense_replace": 1,
+    "top_k_experts": 2, "global_head_dim": 24, "sliding_window": 16, "n_layers": 2, "cond_dim": 12,
 }  # fmt: skip
-"""What families with experts ask for besides."""
-ON_PYTORCH = {"bd3lm", "mdlm", "diffusion-gemma"}
-"""Families whose layers the kernels do not compute: diffusion transformers, and Gemma's sandwich of norms."""
+"""What families with experts and diffusion transformers ask for besides."""
 
 
 def spec_of(family: Family) -> ModelSpec:
     """A tiny model of the family, by a config.json as it spells one."""
     config = {family.keys[name]: size for name, size in SIZES.items() if name in family.keys}
-    spec = spec_from_config(
-        {"model_type": family.model_types[0], **family.where, **config, **EXPERTS}, family.name
-    )
+    config |= EXPERTS
+    config = {family.inner: config, **config} if family.inner else config
+    spec = spec_from_config({**config, "model_type": family.model_types[0], **family.where}, family.name)
     return replace(spec, traits=replace(spec.traits, mask_token_id=tiny.MASK))
 
 
@@ -95,9 +103,7 @@ def engine(packed: PackedFile, spec: ModelSpec, **settings: object) -> Engine:
     return engine_over(make, spec, tiny.Letters(), config)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "family", [each for each in FAMILIES if each.name not in ON_PYTORCH], ids=lambda family: family.name
-)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_every_family_runs_on_the_kernels(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,12 +122,12 @@ def test_every_family_runs_on_the_kernels(
     assert [one.tokens for one in outcome(crowd, asked)] == alone
 
 
-def test_what_the_kernels_do_not_compute_is_named() -> None:
-    for name, reason in (("mdlm", "head_bias"), ("bd3lm", "head_bias")):
-        [family] = [each for each in FAMILIES if each.name == name]
-        assert reason in checkpoint_packing.obstacle(spec_of(family).architecture)
-    gemma = replace(tiny_native.PLAIN, sandwich_norms=True)
-    assert "sandwich_norms" in checkpoint_packing.obstacle(gemma)
+def test_what_the_kernels_do_not_compute_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = LayerKind(experts=Experts(4, 2, 32, shared_size=32))
+    beside = replace(tiny_native.PLAIN, layers=(shared, shared))
+    assert "shared expert" in checkpoint_packing.obstacle(beside)
+    monkeypatch.setitem(checkpoint_packing._COMPUTED, Architecture, {"num_layers"})
+    assert "hidden_size 64" in checkpoint_packing.obstacle(tiny_native.PLAIN)
 
 
 @pytest.mark.parametrize("name", ["odd", "layered", "experts", "grouped"])

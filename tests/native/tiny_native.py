@@ -66,6 +66,22 @@ ARCHITECTURES["experts"] = replace(
 ARCHITECTURES["grouped"] = replace(
     PLAIN, hidden_size=72, layers=(LayerKind(), LayerKind(experts=_GROUPED, dense=False))
 )
+_ROUTED = replace(_SPARSE, normalized=True, scaled_router=True)
+ARCHITECTURES["sandwich"] = replace(
+    PLAIN, hidden_size=72, num_kv_heads=1, qk_norm=True, value_norm=True, attention_scale=1.0,
+    activation="gelu_tanh", embedding_scale=8.0, logit_softcap=30.0, sandwich_norms=True,
+    self_conditioning=True,
+    layers=(
+        LayerKind(window=7, experts=_ROUTED),
+        LayerKind(
+            head_dim=24, values_are_keys=True, rope_fraction=0.25, rope_scaling=RopeScaling("proportional")
+        ),
+    ),
+)  # fmt: skip
+ARCHITECTURES["modulated"] = replace(
+    PLAIN, hidden_size=72, head_dim=24, num_heads=3, num_kv_heads=3, ffn_bias=True, head_bias=True,
+    activation="gelu_tanh", tied_embeddings=False, condition_size=20,
+)  # fmt: skip
 ARCHITECTURES["bytes"] = replace(PLAIN, vocab_size=test_grammar.VOCAB)
 RANK = 5
 PAGE = 16

@@ -26,7 +26,8 @@ Matrix = tuple[int, int, int]
 def num_parameters(architecture: Architecture) -> int:
     """Of the backbone, without a denoiser beside it."""
     tables = _tables(architecture)
-    return _num_vectors(architecture) + sum(n * o * i for n, o, i in (*tables, *_projections(architecture)))
+    matrices = (*tables, *_projections(architecture), *_modulations(architecture))
+    return _num_vectors(architecture) + sum(n * o * i for n, o, i in matrices)
 
 
 def weight_bytes(architecture: Architecture, kind: Format) -> int:
@@ -35,6 +36,7 @@ def weight_bytes(architecture: Architecture, kind: Format) -> int:
         return num_parameters(architecture) * _NUMBER_BYTES[kind]
     tables = sum(_tiled(matrix, 8) for matrix in _tables(architecture))
     projections = sum(_tiled(matrix, _BITS[kind]) for matrix in _projections(architecture))
+    # Of modulations it keeps what they come to: a shift and a gate beside each norm.
     return tables + projections + 4 * _num_vectors(architecture)
 
 
@@ -69,10 +71,23 @@ def _projections(a: Architecture) -> Iterator[Matrix]:
         yield 1 if layer.values_are_keys else 2, _kv_heads(a, layer) * head_dim, hidden
         yield 1, hidden, a.num_heads * head_dim
         if layer.dense:
-            yield from _gated(1, hidden, a.ffn_size)
+            yield from _gated(1, hidden, a.ffn_size) if not a.condition_size else _plain(hidden, a.ffn_size)
         if experts is not None:
             yield from _gated(experts.num_experts, hidden, experts.ffn_size)
             yield from _gated(1, hidden, experts.shared_size)
+    if a.self_conditioning:
+        yield from _gated(1, a.hidden_size, a.ffn_size)
+
+
+def _modulations(a: Architecture) -> Iterator[Matrix]:
+    """What tells the norms of a diffusion transformer of its condition."""
+    if told := a.condition_size:
+        yield from ((1, told, 256), (1, told, told), (1, 2 * a.hidden_size, told))
+        yield a.num_layers, 6 * a.hidden_size, told
+
+
+def _plain(hidden: int, ffn: int) -> tuple[Matrix, Matrix]:
+    return (1, ffn, hidden), (1, hidden, ffn)
 
 
 def _gated(count: int, hidden: int, ffn: int) -> tuple[Matrix, Matrix]:
@@ -81,7 +96,8 @@ def _gated(count: int, hidden: int, ffn: int) -> tuple[Matrix, Matrix]:
 
 def _num_vectors(a: Architecture) -> int:
     """Numbers of norms, biases and routers, which are not quantised."""
-    count = a.hidden_size
+    count = a.hidden_size * (2 if a.self_conditioning else 1) + (a.vocab_size if a.head_bias else 0)
+    count += 2 * (a.condition_size + a.hidden_size) if a.condition_size else 0
     for layer in _layers(a):
         head_dim = _head_dim(a, layer)
         count += 2 * a.hidden_size
@@ -89,9 +105,14 @@ def _num_vectors(a: Architecture) -> int:
         count += normed * head_dim if a.qk_norm else 0
         count += (a.num_heads + 2 * _kv_heads(a, layer)) * head_dim if a.qkv_bias else 0
         count += a.hidden_size if a.output_bias else 0
-        count += 2 * a.ffn_size + a.hidden_size if a.ffn_bias and layer.dense else 0
+        wide = a.ffn_size if a.condition_size else 2 * a.ffn_size
+        count += wide + a.hidden_size if a.ffn_bias and layer.dense else 0
+        count += 6 * a.hidden_size if a.condition_size else 0
+        if a.sandwich_norms:
+            count += (5 if layer.dense and layer.experts else 2) * a.hidden_size + 2
         if layer.experts is not None:
             count += layer.experts.num_experts * (a.hidden_size + layer.experts.router_bias)
+            count += a.hidden_size + layer.experts.num_experts if layer.experts.scaled_router else 0
     return count
 
 

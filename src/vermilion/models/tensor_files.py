@@ -87,21 +87,25 @@ def parts(
     """(every tensor of a checkpoint of this architecture, the published ones' shapes). `given`: the published
     names that are there, for experts may be stacked or lie one by one."""
     a = architecture
+    embedding = names.embedding if names.embedding in names.bare else f"{names.embedding}.weight"
     found = [
-        Part(f"{LLAMA.embedding}.weight", f"{names.embedding}.weight", (a.vocab_size, a.hidden_size)),
+        Part(f"{LLAMA.embedding}.weight", embedding, (a.vocab_size, a.hidden_size)),
         Part(f"{LLAMA.norm}.weight", f"{names.norm}.weight", (a.hidden_size,)),
     ]
     if not a.tied_embeddings:
         found.append(Part(f"{LLAMA.head}.weight", f"{names.head}.weight", (a.vocab_size, a.hidden_size)))
+    if a.head_bias:
+        found.append(Part(f"{LLAMA.head}.bias", f"{names.head}.bias", (a.vocab_size,)))
+    found += _model_parts(a, names)
     stacked = dict[str, Shape]()
     for index, kind in enumerate(a.layer_kinds()):
         ours, theirs = LLAMA.layer.format(index), names.layer.format(index)
         for product, biased in _products(a, kind).items():
             found += _product_parts(a, kind, product, (ours, theirs), names, biased)
         for norm, size in _norms(a, kind).items():
-            found.append(
-                Part(f"{ours}{LLAMA.norms[norm]}.weight", f"{theirs}{names.norms[norm]}.weight", (size,))
-            )
+            own, published = LLAMA.norms.get(norm, norm), names.norms.get(norm, norm)
+            found.append(Part(f"{ours}{own}.weight", f"{theirs}{published}.weight", (size,)))
+        found += _own_parts(a, kind, index, names)
         if kind.experts is not None:
             found += _expert_parts(a.hidden_size, kind.experts, (ours, theirs), names, given, stacked)
     rows = dict[str, int]()
@@ -123,7 +127,7 @@ def product_shapes(a: Architecture, kind: LayerKind, product: str) -> list[tuple
     outputs, inputs = {
         "qkv": ((queries, keys) if kind.values_are_keys else (queries, keys, keys), a.hidden_size),
         "output": ((a.hidden_size,), queries),
-        "gate_up": ((a.ffn_size, a.ffn_size), a.hidden_size),
+        "gate_up": ((a.ffn_size,) if a.condition_size else (a.ffn_size, a.ffn_size), a.hidden_size),
         "down": ((a.hidden_size,), a.ffn_size),
     }[product]
     return [(size, inputs) for size in outputs]
@@ -137,12 +141,13 @@ def _product_parts(
     names: TensorNames,
     biased: bool,
 ) -> Iterator[Part]:
-    shapes = product_shapes(a, kind, product)
+    shapes, ours = product_shapes(a, kind, product), LLAMA.products[product]
+    theirs = names.products.get(product, ours)
+    if product == "gate_up" and a.condition_size:
+        ours = ours[1:]
+        theirs = names.products.get("up", ours)
     yield from _split(
-        [prefixes[0] + name for name in LLAMA.products[product]],
-        [prefixes[1] + name for name in names.products[product]],
-        shapes,
-        biased,
+        [prefixes[0] + name for name in ours], [prefixes[1] + name for name in theirs], shapes, biased
     )
 
 
@@ -164,7 +169,46 @@ def _norms(a: Architecture, kind: LayerKind) -> dict[str, int]:
         joint = a.joint_qk_norm
         made["q_norm"] = kind.head_dim * (a.num_heads if joint else 1)
         made["k_norm"] = kind.head_dim * (kind.num_kv_heads if joint else 1)
+    if a.sandwich_norms:
+        both = ("dense_out_norm", "expert_norm", "expert_out_norm")
+        names = ("attention_out_norm", "ffn_out_norm", *(both if kind.dense and kind.experts else ()))
+        made |= dict.fromkeys(names, a.hidden_size)
     return made
+
+
+def _model_parts(a: Architecture, names: TensorNames) -> Iterator[Part]:
+    """What a few models have besides their layers, by the paths of our modules."""
+    size, told, wide = a.hidden_size, a.condition_size, a.ffn_size
+    products: dict[str, list[tuple[int, int]]] = {}
+    if told:
+        products |= {"condition.first": [(told, 256)], "condition.second": [(told, told)]}
+        products["norm.modulation"] = [(2 * size, told)]
+    if a.self_conditioning:
+        products |= {
+            "self_conditioning.gate_up": [(wide, size)] * 2,
+            "self_conditioning.down": [(size, wide)],
+        }
+        norm = "self_conditioning.norm"
+        yield Part(f"{norm}.weight", f"{names.model_norms.get(norm, norm)}.weight", (size,))
+    for ours, shapes in products.items():
+        own = [f"{ours}.{index}" for index in range(len(shapes))]
+        yield from _split(own, names.model_products.get(ours, own), shapes, bool(told))
+
+
+def _own_parts(a: Architecture, kind: LayerKind, index: int, names: TensorNames) -> Iterator[Part]:
+    """What layers of a few models have besides, by the paths of our modules."""
+    ours, theirs = LLAMA.layer.format(index), names.layer.format(index)
+    if a.condition_size:
+        shapes = [(6 * a.hidden_size, a.condition_size)]
+        published = [theirs + name for name in names.products.get("modulation", ("modulation",))]
+        yield from _split([f"{ours}modulation"], published, shapes, True)
+    parameters = {"scale": 1, "noisy_scale": 1} if a.sandwich_norms else {}
+    if kind.experts is not None and kind.experts.scaled_router:
+        parameters["experts.router.scale"] = a.hidden_size
+        parameters["experts.router.expert_scale"] = kind.experts.num_experts
+    for path, size in parameters.items():
+        published_name = names.parameters.get(path, LLAMA.layer + path).format(index)
+        yield Part(ours + path, published_name, (size,))
 
 
 def _expert_parts(

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.families import LLAMA, Architecture, Experts, LayerKind, ModelSpec
 from vermilion.models.home import home
 from vermilion.native.checkpoint_tensors import KEPT, CheckpointTensors
+from vermilion.native.diffusion_packing import (
+    BRANCH_NORMS,
+    Take,
+    pack_modulations,
+    pack_self_conditioning,
+)
 from vermilion.native.packed_file import PackedFile, PackWriter, Weight, cached, digest, in_memory
 from vermilion.native.stored_sizes import Axis, heads, product_axes, run
 
 Quantization = Literal["q8", "q4"]
-Take = Callable[[str], Weight | None]
-"""A tensor by Hugging Face's name, None where the checkpoint has none."""
 NORMS = {
     "attention_norm": "attention_norm",
     "ffn_norm": "ffn_norm",
@@ -26,12 +32,13 @@ NORMS = {
     "key_norm": "k_norm",
 }
 """The kernels' names of a layer's norms, and the families'."""
-_COMPUTED: Mapping[type, set[str]] = {
+_COMPUTED: dict[type, set[str]] = {
     Architecture: {
         "num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_size", "vocab_size",
         "context_length", "rope_theta", "rope_fraction", "rope_scaling", "norm_eps", "qk_norm",
         "joint_qk_norm", "value_norm", "qkv_bias", "output_bias", "ffn_bias", "tied_embeddings", "activation",
         "attention_scale", "embedding_scale", "logit_softcap", "query_growth", "query_period", "layers",
+        "sandwich_norms", "self_conditioning", "condition_size", "head_bias",
     },
     LayerKind: {
         "window", "head_dim", "num_kv_heads", "rope_theta", "rope_scaling", "rope_fraction", "rotated",
@@ -39,7 +46,7 @@ _COMPUTED: Mapping[type, set[str]] = {
     },
     Experts: {
         "num_experts", "num_active", "ffn_size", "shared_size", "router", "router_bias", "normalized",
-        "scale", "num_groups", "num_active_groups",
+        "scale", "num_groups", "num_active_groups", "scaled_router",
     },
 }  # fmt: skip
 """Fields that the kernels know; any other must have its default."""
@@ -125,6 +132,8 @@ def layer_products(architecture: Architecture) -> Iterator[tuple[str, list[str]]
             shared = kind.experts is not None and kind.experts.shared_size
             products["gate_up"] = LLAMA.experts.shared_gate_up if shared else ()
             products["down"] = LLAMA.experts.shared_down if shared else ()
+        if architecture.condition_size:
+            products["gate_up"] = products["gate_up"][1:]
         for product, parts in products.items():
             yield f"{index}.{product}", [prefix + part for part in parts]
 
@@ -149,11 +158,17 @@ def pack_base(writer: PackWriter, architecture: Architecture, take: Take, bits: 
         console=Console(stderr=True), transient=True, disable=not model or not sys.stderr.isatty()
     ) as bar:
         layers = bar.track(range(a.num_layers), description=f"packing {model}")
-        _pack_numbers(writer, "norm", take("model.norm.weight"), hidden)
+        if a.condition_size:
+            pack_modulations(writer, a, take)
+        else:
+            _pack_numbers(writer, "norm", take("model.norm.weight"), hidden)
         # Embeddings in fewer bits than eight cost more quality than time.
         _pack_matrix(writer, "embedding", take("model.embed_tokens.weight"), 8, None, hidden)
         if not a.tied_embeddings:
             _pack_matrix(writer, "head", take("lm_head.weight"), 8, None, hidden)
+            _pack_numbers(writer, "head_bias", take("lm_head.bias"), run(a.vocab_size))
+        if a.self_conditioning:
+            pack_self_conditioning(writer, a, take, bits)
         products = list(products_with_axes(a))
         for index, kind in zip(layers, a.layer_kinds(), strict=True):
             for name, parts, (outputs, inputs) in products[4 * index : 4 * index + 4]:
@@ -187,9 +202,15 @@ def _pack_norms(
         "query_norm": heads(a.num_heads if joint else 1, kind.head_dim),
         "key_norm": heads(kind.num_kv_heads if joint else 1, kind.head_dim),
     }
+    prefix = LLAMA.layer.format(index)
     for ours, theirs in NORMS.items():
-        name = f"{LLAMA.layer.format(index)}{LLAMA.norms[theirs]}.weight"
-        _pack_numbers(writer, f"{index}.{ours}", take(name), axes.get(ours, hidden))
+        if theirs in axes or not a.condition_size:
+            name = f"{prefix}{LLAMA.norms[theirs]}.weight"
+            _pack_numbers(writer, f"{index}.{ours}", take(name), axes.get(ours, hidden))
+    for name in BRANCH_NORMS:
+        _pack_numbers(writer, f"{index}.{name}", take(f"{prefix}{name}.weight"), hidden)
+    for name in ("scale", "noisy_scale"):
+        _pack_numbers(writer, f"{index}.{name}", take(f"{prefix}{name}"), Axis(1, 1))
 
 
 def _pack_experts(
@@ -204,7 +225,13 @@ def _pack_experts(
     )
     router = take(prefix + names.router)
     assert router is not None
-    writer.numbers(f"{index}.experts.router", hidden.fill(router.floats().read(0, experts.num_experts), 1))
+    rows = router.floats().read(0, experts.num_experts)
+    scale, expert_scale = (take(f"{prefix}experts.router.{name}") for name in ("scale", "expert_scale"))
+    if scale is not None and expert_scale is not None:
+        # What rows are scaled by on their way to the router is as good in its weight.
+        rows = rows * scale.numbers() / np.sqrt(np.float32(hidden.size))
+        writer.numbers(f"{index}.experts.expert_scale", expert_scale.numbers())
+    writer.numbers(f"{index}.experts.router", hidden.fill(rows, 1))
     bias = take(prefix + names.router_bias)
     if bias is not None:
         writer.numbers(f"{index}.experts.router_bias", bias.numbers())

@@ -39,7 +39,11 @@ class CheckpointTensors:
         self._path, self._spec = files.base, spec
         names, given = self._open(files)
         wanted, shapes = parts(spec.architecture, names, given)
-        spare = {name for name in given if name == f"{names.head}.weight" or name.endswith(names.ignored)}
+        spare = {
+            name
+            for name in given
+            if name == f"{names.head}.weight" or name.endswith(names.ignored) or name.startswith(names.unread)
+        }
         check_shapes(self._path, {n: s for n, s in given.items() if n not in spare - shapes.keys()}, shapes)
         self._parts = {part.name: part for part in wanted}
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vermilion.models.families import LLAMA, Architecture
-from vermilion.native.checkpoint_packing import NORMS, Take
+from vermilion.native.checkpoint_packing import NORMS
+from vermilion.native.diffusion_packing import Take
 from vermilion.native.packed_file import PackWriter, Weight
 from vermilion.native.stored_sizes import Axis, heads, product_axes, run
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vermilion.native.compile import FOLDER, LIBRARY_NAME
 
-LAYOUT_VERSION = 5
+LAYOUT_VERSION = 6
 NUM_PARTS = 3
 
 
@@ -50,17 +50,29 @@ class ExpertsStruct(ctypes.Structure):
         ("router", c_void_p),
         ("router_bias", c_void_p),
         *((name, ctypes.POINTER(MatrixStruct)) for name in ("gate", "up", "down")),
+        ("expert_scale", c_void_p),
+        ("scaled_router", c_int32),
     )
 
 
 class LayerStruct(ctypes.Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("attention_norm", "ffn_norm", "query_norm", "key_norm")),
+        *((name, c_void_p) for name in ("attention_shift", "ffn_shift", "attention_gate", "ffn_gate")),
+        *((name, c_void_p) for name in ("attention_out_norm", "ffn_out_norm", "dense_out_norm")),
+        *((name, c_void_p) for name in ("expert_out_norm", "expert_norm")),
         *((name, ProductStruct) for name in ("qkv", "output", "gate_up", "down")),
         ("experts", ExpertsStruct),
         *((name, c_int32) for name in ("num_kv_heads", "head_dim", "head_norm_size", "ffn_size", "window")),
         *((name, c_int32) for name in ("rotation", "joint_norm", "value_norm")),
-        ("attention_scale", c_float),
+        *((name, c_float) for name in ("attention_scale", "scale", "noisy_scale")),
+    )
+
+
+class SelfConditioningStruct(ctypes.Structure):
+    _fields_ = (
+        ("norm", c_void_p),
+        *((name, MatrixStruct) for name in ("gate", "up", "down")),
     )
 
 
@@ -91,6 +103,7 @@ class ModelStruct(ctypes.Structure):
         ("norm_eps", c_float),
         ("mask_token", c_int32),
         ("activation", c_int32),
+        ("centred", c_int32),
         ("embedding_scale", c_float),
         ("logit_softcap", c_float),
         ("query_period", c_int32),
@@ -100,10 +113,13 @@ class ModelStruct(ctypes.Structure):
         ("embedding", MatrixStruct),
         ("head", MatrixStruct),
         ("norm", c_void_p),
+        ("norm_shift", c_void_p),
+        ("head_bias", c_void_p),
         ("mask_embedding", c_void_p),
         ("draft_down", MatrixStruct),
         ("draft_up", MatrixStruct),
         ("drafter", DrafterStruct),
+        ("conditioning", SelfConditioningStruct),
     )
 
 
@@ -126,6 +142,7 @@ class PassStruct(ctypes.Structure):
         ("targets", c_char_p),
         ("changes", c_char_p),
         ("allowed", c_char_p),
+        ("signals", c_void_p),
         ("taps", c_char_p),
     )
 
@@ -141,6 +158,7 @@ class AnswersStruct(ctypes.Structure):
         ("given_logprobs", c_void_p),
         ("tapped", c_void_p),
         ("logits", c_void_p),
+        ("signals", c_void_p),
         ("num_given", c_int32),
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from vermilion.models.families import LLAMA, Architecture, Experts, LayerKind, Rope
 from vermilion.native.checkpoint_packing import NORMS, layer_products
+from vermilion.native.diffusion_packing import BRANCH_NORMS
 from vermilion.native.library import (
     DrafterStruct,
     ExpertsStruct,
@@ -17,12 +18,14 @@ from vermilion.native.library import (
     ModelStruct,
     ProductStruct,
     RotationStruct,
+    SelfConditioningStruct,
 )
 from vermilion.native.packed_file import PackedFile
 from vermilion.native.stored_sizes import dense_size, filled_up, head_size
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 """In the order of kernels/model.h."""
+_VECTORS = ("attention_shift", "ffn_shift", "attention_gate", "ffn_gate")
 
 
 class ModelTable:
@@ -53,6 +56,7 @@ class ModelTable:
             norm_eps=a.norm_eps,
             mask_token=mask_token_id,
             activation=ACTIVATIONS.index(a.activation),
+            centred=bool(a.condition_size),
             embedding_scale=a.embedding_scale,
             logit_softcap=a.logit_softcap,
             query_period=a.query_period if a.query_growth else 0,
@@ -62,10 +66,16 @@ class ModelTable:
             embedding=embedding,
             head=embedding if a.tied_embeddings else packed.matrix("head"),
             norm=packed.address("norm"),
+            norm_shift=packed.address("norm_shift"),
+            head_bias=packed.address("head_bias"),
             mask_embedding=packed.address("mask_embedding"),
             draft_down=packed.matrix("draft_down"),
             draft_up=packed.matrix("draft_up"),
             drafter=self._drafter(),
+            conditioning=SelfConditioningStruct(
+                packed.address("conditioning.norm"),
+                *(packed.matrix(f"conditioning.{part}") for part in ("gate", "up", "down")),
+            ),
         )
 
     def _drafter(self) -> DrafterStruct:
@@ -103,7 +113,9 @@ class ModelTable:
             joint_norm=a.qk_norm and a.joint_qk_norm,
             value_norm=a.value_norm,
             attention_scale=a.attention_scale or 1 / math.sqrt(kind.head_dim),
-            **{name: self._packed.address(f"{index}.{name}") for name in NORMS},
+            scale=self._packed.number(f"{index}.scale", 1.0),
+            noisy_scale=self._packed.number(f"{index}.noisy_scale", 1.0),
+            **{name: self._packed.address(f"{index}.{name}") for name in (*NORMS, *BRANCH_NORMS, *_VECTORS)},
         )
         for product in ("qkv", "output", "gate_up", "down"):
             name = f"{index}.{product}"
@@ -139,6 +151,8 @@ class ModelTable:
             ffn_size=filled_up(e.ffn_size),
             router=packed.address(f"{name}.router"),
             router_bias=packed.address(f"{name}.router_bias"),
+            expert_scale=packed.address(f"{name}.expert_scale"),
+            scaled_router=e.scaled_router,
             gate=matrices("gate"),
             up=matrices("up"),
             down=matrices("down"),

@@ -106,6 +106,11 @@ class PackedFile:
         entry = self._entries.get(name)
         return None if entry is None else self._data.ctypes.data + entry["offset"]
 
+    def number(self, name: str, default: float) -> float:
+        """The only one of an array; `default` where there is none of this name."""
+        entry = self._entries.get(name)
+        return default if entry is None else float(self._data[entry["offset"] :][:4].view(np.float32)[0])
+
     def size(self, name: str) -> int:
         """How many numbers an array has."""
         return int(self._entries[name]["size"])

@@ -26,12 +26,13 @@ from vermilion.native.checkpoint_packing import PackedAdapter, layer_products
 from vermilion.native.library import AnswersStruct, LowRankStruct, PassStruct
 from vermilion.native.model_table import ModelTable
 from vermilion.native.packed_file import PackedFile
+from vermilion.native.signals import Signals
 from vermilion.native.stored_sizes import filled_up
 from vermilion.types import EngineInfo, Timing
 
 # The structures of kernels/interface.h that come in arrays.
 _SEGMENT = struct.Struct("=10i")
-_READ = struct.Struct("=3dQq12i")
+_READ = struct.Struct("=4dQq14i")
 _CHANGE = np.dtype([("token", "i4"), ("repetition", "f4"), ("add", "f4")])
 _ANSWER = struct.Struct("=ddii")
 _GIVEN = struct.Struct("=4i")
@@ -108,6 +109,8 @@ class NativeRunner:
         self._adapters: dict[str, tuple[int, PackedAdapter]] = {}
         self._next_adapter = 0
         self._mask_token_id = mask_token_id
+        size = filled_up(architecture.hidden_size)
+        self._signals = Signals(size) if architecture.self_conditioning else None
         self._distributions: dict[str, dict[int, Any]] = {}
         """Log-probabilities [vocabulary] by position, of requests that ask how they move."""
         self.keep_logits = False
@@ -166,6 +169,8 @@ class NativeRunner:
     def release(self, request: str) -> None:
         """Free what is kept for a request between its jobs."""
         self._distributions.pop(request, None)
+        if self._signals is not None:
+            self._signals.release(request)
 
     def run(self, jobs: Sequence[Job]) -> list[list[Reading]]:
         """One forward over all jobs; the readings of each, in the order of its reads."""
@@ -186,20 +191,29 @@ class NativeRunner:
             row += job.rows.num_rows
         lists.first_page.append(len(lists.pages))
         moving = any(want.divergence for job in jobs for want in job.wanted)
-        outcome = _Outcome(lists, self.architecture.vocab_size if self.keep_logits or moving else 0)
+        outcome = _Outcome(
+            lists,
+            self.architecture.vocab_size if self.keep_logits or moving else 0,
+            0 if self._signals is None else self._signals.size,
+        )
         if self.taps and not drafting:
             shape = (row, len(self.taps), filled_up(self.architecture.hidden_size))
             self.tapped = np.empty(shape, np.float32)
             outcome.struct.tapped = self.tapped.ctypes.data
-        prepared = time.perf_counter()
         asked = _pass_of(lists, len(jobs), () if drafting else self.taps)
         asked.drafting = drafting
+        signals = None if self._signals is None else self._signals.of_rows(jobs, row)
+        if signals is not None:
+            asked.signals = signals.ctypes.data
+        prepared = time.perf_counter()
         self._kernels.vermilion_run(self._session, ctypes.byref(asked), ctypes.byref(outcome.struct))
         # Tokens are chosen inside the library, in the same call.
         forwards, rows = (0, 0) if drafting else (1, row)
         self.timing += Timing(time.perf_counter() - prepared, 0.0, prepared - began, forwards, rows)
         if self.keep_logits:
             self.logits = outcome.logits
+        if self._signals is not None:
+            self._signals.keep(jobs, outcome.signals)
         return self._moved(jobs, outcome) if moving else outcome.readings(jobs)
 
     def _moved(self, jobs: Sequence[Job], outcome: _Outcome) -> list[list[Reading]]:
@@ -275,9 +289,10 @@ def _list_read(lists: _Lists, read: Read, want: Wanted, first: tuple[int, int]) 
         lists.allowed += want.allowed
     num_changes = 0 if want.adjustments is None else len(want.adjustments.tokens)
     lists.reads += _READ.pack(
-        0.0 if s.greedy else s.temperature, s.top_p, s.min_p, s.seed & (2**64 - 1), allowed,
+        0.0 if s.greedy else s.temperature, s.top_p, s.min_p, want.divisor, s.seed & (2**64 - 1), allowed,
         first[0] + read.row, want.position, s.top_k, want.top, want.entropy,
         len(lists.targets), len(want.targets), lists.num_changes, num_changes, after, read.top, want.may_mask,
+        want.draw, read.purpose == "canvas",
     )  # fmt: skip
     lists.num_reads += 1
     lists.targets += want.targets
@@ -302,7 +317,7 @@ def _pass_of(lists: _Lists, num_requests: int, taps: Sequence[int]) -> PassStruc
         lists.num_segments, num_requests, len(lists.moves) // 2, lists.num_reads, len(taps), 0,
         bytes(lists.segments), numbers(lists.ids), bytes(lists.masked), numbers(lists.also),
         numbers(lists.pages), numbers(lists.first_page), numbers(lists.moves), bytes(lists.reads),
-        numbers(lists.targets), bytes(lists.changes), bytes(lists.allowed),
+        numbers(lists.targets), bytes(lists.changes), bytes(lists.allowed), None,
         numbers(list(taps)),
     )  # fmt: skip
 
@@ -310,8 +325,8 @@ def _pass_of(lists: _Lists, num_requests: int, taps: Sequence[int]) -> PassStruc
 class _Outcome:
     """Room for a pass's answers, and what they become."""
 
-    def __init__(self, lists: _Lists, vocab_size: int) -> None:
-        """`vocab_size` 0: logits are not wanted."""
+    def __init__(self, lists: _Lists, vocab_size: int, signal_size: int = 0) -> None:
+        """`vocab_size` 0: logits are not wanted; `signal_size` 0: mean embeddings are not."""
         self._answers = ctypes.create_string_buffer(_ANSWER.size * lists.num_reads)
         self._targets = (ctypes.c_double * len(lists.targets))()
         self._top_tokens = (ctypes.c_int32 * lists.num_top)()
@@ -325,6 +340,7 @@ class _Outcome:
         if vocab_size:
             self.logits = np.empty((lists.num_reads, vocab_size), np.float32)
             address = self.logits.ctypes.data
+        self.signals: Any = np.empty((lists.num_reads, signal_size), np.float32) if signal_size else None
         self.struct = AnswersStruct(
             *(
                 ctypes.addressof(buffer)
@@ -335,6 +351,7 @@ class _Outcome:
             ),
             None,
             address,
+            None if self.signals is None else self.signals.ctypes.data,
         )  # fmt: skip
 
     def readings(self, jobs: Sequence[Job]) -> list[list[Reading]]:

@@ -79,6 +79,6 @@ def product_axes(architecture: Architecture, kind: LayerKind, product: str) -> t
     return {
         "qkv": ([queries, keys] if kind.values_are_keys else [queries, keys, keys], hidden),
         "output": ([hidden], queries),
-        "gate_up": ([wide, wide], hidden),
+        "gate_up": ([wide] if a.condition_size else [wide, wide], hidden),
         "down": ([hidden], wide),
     }[product]

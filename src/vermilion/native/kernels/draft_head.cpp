@@ -71,7 +71,7 @@ void DraftHead::join(int pair) {
     std::vector<float> x(model.hidden_size);
     session_.kernels->normalize(reads_.hidden(given.read), nullptr, model.hidden_size, model.hidden_norm_size, kEps, x.data());
     session_.kernels->quantize(x.data(), model.hidden_size, both_.view(), pair, 0);
-    session_.kernels->unpack(model.embedding, given.before, x.data());
+    session_.kernels->unpack(model.embedding, given.before, all_blocks(model.embedding), x.data());
     session_.kernels->normalize(x.data(), nullptr, model.hidden_size, model.hidden_norm_size, kEps, x.data());
     session_.kernels->quantize(x.data(), model.hidden_size, both_.view(), pair, model.hidden_size);
 }
@@ -96,7 +96,7 @@ void DraftHead::weigh(int draft) {
     if (first == end) return;
     std::vector<float> heads((size_t)out.given[first].count * model.hidden_size);
     for (int i = 0; i < out.given[first].count; i++)
-        session_.kernels->unpack(model.head, out.top_tokens[reads_.first_top(read) + i],
+        session_.kernels->unpack(model.head, out.top_tokens[reads_.first_top(read) + i], all_blocks(model.head),
                                  heads.data() + (size_t)i * model.hidden_size);
     for (int pair = first; pair < end; pair++) {
         weigh_pair(out.given[pair], heads);

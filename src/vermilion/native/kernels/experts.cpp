@@ -54,19 +54,23 @@ ExpertLayers::ExpertLayers(const Session& session, int num_rows, Team& team)
     made_.resize(num_visits * hidden_size_);
 }
 
-void ExpertLayers::run(const Experts& experts, const float* normed, const Activations& codes, float* hidden) {
-    team_.share(num_rows_, [&](int row) { route(experts, normed + (size_t)row * hidden_size_, row); });
+void ExpertLayers::run(const Experts& experts, const float* routed, const Activations& codes, float* made) {
+    team_.share(num_rows_, [&](int row) { route(experts, routed + (size_t)row * hidden_size_, row); });
     team_.share(1, [&](int) { group(experts); });
     team_.share(num_rows_ * experts.num_active, [&](int visit) { gather(codes, visit); });
     gate_up(experts);
     down(experts);
-    team_.share(num_rows_, [&](int row) { sum(experts, row, hidden + (size_t)row * hidden_size_); });
+    team_.share(num_rows_, [&](int row) { sum(experts, row, made + (size_t)row * hidden_size_); });
 }
 
-void ExpertLayers::route(const Experts& experts, const float* normed, int row) {
-    std::vector<float> scores(experts.num_experts);
+void ExpertLayers::route(const Experts& experts, const float* routed, int row) {
+    std::vector<float> scores(experts.num_experts), normed(experts.scaled_router ? hidden_size_ : 0);
+    if (experts.scaled_router) {
+        session_.normalize(routed, nullptr, nullptr, normed.data());
+        routed = normed.data();
+    }
     for (int i = 0; i < experts.num_experts; i++)
-        scores[i] = kernels_.dot(normed, experts.router + (size_t)i * hidden_size_, hidden_size_);
+        scores[i] = kernels_.dot(routed, experts.router + (size_t)i * hidden_size_, hidden_size_);
     const size_t at = (size_t)row * experts.num_active;
     choose(experts, scores.data(), chosen_.data() + at, weights_.data() + at);
 }
@@ -99,8 +103,10 @@ void ExpertLayers::choose(const Experts& experts, const float* scores, int32_t* 
     if (experts.normalized)
         for (const int i : order) sum += shares[i];
     for (int place = 0; place < experts.num_active; place++) {
-        chosen[place] = order[place];
-        weights[place] = (float)(shares[order[place]] / sum * experts.scale);
+        const int expert = order[place];
+        chosen[place] = expert;
+        weights[place] = (float)(shares[expert] / sum * experts.scale);
+        if (experts.expert_scale) weights[place] *= experts.expert_scale[expert];
     }
 }
 
@@ -157,9 +163,9 @@ void ExpertLayers::down(const Experts& experts) {
     });
 }
 
-void ExpertLayers::sum(const Experts& experts, int row, float* hidden) {
+void ExpertLayers::sum(const Experts& experts, int row, float* made) {
     for (int place = 0; place < experts.num_active; place++) {
         const size_t at = (size_t)row * experts.num_active + place;
-        kernels_.add_scaled(hidden, made_.data() + (size_t)visit_of_[at] * hidden_size_, weights_[at], hidden_size_);
+        kernels_.add_scaled(made, made_.data() + (size_t)visit_of_[at] * hidden_size_, weights_[at], hidden_size_);
     }
 }

@@ -10,9 +10,9 @@ class ExpertLayers {
    public:
     ExpertLayers(const Session& session, int num_rows, Team& team);
 
-    // Called by all members: adds to `hidden` what the layer's experts make of `normed` [rows, hidden_size] and
-    // its codes.
-    void run(const Experts& experts, const float* normed, const Activations& codes, float* hidden);
+    // Called by all members: adds to `made` what the layer's experts make of `codes`; `routed` [rows, hidden_size] is
+    // what the router sees.
+    void run(const Experts& experts, const float* routed, const Activations& codes, float* made);
 
     // Chooses for one row: `chosen` [num_active] rises, `weights` belong to it.
     static void choose(const Experts& experts, const float* scores, int32_t* chosen, float* weights);
@@ -27,12 +27,12 @@ class ExpertLayers {
         Range visits;
     };
 
-    void route(const Experts& experts, const float* normed, int row);
+    void route(const Experts& experts, const float* routed, int row);
     void group(const Experts& experts);
     void gather(const Activations& codes, int visit);
     void gate_up(const Experts& experts);
     void down(const Experts& experts);
-    void sum(const Experts& experts, int row, float* hidden);
+    void sum(const Experts& experts, int row, float* made);
 
     const Session& session_;
     const Kernels& kernels_;

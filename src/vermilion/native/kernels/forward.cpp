@@ -29,11 +29,13 @@ Forward::Forward(Session& session, const Rows& rows, const Pass& pass, float* ta
       normed_(hidden.size()),
       normed_codes_(rows.size(), model_.hidden_size),
       experts_(session, rows.size(), team) {
-    int head_dim = 0, attended = 0, ffn_size = 0, jointly = 0;
+    int head_dim = 0, attended = 0, ffn_size = model_.conditioning.gate.outputs, jointly = 0;
     for (const Layer& layer : session.layers) {
         head_dim = std::max(head_dim, layer.head_dim);
         attended = std::max(attended, layer.output.parts[0].inputs);
         ffn_size = std::max(ffn_size, layer.ffn_size);
+        if (layer.attention_out_norm || layer.attention_gate) branch_.resize(hidden.size());
+        if (layer.expert_norm) mixed_.resize(hidden.size());
         if (layer.joint_norm)
             jointly = std::max(jointly, (model_.num_heads + 2 * layer.num_kv_heads) * layer.head_dim);
         if (!units_.count(layer.num_kv_heads)) plan_attention(layer.num_kv_heads);
@@ -105,18 +107,23 @@ void Forward::run() {
         embed(row);
         turn(row);
     });
+    if (model_.conditioning.norm) condition();
     for (int layer = 0; layer < stack_.num_layers; layer++) {
         tap(layer);
         tap_for_drafter(layer);
-        normalize(stack_.layers[layer].attention_norm);
+        const Layer& l = stack_.layers[layer];
+        normalize(l.attention_norm, l.attention_shift);
         lower(layer, kQkv, normed_codes_.view());
         project_heads(layer);
         attend(layer);
-        const Activations attended = attended_codes_.view(stack_.layers[layer].output.parts[0].inputs);
+        const Activations attended = attended_codes_.view(l.output.parts[0].inputs);
         lower(layer, kOutput, attended);
         add_product(layer, kOutput, attended);
-        normalize(stack_.layers[layer].ffn_norm);
+        join(l.attention_out_norm, l.attention_gate);
+        normalize(l.ffn_norm, l.ffn_shift);
         feed_forward(layer);
+        join(l.ffn_out_norm, l.ffn_gate);
+        if (l.ffn_out_norm) scale(l);
     }
     tap(stack_.num_layers);
     if (!injected_.empty()) inject();
@@ -142,7 +149,7 @@ void Forward::embed(int row) {
         std::copy_n(stack_.mask_embedding, size, x);
         return;
     }
-    kernels_.unpack(model_.embedding, r.id, x);
+    kernels_.unpack(model_.embedding, r.id, all_blocks(model_.embedding), x);
     for (int i = 0; i < size && model_.embedding_scale != 1.0f; i++) x[i] *= model_.embedding_scale;
 }
 
@@ -159,13 +166,12 @@ void Forward::turn(int row) {
     }
 }
 
-void Forward::normalize(const float* weight) {
+void Forward::normalize(const float* weight, const float* shift) {
     const int size = model_.hidden_size;
     const Activations into = normed_codes_.view();
     team_.share(rows_.size(), [&](int row) {
         float* y = normed_.data() + (size_t)row * size;
-        kernels_.normalize(hidden.data() + (size_t)row * size, weight, size, model_.hidden_norm_size,
-                           model_.norm_eps, y);
+        session_.normalize(hidden.data() + (size_t)row * size, weight, shift, y);
         kernels_.quantize(y, size, into, row, 0);
     });
 }
@@ -179,7 +185,14 @@ void Forward::feed_forward(int layer) {
         lower(layer, kDown, gated);
         add_product(layer, kDown, gated);
     }
-    if (l.experts.num_experts) experts_.run(l.experts, normed_.data(), normed_codes_.view(), hidden.data());
+    if (!l.experts.num_experts) return;
+    if (!l.expert_norm) {
+        experts_.run(l.experts, normed_.data(), normed_codes_.view(), outlet());
+        return;
+    }
+    normalize(l.expert_norm, nullptr);
+    experts_.run(l.experts, hidden.data(), normed_codes_.view(), mixed_.data());
+    add_mixed(l);
 }
 
 // The first half of what adapters add: their rows' inputs times `down`, as codes.
@@ -335,7 +348,7 @@ void Forward::add_product(int layer, Kind kind, Activations x) {
     const int num_tiles = model_.hidden_size / kTile, step = tiles_per_share(num_tiles, team_.size());
     team_.share((num_tiles + step - 1) / step, [&](int index) {
         const Range tiles = {index * step, std::min(step, num_tiles - index * step)};
-        project(layer, kind, 0, tiles, x, {hidden.data() + tiles.first * kTile, model_.hidden_size, true});
+        project(layer, kind, 0, tiles, x, {outlet() + tiles.first * kTile, model_.hidden_size, true});
     });
 }
 
@@ -346,7 +359,10 @@ void Forward::gate_up(int layer) {
         float* gate = scratch((size_t)num_rows * kBlock * 2);
         float* up = gate + (size_t)num_rows * kBlock;
         project(layer, kGateUp, 0, {block * 2, 2}, normed_codes_.view(), {gate, kBlock, false});
-        project(layer, kGateUp, 1, {block * 2, 2}, normed_codes_.view(), {up, kBlock, false});
+        if (product(layer, kGateUp).parts[1].tiles)
+            project(layer, kGateUp, 1, {block * 2, 2}, normed_codes_.view(), {up, kBlock, false});
+        else
+            std::fill_n(up, (size_t)num_rows * kBlock, 1.0f);
         for (int row = 0; row < num_rows; row++) {
             const size_t at = (size_t)row * kBlock;
             kernels_.gate(model_.activation, gate + at, up + at, kBlock, gate + at);

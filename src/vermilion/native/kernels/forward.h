@@ -40,7 +40,12 @@ class Forward {
     void inject();
     void inject_head(int index, int head);
     void turn(int row);
-    void normalize(const float* weight);
+    void normalize(const float* weight, const float* shift);
+    void condition();
+    float* outlet() { return branch_.empty() ? hidden.data() : branch_.data(); }
+    void join(const float* norm, const float* gate);
+    void add_mixed(const Layer& layer);
+    void scale(const Layer& layer);
     void lower(int layer, Kind kind, Activations x);
     void project(int layer, Kind kind, int part, Range tiles, const Activations& x, const Output& y);
     void project_heads(int layer);
@@ -65,6 +70,8 @@ class Forward {
     Team& team_;
     std::vector<std::vector<float>> cos_, sin_;  // of each rotation [rows, size / 2]
     std::vector<float> normed_;                  // [rows, hidden_size]
+    std::vector<float> branch_;  // what a half of a layer makes, where it is changed before it is added up; then zeros
+    std::vector<float> mixed_;   // the same of the experts
     std::vector<float> queries_, attended_;      // [rows, heads * head_dim], as wide as the widest layer's
     std::vector<float> heads_;                   // [rows, all heads], where a norm goes over several
     CodeBuffer tapped_codes_;                    // clean rows at the drafter's taps

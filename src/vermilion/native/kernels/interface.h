@@ -11,7 +11,7 @@
 #define VERMILION_API extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int kLayoutVersion = 5;
+constexpr int kLayoutVersion = 6;
 
 // Rows at consecutive positions that see by the same rule: `decoding/passes.py`, Segment.
 struct Segment {
@@ -29,6 +29,7 @@ struct Change {
 // One row whose logits are wanted: `decoding/jobs.py`, Wanted.
 struct Read {
     double temperature, top_p, min_p;
+    double divisor;   // of the logits, before what may not be chosen is left out
     uint64_t seed;    // with the position, the key of the sampling noise
     int64_t allowed;  // byte offset of its bits in `allowed`; -1: all tokens
     int32_t row;      // counted over all segments in order
@@ -37,6 +38,8 @@ struct Read {
     int32_t after;    // of a draft: the read that gives the token before it, -1: none, -3: its row stands on it; -2: no draft
     int32_t choices;  // of a draft: how many of its likeliest tokens to weigh
     int32_t may_mask;  // whether the mask token may be chosen
+    int32_t draw;      // a sample is the distribution's inverse at a number of (seed, position, draw); -1: by Gumbel noise
+    int32_t signalled;  // whether the mean embedding under its distribution is wanted
 };
 
 struct Pass {
@@ -54,7 +57,8 @@ struct Pass {
     const int32_t* targets;
     const Change* changes;
     const uint8_t* allowed;
-    const int32_t* taps;  // layers whose inputs are wanted; the number of layers: what the last norm takes
+    const float* signals;  // [rows as the segments list them, hidden_size], of noisy ones; null: all zero
+    const int32_t* taps;   // layers whose inputs are wanted; the number of layers: what the last norm takes
 };
 
 struct Answer {
@@ -78,6 +82,7 @@ struct Answers {
     double* given_logprobs;
     float* tapped;           // [rows as the segments list them, num_taps, hidden_size]
     float* logits;           // [num_reads, vocab_size], unchanged by penalties or bans; null: not wanted
+    float* signals;          // [num_reads, hidden_size], of those that are signalled
     int32_t num_given;
 };
 

@@ -29,6 +29,8 @@ struct Output {
     bool add;       // to what is there
 };
 
+inline Range all_blocks(const Matrix& matrix) { return {0, matrix.inputs / kBlock}; }
+
 constexpr int kMaxQueries = 8;
 
 // Up to eight query heads that share a key head, of rows of one request.
@@ -65,7 +67,8 @@ struct Kernels {
     void (*quantize)(const float* x, int count, const Activations& into, int row, int first_input);
     // y[row, tile] = x[row] . matrix[tile] for rows and tiles of these ranges.
     void (*multiply)(const Matrix& matrix, Range tiles, const Activations& x, Range rows, const Output& y);
-    void (*unpack)(const Matrix& matrix, int output, float* values);
+    // The weights of an output for these blocks of inputs.
+    void (*unpack)(const Matrix& matrix, int output, Range blocks, float* values);
     // Rotate-half RoPE over the first 2 * half components.
     void (*rotate)(float* head, const float* cos, const float* sin, int half);
     void (*add)(float* y, const float* x, int count);

@@ -54,6 +54,8 @@ struct Experts {
     const float* router;       // [num_experts, hidden_size]
     const float* router_bias;  // [num_experts] chooses and does not weigh; null: none
     const Matrix *gate, *up, *down;  // [num_experts] each
+    const float* expert_scale;       // [num_experts] weighs the chosen once more; null: 1
+    int32_t scaled_router;           // whether rows are normalised on their way to the router
 };
 
 // Sizes of what is stored are multiples of 32, of a head 16, filled up with zeros; `_norm_size` is the true one.
@@ -62,8 +64,13 @@ struct Layer {
     const float* ffn_norm;
     const float* query_norm;  // null: none
     const float* key_norm;
+    // Null where a layer does without: added behind the norms; weights of what leaves attention and feed-forward,
+    // entry by entry; norms of what leaves them, of what leaves the dense feed-forward and the experts before
+    // they are added up, and of what enters the experts, which otherwise see what the dense one sees.
+    const float *attention_shift, *ffn_shift, *attention_gate, *ffn_gate;
+    const float *attention_out_norm, *ffn_out_norm, *dense_out_norm, *expert_out_norm, *expert_norm;
     Product qkv;  // without a third part, keys before norm and rotation are the values
-    Product output, gate_up, down;
+    Product output, gate_up, down;  // without a second part, the feed-forward has no gate
     Experts experts;
     int32_t num_kv_heads, head_dim, head_norm_size;
     int32_t ffn_size;  // of gate_up and down; 0: experts alone
@@ -72,6 +79,13 @@ struct Layer {
     int32_t joint_norm;  // whether query_norm and key_norm go over all heads of a row together
     int32_t value_norm;  // whether values are normalised, without a weight
     float attention_scale;
+    float scale, noisy_scale;  // of what leaves a layer with out norms: of clean rows, of noisy ones
+};
+
+// What noisy rows hear of the last pass over them: a gated feed-forward of the mean embedding that it predicted.
+struct SelfConditioning {
+    const float* norm;  // null: none
+    Matrix gate, up, down;
 };
 
 // A shallow drafter: layers of the base's sizes that read its hidden states (`models/drafter.py`).
@@ -95,6 +109,7 @@ struct Model {
     float norm_eps;
     int32_t mask_token;  // never chosen
     int32_t activation;  // of the gates: Activation
+    int32_t centred;     // whether norms of hidden states take the mean off: LayerNorm, else RMSNorm
     float embedding_scale;
     float logit_softcap;   // 0: none
     int32_t query_period;  // queries at position p: times 1 + query_growth ln(1 + floor(p / query_period)); 0: never
@@ -103,9 +118,11 @@ struct Model {
     const Rotation* rotations;
     Matrix embedding, head;
     const float* norm;
-    const float* mask_embedding;   // null: masked rows have an ordinary embedding
-    Matrix draft_down, draft_up;  // absent: no draft head
+    const float *norm_shift, *head_bias;  // null: none
+    const float* mask_embedding;          // null: masked rows have an ordinary embedding
+    Matrix draft_down, draft_up;          // absent: no draft head
     Drafter drafter;
+    SelfConditioning conditioning;
 };
 
 // What a pass runs through: the base's layers, or the drafter's.
@@ -113,7 +130,7 @@ struct Stack {
     const Layer* layers;
     int num_layers;
     int first_in_pool;  // layer of the pool that takes the first one's keys and values
-    const float *norm, *mask_embedding;
+    const float *norm, *norm_shift, *mask_embedding, *head_bias;
     Matrix head, draft_down, draft_up;
     const int32_t* vocabulary;  // token ids of the head's rows; null: each row's own number
     int num_outputs;

@@ -123,12 +123,13 @@ void multiply(const Matrix& matrix, Range tiles, const Activations& x, Range row
         multiply_as<EightBit>(matrix, tiles, x, rows, y);
 }
 
-void unpack(const Matrix& matrix, int output, float* values) {
+void unpack(const Matrix& matrix, int output, Range wanted, float* values) {
     const int blocks = matrix.inputs / kBlock, lane = output % kTile;
     const uint8_t* codes = matrix.tiles + (long)(output / kTile) * tile_bytes(matrix.inputs, matrix.bits);
     const bool four = matrix.bits == 4;
-    const uint16_t* scales = (const uint16_t*)(codes + blocks * (four ? 256 : 512));
-    for (int block = 0; block < blocks; block++) {
+    const uint16_t* scales = (const uint16_t*)(codes + blocks * (four ? 256 : 512)) + wanted.first * (four ? 32 : 16);
+    codes += wanted.first * (four ? 256 : 512);
+    for (int block = 0; block < wanted.count; block++) {
         const float scale = half_to_float(scales[lane]), least = four ? half_to_float(scales[16 + lane]) : 0.0f;
         for (int i = 0; i < kBlock; i++) {
             const int group = i / 4, byte = lane * 4 + i % 4;

@@ -8,6 +8,10 @@ namespace {
 
 // No noise is above 53 log 2: uniform numbers have 52 bits.
 constexpr double kMostNoise = 37.5;
+// Tokens less likely than the likeliest by this factor's logarithm: a vocabulary of them changes no sample, and a
+// mean by less than a hundred-thousandth.
+constexpr double kUnlikely = 40.0;
+constexpr float kWeightless = -25.0f;
 constexpr float kBanned = -INFINITY;
 constexpr float kLowest = -3.4e38f;
 
@@ -54,6 +58,8 @@ Reading::Reading(const Kernels& kernels, float* logits, int vocab_size, int mask
         float& logit = logits[change.token];
         logit = (logit > 0 ? logit / change.repetition : logit * change.repetition) + change.add;
     }
+    const float divisor = (float)read.divisor;
+    for (int token = 0; token < padded_ && divisor != 1.0f; token++) logits[token] /= divisor;
     if (read.allowed >= 0) apply_bans(logits, vocab_size, pass.allowed + read.allowed);
     summary_ = kernels.summarize(logits, padded_, 1.0f);
     total_ = (double)summary_.highest + log(summary_.normalizer);
@@ -95,7 +101,10 @@ std::vector<int32_t> Reading::likeliest(int count) const {
 
 int Reading::sample() const {
     const bool has_top_k = read_.top_k > 0 && read_.top_k < padded_;
-    if (!has_top_k && read_.top_p >= 1.0 && read_.min_p <= 0.0) return sample_all();
+    if (!has_top_k && read_.top_p >= 1.0 && read_.min_p <= 0.0) {
+        if (read_.draw < 0) return sample_all();
+        return invert(not_below((float)(summary_.highest - kUnlikely * read_.temperature)));
+    }
     std::vector<int32_t> kept;
     if (has_top_k) {
         const std::vector<int32_t> top = likeliest(read_.top_k);
@@ -109,7 +118,26 @@ int Reading::sample() const {
         kept.erase(std::remove_if(kept.begin(), kept.end(), [&](int token) { return logits_[token] < limit; }),
                    kept.end());
     }
-    return sample_among(kept);
+    return read_.draw < 0 ? sample_among(kept) : invert(std::move(kept));
+}
+
+// The inverse of the distribution function over `kept`, by their numbers: `decoding/noise.py`, uniform.
+int Reading::invert(std::vector<int32_t> kept) const {
+    std::sort(kept.begin(), kept.end());
+    std::vector<double> up_to;
+    double sum = 0.0;
+    for (const int token : kept)
+        up_to.push_back(sum += exp(((double)logits_[token] - summary_.highest) / read_.temperature));
+    const double number = (double)(noise_key(key_, 2 * read_.draw) >> 10) * 0x1p-53 * sum;
+    const size_t at = std::upper_bound(up_to.begin(), up_to.end(), number) - up_to.begin();
+    return kept.empty() ? summary_.at : kept[std::min(at, kept.size() - 1)];
+}
+
+void Reading::weigh(float* probabilities) const {
+    for (int token = 0; token < padded_; token++) {
+        const float below = logits_[token] - summary_.highest;
+        probabilities[token] = below < kWeightless ? 0.0f : expf((float)(logits_[token] - total_));
+    }
 }
 
 // The smallest set of likeliest tokens that holds `top_p` of the mass of `kept`, or of all tokens.

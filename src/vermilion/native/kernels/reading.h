@@ -20,6 +20,8 @@ class Reading {
 
     Answer answer() const;
     double logprob(int token) const { return (double)logits_[token] - total_; }
+    // Each token's probability in its place.
+    void weigh(float* probabilities) const;
     // Up to `count` tokens that may be chosen, likeliest first, of equals the lowest.
     std::vector<int32_t> likeliest(int count) const;
 
@@ -27,6 +29,7 @@ class Reading {
     int sample() const;
     int sample_among(const std::vector<int32_t>& kept) const;
     int sample_all() const;
+    int invert(std::vector<int32_t> kept) const;
     std::vector<int32_t> not_below(float limit) const;
     void sort(std::vector<int32_t>& tokens) const;
     std::vector<int32_t> nucleus(std::vector<int32_t> kept, bool all) const;

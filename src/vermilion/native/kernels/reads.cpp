@@ -44,6 +44,9 @@ void Reads::run(Team& team) {
                                        codes_.view(), {first, count}, {logits + tile * kTile, padded, false});
         });
         team.share(count, [&](int i) { answer(first + i, logits + (size_t)i * padded); });
+        if (!answers_.signals) continue;
+        team.share(1, [&](int) { list_signals(first, count); });
+        team.share(session_.model.hidden_size / kBlock, [&](int block) { signal(first, block, logits); });
     }
 }
 
@@ -51,8 +54,7 @@ void Reads::normalize(int read) {
     const Model& model = session_.model;
     const size_t row = rows_.place[pass_.reads[read].row];
     float* y = normed_.data() + (size_t)read * model.hidden_size;
-    session_.kernels->normalize(forward_.hidden.data() + row * model.hidden_size, stack_.norm, model.hidden_size,
-                                model.hidden_norm_size, model.norm_eps, y);
+    session_.normalize(forward_.hidden.data() + row * model.hidden_size, stack_.norm, stack_.norm_shift, y);
     session_.kernels->quantize(y, model.hidden_size, codes_.view(), read, 0);
 }
 
@@ -66,6 +68,7 @@ void Reads::answer(int index, float* logits) {
         for (int i = 0; i < stack_.num_outputs; i++) spread[stack_.vocabulary[i]] = logits[i];
         logits = spread.data();
     }
+    if (stack_.head_bias) session_.kernels->add(logits, stack_.head_bias, (model.vocab_size + 15) / 16 * 16);
     if (model.logit_softcap > 0) session_.kernels->cap(logits, (model.vocab_size + 15) / 16 * 16, model.logit_softcap);
     if (answers_.logits)
         memcpy(answers_.logits + (size_t)index * model.vocab_size, logits, model.vocab_size * sizeof(float));
@@ -74,11 +77,42 @@ void Reads::answer(int index, float* logits) {
     answer = reading.answer();
     for (int i = read.first_target; i < read.first_target + read.num_targets; i++)
         answers_.targets[i] = reading.logprob(pass_.targets[i]);
-    if (!read.top) return;
-    const std::vector<int32_t> top = reading.likeliest(read.top);
+    const std::vector<int32_t> top = read.top ? reading.likeliest(read.top) : std::vector<int32_t>();
     answer.num_top = (int32_t)top.size();
     for (size_t i = 0; i < top.size(); i++) {
         answers_.top_tokens[first_top_[index] + i] = top[i];
         answers_.top_logprobs[first_top_[index] + i] = reading.logprob(top[i]);
+    }
+    if (read.signalled) reading.weigh(logits);
+}
+
+// Which reads of a batch want their mean embedding, and which tokens these take.
+void Reads::list_signals(int first, int count) {
+    signalled_.clear();
+    weighed_.clear();
+    for (int i = 0; i < count; i++)
+        if (pass_.reads[first + i].signalled) signalled_.push_back(i);
+    const size_t padded = (size_t)(stack_.num_outputs + kTile - 1) / kTile * kTile;
+    for (int token = 0; token < stack_.num_outputs && !signalled_.empty(); token++)
+        if (std::any_of(signalled_.begin(), signalled_.end(), [&](int i) { return session_.logits[i * padded + token] > 0; }))
+            weighed_.push_back(token);
+}
+
+// 32 entries of the mean embeddings of a batch, summed up token by token, so that no read notices the others.
+void Reads::signal(int first, int block, const float* weights) {
+    const Model& model = session_.model;
+    const size_t padded = (size_t)(stack_.num_outputs + kTile - 1) / kTile * kTile;
+    float values[kBlock];
+    std::vector<float> sums(signalled_.size() * kBlock);
+    for (const int token : weighed_) {
+        session_.kernels->unpack(model.embedding, token, {block, 1}, values);
+        for (size_t i = 0; i < signalled_.size(); i++) {
+            const float weight = weights[signalled_[i] * padded + token];
+            if (weight > 0) session_.kernels->add_scaled(sums.data() + i * kBlock, values, weight, kBlock);
+        }
+    }
+    for (size_t i = 0; i < signalled_.size(); i++) {
+        float* to = answers_.signals + (size_t)(first + signalled_[i]) * model.hidden_size + block * kBlock;
+        for (int k = 0; k < kBlock; k++) to[k] = sums[i * kBlock + k] * model.embedding_scale;
     }
 }

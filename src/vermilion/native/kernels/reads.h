@@ -24,6 +24,8 @@ class Reads {
    private:
     void normalize(int read);
     void answer(int read, float* logits);
+    void list_signals(int first, int count);
+    void signal(int first, int block, const float* weights);
 
     Session& session_;
     const Stack stack_;
@@ -34,4 +36,6 @@ class Reads {
     std::vector<int> first_top_;
     std::vector<float> normed_;
     CodeBuffer codes_;
+    std::vector<int> signalled_;  // of the batch
+    std::vector<int> weighed_;    // tokens that some of these weigh
 };

@@ -76,14 +76,27 @@ Session::Session(const Model& given, int num_pages, int page_size, int threads, 
     model.drafter.layers = drafter_layers.data();
 }
 
+void Session::normalize(const float* x, const float* weight, const float* shift, float* y) const {
+    const int size = model.hidden_size, real = model.hidden_norm_size;
+    if (model.centred) {
+        double sum = 0.0;
+        for (int i = 0; i < real; i++) sum += x[i];
+        const float mean = (float)(sum / real);
+        for (int i = 0; i < size; i++) y[i] = i < real ? x[i] - mean : 0.0f;
+        x = y;
+    }
+    kernels->normalize(x, weight, size, real, model.norm_eps, y);
+    if (shift) kernels->add(y, shift, size);
+}
+
 Stack Session::stack(bool drafting) const {
     const Model& m = model;
     const Drafter& d = model.drafter;
     if (!drafting)
-        return {m.layers,     m.num_layers, 0,       m.norm,      m.mask_embedding, m.head,
-                m.draft_down, m.draft_up,   nullptr, m.vocab_size};
-    return {d.layers, d.num_layers, m.num_layers, d.norm, d.mask_embedding, d.head, d.down, d.up, d.vocabulary,
-            d.vocab_size};
+        return {m.layers, m.num_layers, 0,            m.norm,     m.norm_shift, m.mask_embedding,
+                m.head_bias, m.head,    m.draft_down, m.draft_up, nullptr,      m.vocab_size};
+    return {d.layers, d.num_layers, m.num_layers, d.norm, nullptr,      d.mask_embedding,
+            nullptr,  d.head,       d.down,       d.up,   d.vocabulary, d.vocab_size};
 }
 
 Team& Session::workers() {

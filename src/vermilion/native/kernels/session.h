@@ -59,6 +59,9 @@ struct Session {
 
     Stack stack(bool drafting) const;
 
+    // A norm of a row of hidden states, [hidden_size]; weight and shift may be null.
+    void normalize(const float* x, const float* weight, const float* shift, float* y) const;
+
     // The threads; made anew in a fork, which has none of its parent's.
     Team& workers();
 };
