@@ -20,6 +20,7 @@ from vermilion.cli.list_models import app as models
 from vermilion.cli.manage_accounts import app as accounts
 from vermilion.cli.options import DEFAULT_MODEL, BenchOptions, ServeOptions, with_options
 from vermilion.cli.printing import complain, note, print_plain
+from vermilion.cli.talk import app as voice
 from vermilion.cli.train import convert, train
 from vermilion.errors import BadParameter, ConfigError, VermilionError
 
@@ -55,6 +56,7 @@ for command in (run, chat, complete, convert, train, connect, report, doctor):
 app.add_typer(accounts, name="accounts")
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
+app.add_typer(voice, name="voice")
 app.command("eval")(with_options(EvalOptions)(evaluate))
 
 

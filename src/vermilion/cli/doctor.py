@@ -20,6 +20,7 @@ _EXTRAS = {
     "data": ("datasketch", "reasoning_gym"),
     "postgres": ("psycopg",),
     "peers": ("xllamacpp",),
+    "voice": ("pipecat", "faster_whisper", "piper", "pocketsphinx"),
 }
 """Extra to the modules that it installs."""
 

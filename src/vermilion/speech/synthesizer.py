@@ -53,7 +53,7 @@ def best_synthesizer() -> str:
     if find_spec("piper") is not None and speech_models.is_pulled("piper-joe"):
         return "piper"
     if shutil.which("flite"):
-        _log.warning("Piper's voice is not on this machine; flite speaks instead. Run: vermilion voice pull")
+        _log.warning("Piper or its voice is missing here; flite speaks instead. Run: vermilion voice pull")
         return "flite"
     raise ModelFileError(
         "Nothing here can speak. Run: pip install 'vermilion[voice]', then: vermilion voice pull"

@@ -1,0 +1,1 @@
+"""A voice agent: speech recognition, a diffusion model that answers, speech synthesis, and interruptions."""

@@ -1,0 +1,85 @@
+"""Our recognisers and synthesisers as stages of pipecat's pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pipecat.frames.frames import Frame, TranscriptionFrame
+from pipecat.services.settings import STTSettings, TTSSettings
+from pipecat.services.stt_service import SegmentedSTTService
+from pipecat.services.tts_service import TTSService
+from pipecat.transcriptions.language import Language
+from pipecat.utils.time import time_now_iso8601
+
+from vermilion.speech.recognizer import Recognizer, Transcript
+from vermilion.speech.synthesizer import Synthesizer
+from vermilion.voice.clauses import ClauseAggregator
+
+_TYPICAL_LATENCY_S = 1.0
+"""How long a transcript may take before a turn ends without it."""
+_NO_SPEECH, _UNLIKELY = 0.6, -1.0
+"""Whisper's own rule for silence: both, since a single word alone looks like none."""
+
+
+class RecognizerService(SegmentedSTTService):
+    """Transcribes what the voice detector cuts out, a stretch at a time."""
+
+    wants_wav_segments = False
+
+    def __init__(self, recognizer: Recognizer, **options: Any) -> None:
+        settings = STTSettings(model=recognizer.name, language=Language.EN)
+        super().__init__(settings=settings, ttfs_p99_latency=_TYPICAL_LATENCY_S, **options)
+        self._recognizer = recognizer
+
+    def can_generate_metrics(self) -> bool:
+        return True
+
+    async def run_stt(self, audio: bytes) -> AsyncGenerator[Frame, None]:
+        """`audio`: 16-bit mono PCM at the pipeline's rate, 16 kHz."""
+        await self.start_processing_metrics()
+        samples = np.frombuffer(audio, np.int16)
+        heard = await asyncio.to_thread(self._recognizer.transcribe, samples)
+        await self.stop_processing_metrics()
+        if heard.text and not is_silence(heard):
+            yield TranscriptionFrame(heard.text, self._user_id, time_now_iso8601(), Language.EN)
+
+
+def is_silence(heard: Transcript) -> bool:
+    """Whether nobody spoke, whatever the text says."""
+    surest = max((segment.avg_logprob for segment in heard.segments), default=0.0)
+    return heard.no_speech_prob > _NO_SPEECH and surest < _UNLIKELY
+
+
+class SynthesizerService(TTSService):
+    """Speaks the first clause of an answer, then sentence by sentence."""
+
+    def __init__(self, synthesizer: Synthesizer, **options: Any) -> None:
+        settings = TTSSettings(model=synthesizer.name, voice=synthesizer.name, language=None)
+        super().__init__(settings=settings, push_start_frame=True, push_stop_frames=True, **options)
+        self._synthesizer = synthesizer
+        self._text_aggregator = ClauseAggregator()
+
+    def can_generate_metrics(self) -> bool:
+        return True
+
+    async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Frame, None]:
+        await self.start_tts_usage_metrics(text)
+        pieces = _bytes_of(self._synthesizer.speak(text))
+        rate = self._synthesizer.sample_rate
+        try:
+            async for frame in self._stream_audio_frames_from_iterator(
+                pieces, in_sample_rate=rate, context_id=context_id
+            ):
+                await self.stop_ttfb_metrics()
+                yield frame
+        finally:
+            await self.stop_ttfb_metrics()
+
+
+async def _bytes_of(pieces: Iterator[NDArray[np.int16]]) -> AsyncIterator[bytes]:
+    while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        yield piece.tobytes()

@@ -1,0 +1,143 @@
+"""The voice process: one HTTP application for the page, WebRTC, WebSockets and phone lines."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import BackgroundTasks, FastAPI, Request, WebSocket
+from fastapi.staticfiles import StaticFiles
+from pipecat.pipeline.worker import PipelineParams
+from pipecat.serializers.protobuf import ProtobufFrameSerializer
+from pipecat.transports.base_transport import BaseTransport, TransportParams
+from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
+from pipecat.transports.smallwebrtc.request_handler import (
+    IceCandidate,
+    SmallWebRTCPatchRequest,
+    SmallWebRTCRequest,
+    SmallWebRTCRequestHandler,
+)
+from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
+from pipecat.transports.websocket.fastapi import FastAPIWebsocketParams, FastAPIWebsocketTransport
+
+from vermilion.errors import ConfigError
+from vermilion.speech.recognizer import SAMPLE_RATE
+from vermilion.voice.call import Agent, Call, CallRecord
+
+PAGE = Path(__file__).parent / "page"
+_MOST_RECORDS = 200
+
+_log = logging.getLogger(__name__)
+
+
+class Switchboard:
+    """The calls of this process."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.running: set[Call] = set()
+        self.finished: list[CallRecord] = []
+
+    async def answer(self, transport: BaseTransport, params: PipelineParams, *, watched: bool) -> None:
+        """Takes one call and returns when it ends."""
+        call = Call(self.agent, transport, params, watched=watched)
+        self.running.add(call)
+        try:
+            await call.run()
+        finally:
+            self.running.discard(call)
+            self.finished = [*self.finished[1 - _MOST_RECORDS :], call.record]
+
+    def status(self) -> dict[str, Any]:
+        agent = self.agent
+        records = [*self.finished, *(call.record for call in self.running)]
+        return {
+            "service_url": agent.base_url,
+            "model": agent.model,
+            "persona": agent.persona.name,
+            "recognizer": agent.recognizer.name,
+            "synthesizer": agent.synthesizer.name,
+            "sample_rate_in": SAMPLE_RATE,
+            "sample_rate_out": agent.synthesizer.sample_rate,
+            "calls": len(self.running),
+            "calls_finished": len(self.finished),
+            "turns": sum(len(record.latencies) for record in records),
+            "interruptions": sum(record.interruptions for record in records),
+            "errors": sum(len(record.errors) for record in records),
+        }
+
+
+def create_voice_app(agent: Agent) -> FastAPI:
+    """Answers calls with `agent`; bind it to 127.0.0.1, there is no login."""
+    board = Switchboard(agent)
+    webrtc = SmallWebRTCRequestHandler()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.gather(*(call.worker.cancel() for call in board.running))
+        await webrtc.close()
+
+    app = FastAPI(title="Vermilion voice", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.switchboard = board
+
+    @app.get("/api/status")
+    def status() -> dict[str, Any]:
+        return board.status()
+
+    @app.post("/api/offer")
+    async def offer(request: Request, background: BackgroundTasks) -> Any:
+        asked = SmallWebRTCRequest.from_dict(await request.json())
+
+        async def begin(connection: SmallWebRTCConnection) -> None:
+            rate = agent.synthesizer.sample_rate
+            params = TransportParams(audio_in_enabled=True, audio_out_enabled=True)
+            transport = SmallWebRTCTransport(webrtc_connection=connection, params=params)
+            background.add_task(board.answer, transport, _rates(SAMPLE_RATE, rate), watched=True)
+
+        return await webrtc.handle_web_request(asked, begin)
+
+    @app.patch("/api/offer")
+    async def candidates(request: Request) -> dict[str, str]:
+        body = await request.json()
+        found = [IceCandidate(**candidate) for candidate in body["candidates"]]
+        await webrtc.handle_patch_request(SmallWebRTCPatchRequest(body["pc_id"], found))
+        return {"status": "success"}
+
+    @app.websocket("/ws")
+    async def talk(socket: WebSocket, page: bool = False) -> None:
+        await socket.accept()
+        params = FastAPIWebsocketParams(
+            audio_in_enabled=True, audio_out_enabled=True, serializer=ProtobufFrameSerializer()
+        )
+        rates = _rates(SAMPLE_RATE, agent.synthesizer.sample_rate)
+        await board.answer(FastAPIWebsocketTransport(socket, params), rates, watched=page)
+
+    if PAGE.is_dir():
+        app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
+
+
+def serve(agent: Agent, host: str, port: int, opened: Callable[[str], None]) -> None:
+    """Answers calls until a signal; `opened` gets the page's address. Raises ConfigError for a taken port."""
+    try:
+        listener = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot listen on {host} port {port}: {error.strerror or error}. Choose another with --port."
+        ) from None
+    opened(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
+    config = uvicorn.Config(create_voice_app(agent), log_level=logging.WARNING)
+    uvicorn.Server(config).run([listener])
+
+
+def _rates(heard: int, spoken: int) -> PipelineParams:
+    return PipelineParams(audio_in_sample_rate=heard, audio_out_sample_rate=spoken, enable_metrics=True)
