@@ -15,6 +15,7 @@ from vermilion.accounts.gate import Accounts
 from vermilion.decoding.decoders import DECODERS
 from vermilion.errors import ModelFileError, ModelNotFound, Overloaded
 from vermilion.models.families.family_presets import WITH_BASE
+from vermilion.serving.audio.speech_threads import SpeechModels
 from vermilion.serving.backend import Served
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.service_state import ServiceState
@@ -186,7 +187,16 @@ class FakeBackend:
 def fake_service(
     backend: FakeBackend | None = None, accounts: Accounts | None = None, **settings: object
 ) -> ServiceState:
-    return ServiceState(ServeConfig(**settings), served(backend or FakeBackend()), accounts)
+    return ServiceState(ServeConfig(**settings), served(backend or FakeBackend()), accounts, no_speech())
+
+
+def no_speech() -> SpeechModels:
+    """On a machine that has some, too."""
+
+    def none() -> Any:
+        raise ModelFileError("Nothing here can hear or speak.")
+
+    return SpeechModels(none, none)
 
 
 def served(backend: FakeBackend, template: object = FakeTemplate()) -> Served:

@@ -68,6 +68,14 @@ class ServeConfig:
     at a time may use a folder."""
     max_file_bytes: int = 100 * 1024 * 1024
     """Largest upload to /v1/files."""
+    recognizer: str = ""
+    """What hears in /v1/audio: base, tiny.en, pocketsphinx, or a folder; the best that is here unless set."""
+    synthesizer: str = ""
+    """What speaks there: piper or flite."""
+    max_audio_bytes: int = 25 * 1024 * 1024
+    """Largest file to /v1/audio/transcriptions, as OpenAI's."""
+    max_audio_s: float = 3600.0
+    """Longest of them; an hour takes 230 MB of memory while its turn lasts."""
     max_stored_bytes: int = 10 * 1024 * 1024 * 1024
     """All files together."""
     organisation_stored_bytes: int = 1024 * 1024 * 1024
@@ -90,6 +98,8 @@ class ServeConfig:
             "max_body_bytes",
             "keep_alive_s",
             "max_file_bytes",
+            "max_audio_bytes",
+            "max_audio_s",
             "max_stored_bytes",
             "organisation_stored_bytes",
             "organisation_jobs",

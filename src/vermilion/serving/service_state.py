@@ -12,6 +12,7 @@ from vermilion.accounts.gate import Accounts
 from vermilion.errors import Draining, ModelNotFound, VermilionError
 from vermilion.serving.admin.answer_log import AnswerLog
 from vermilion.serving.admin.metrics import Metrics
+from vermilion.serving.audio.speech_threads import SpeechModels
 from vermilion.serving.backend import OrganisationView, Served
 from vermilion.serving.console.console_sessions import ConsoleSessions, SignInLimit
 from vermilion.serving.generation import model_names
@@ -22,6 +23,8 @@ from vermilion.serving.model_pool import ModelPool
 from vermilion.serving.pooled_model import ModelLoading, PooledModel
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.wire.response_store import ResponseStore
+from vermilion.speech.recognizer import find_recognizer
+from vermilion.speech.synthesizer import find_synthesizer
 from vermilion.types import Event, ModelInfo
 
 Arrivals = asyncio.Queue[tuple[int, Event] | Exception]
@@ -42,11 +45,19 @@ class ServiceState:
     """Lives in one event loop. `served`, the default model, is None until it is loaded."""
 
     def __init__(
-        self, config: ServeConfig, served: Served | None = None, accounts: Accounts | None = None
+        self,
+        config: ServeConfig,
+        served: Served | None = None,
+        accounts: Accounts | None = None,
+        speech: SpeechModels | None = None,
     ) -> None:
         self.config = config
         self.models = ModelPool.of(served) if served is not None else None
         self.accounts = accounts
+        self.speech = speech or SpeechModels(
+            lambda: find_recognizer(config.recognizer or None),
+            lambda: find_synthesizer(config.synthesizer or None),
+        )
         self.background: BackgroundJobs | NoBackgroundJobs = NoBackgroundJobs("the model is still loading.")
         self.draining = False
         self.large_bodies = asyncio.Semaphore(LARGE_AT_ONCE)

@@ -63,6 +63,8 @@ class Recognizer(Protocol):
     """Hears speech. Safe to call from several threads; calls may wait for each other."""
 
     name: str
+    multilingual: bool
+    """Whether it knows more than English."""
 
     def transcribe(
         self, samples: Samples, *, detail: Detail = "text", language: str | None = "en", prompt: str = ""

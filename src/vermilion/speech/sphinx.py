@@ -24,6 +24,7 @@ class SphinxRecognizer:
     """A `Recognizer` of English."""
 
     name = "pocketsphinx"
+    multilingual = False
 
     def __init__(self) -> None:
         try:

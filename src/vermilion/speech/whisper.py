@@ -40,6 +40,7 @@ class WhisperRecognizer:
             raise ModelFileError("faster-whisper is missing. Run: pip install 'vermilion[voice]'") from error
         self.name = name
         self._model = WhisperModel(place, device="cpu", compute_type="int8", cpu_threads=threads)
+        self.multilingual = bool(self._model.model.is_multilingual)
         self._context_s = _CONTEXT_S.get(name, _OTHER_CONTEXT_S)
 
     def transcribe(

@@ -19,18 +19,61 @@ from vermilion.types import Event, Finish, Request, Text, TokenInfo, Usage
 _SERVER_ERROR = 500
 
 
+class LedgerCall:
+    """The row of one call in the ledger; does nothing on a service without accounts."""
+
+    def __init__(self, model: str) -> None:
+        """`model` is whose price counts."""
+        self._visit = VISIT.get()
+        self._model = model
+        self._request: LedgerRequest | None = None
+
+    @property
+    def keeps_reply(self) -> bool:
+        """Whether a repetition of the call will ask for its answer."""
+        return self._request is not None and self._request.idempotency_key is not None
+
+    async def begin(self, num_prompt_tokens: int) -> str | None:
+        """Admits the call; the whole answer where its idempotency key already has one.
+
+        Raises what `Visit.begin` raises.
+        """
+        if self._visit is None:
+            return None
+        request, replay = await self._visit.begin(num_prompt_tokens)
+        if replay is None:
+            self._request = request
+        return replay
+
+    async def settle(self, usage: Usage, reply: str | None = None) -> None:
+        """The call is whole: returns once its usage is durable. Raises `AccountsUnavailable`."""
+        if self._visit is None or self._request is None:
+            return
+        request, self._request = self._request, None
+        await self._visit.settle(request, self._model, usage, reply)
+
+    def end(self, usage: Usage, error: BaseException | None) -> None:
+        """For a call that ends otherwise; does nothing after `settle`."""
+        if self._visit is None or self._request is None:
+            return
+        request, self._request = self._request, None
+        if usage == Usage() and _not_taken(error):
+            self._visit.give_back(request)
+            return
+        outcome = "failed" if isinstance(error, Exception) else "aborted"
+        self._visit.end(request, self._model, usage, outcome)
+
+
 class Metering:
-    """Of one call; does nothing on a service without accounts."""
+    """Of one call for text; does nothing on a service without accounts."""
 
     def __init__(self, model: str, requests: Sequence[Request], num_prompts: int = 1) -> None:
         """Each prompt has as many of the `requests`, one behind the other."""
-        self._visit = VISIT.get()
-        self._model = requests[0].adapter or model
+        self._call = LedgerCall(requests[0].adapter or model)
         self._num_prompts = num_prompts
         firsts = requests[:: max(1, len(requests) // num_prompts)] if num_prompts > 1 else requests[:1]
         self._num_prompt_tokens = sum(len(request.prompt) + len(request.suffix) for request in firsts)
         self._usages = [Usage()] * len(requests)
-        self._request: LedgerRequest | None = None
         self._kept: list[tuple[int, Event]] | None = None
 
     async def begin(self) -> list[tuple[int, Event]]:
@@ -38,13 +81,10 @@ class Metering:
 
         Raises what `Visit.begin` raises.
         """
-        if self._visit is None:
-            return []
-        request, replay = await self._visit.begin(self._num_prompt_tokens)
+        replay = await self._call.begin(self._num_prompt_tokens)
         if replay is not None:
             return _read(replay)
-        self._request = request
-        if request.idempotency_key is not None:
+        if self._call.keeps_reply:
             self._kept = []
         return []
 
@@ -53,8 +93,6 @@ class Metering:
         usage = None if not isinstance(event, Text | Finish) else event.usage
         if usage is not None:
             self._usages[index] = usage
-        if self._request is None:
-            return
         if self._kept is not None and isinstance(event, Text | Finish):
             self._kept.append((index, event))
 
@@ -69,23 +107,12 @@ class Metering:
 
     async def settle(self) -> None:
         """Every answer is whole: returns once their usage is durable. Raises `AccountsUnavailable`."""
-        if self._visit is None or self._request is None:
-            return
-        request, self._request = self._request, None
         reply = None if self._kept is None else _written(self._kept)
-        await self._visit.settle(request, self._model, together(self._usages, self._num_prompts), reply)
+        await self._call.settle(together(self._usages, self._num_prompts), reply)
 
     def end(self, error: BaseException | None) -> None:
         """For a call that ends otherwise; does nothing after `settle`."""
-        if self._visit is None or self._request is None:
-            return
-        request, self._request = self._request, None
-        usage = together(self._usages, self._num_prompts)
-        if usage == Usage() and _not_taken(error):
-            self._visit.give_back(request)
-            return
-        outcome = "failed" if isinstance(error, Exception) else "aborted"
-        self._visit.end(request, self._model, usage, outcome)
+        self._call.end(together(self._usages, self._num_prompts), error)
 
 
 def _not_taken(error: BaseException | None) -> bool:

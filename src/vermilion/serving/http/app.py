@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 import vermilion
 from vermilion.errors import VermilionError
 from vermilion.serving.admin import account_routes, adapter_routes, feedback, model_admin_routes
+from vermilion.serving.audio import speech_routes, transcription_routes
 from vermilion.serving.console import console_routes
 from vermilion.serving.generation import decisions, holes
 from vermilion.serving.http import openapi
@@ -91,6 +92,8 @@ ROUTES = (
     *llamacpp.ROUTES,
     *llamacpp_server.ROUTES,
     *embeddings.ROUTES,
+    *transcription_routes.ROUTES,
+    *speech_routes.ROUTES,
     *console_routes.ROUTES,
     Route("GET", "/health", health, openapi.HEALTH, scopes=OPEN, needs_model=False),
     Route("GET", "/ready", ready, openapi.READY, scopes=OPEN),

@@ -19,6 +19,7 @@ after every pass of the model; `preset` chooses between exactness and speed. Eve
 
 TAGS: list[dict[str, Any]] = [
     {"name": "generation", "description": "Text from the model."},
+    {"name": "audio", "description": "Speech to text and text to speech."},
     {"name": "models", "description": "What is served, and its tokens."},
     {"name": "adapters", "description": "Loaded and unloaded while others are answered, as vLLM does it."},
     {"name": "files", "description": "Uploads, and what jobs and batches make."},

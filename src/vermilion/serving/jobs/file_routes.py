@@ -6,17 +6,12 @@ import asyncio
 import time
 from typing import Any
 
-from fastapi import Request as HttpRequest
 from fastapi.responses import FileResponse, Response
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import Message
 
 from vermilion.errors import BadParameter, BadRequest
-from vermilion.serving.http.connection import ClientGone
+from vermilion.serving.http.form_bodies import read_form
 from vermilion.serving.http.openapi import operation
-from vermilion.serving.http.parsing import BodyTooLarge
 from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import JOBS, Route
 from vermilion.serving.jobs.file_contents import check_examples, content_of, keep, swept
@@ -26,8 +21,6 @@ from vermilion.serving.jobs.quotas import check_stored
 
 PURPOSES = ("fine-tune", "batch")
 _MOST_LISTED = 10_000
-_ENVELOPE_BYTES = 64 * 1024
-"""What a form may hold besides its file."""
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _LIFETIMES_S = (3600, 2_592_000)
 
@@ -39,27 +32,6 @@ class StorageFull(BadRequest):
         super().__init__(
             f"All files together may hold {limit_bytes} bytes; delete some.", "file", "storage_full"
         )
-
-
-async def _form(http: HttpRequest, limit_bytes: int) -> FormData:
-    """The fields of a multipart body of at most `limit_bytes`; large files lie on the disk."""
-    num_bytes = 0
-
-    async def receive() -> Message:
-        nonlocal num_bytes
-        message = await http.receive()
-        num_bytes += len(message.get("body", b""))
-        if num_bytes > limit_bytes + _ENVELOPE_BYTES:
-            raise BodyTooLarge(limit_bytes)
-        return message
-
-    try:
-        form = await HttpRequest(http.scope, receive).form(max_files=1, max_fields=10)
-    except ClientDisconnect:
-        raise ClientGone from None
-    except HTTPException as error:
-        raise BadRequest(f"The form cannot be read: {error.detail}", "file") from None
-    return form
 
 
 def _expiry(form: FormData) -> int | None:
@@ -76,7 +48,7 @@ def _expiry(form: FormData) -> int | None:
 
 async def _upload(context: RequestContext) -> Record:
     offline, config, owner = context.service.offline(), context.service.config, context.service.owner()
-    form = await _form(context.http, config.max_file_bytes)
+    form = await read_form(context.http, config.max_file_bytes)
     try:
         file, purpose = form.get("file"), form.get("purpose")
         if not isinstance(file, UploadFile):

@@ -1,0 +1,1 @@
+"""Speech to text and text to speech over OpenAI's routes, on models of this machine."""
