@@ -6,6 +6,11 @@ Every guesser answers the same held-out prompts, `lossless` at temperature 0, ea
 whatever else the machine does slows both alike. Rows give tokens per pass of the base, accepted and drafted
 tokens, and the median over prompts of `ar`'s time over this one's. All texts must be `ar`'s; the command
 fails where one is not.
+
+    python bench/drafters.py --drafter FOLDER --contexts 0 1000 4000 7800 --prompts 10
+
+asks the drafter alone, behind so many tokens of documentation, with the prompt in the prefix cache and
+without one.
 """
 
 from __future__ import annotations
@@ -54,19 +59,30 @@ class Question:
     grammar: Grammar | None = None
 
 
-def questions(llm: LLM, count: int) -> list[Question]:
-    """`count` of each kind."""
+def questions(llm: LLM, count: int, context: int = 0) -> list[Question]:
+    """`count` of each kind, behind `context` tokens of documentation."""
     texts = harvest((), HELD_OUT_SEED)
+    before = filler(llm, texts.paragraphs, context)
     found = []
     for kind in get_args(Kind):
         for prompt in itertools.islice(prompts(texts, {kind: 1.0}, HELD_OUT_SEED), count):
             if kind == "continue":
-                ids = llm.tokenizer.encode(texts.paragraphs[len(found) % len(texts.paragraphs)][:200])
+                text = texts.paragraphs[len(found) % len(texts.paragraphs)][:200]
+                ids = llm.tokenizer.encode(f"{before}{text}")
             else:
-                ids = llm.chat_prompt(prompt.messages)
+                *system, user = prompt.messages
+                ids = llm.chat_prompt([*system, user | {"content": f"{before}{user['content']}"}])
             grammar = prompt.form.grammar if prompt.form else None
             found.append(Question("prose" if kind == "continue" else kind, tuple(ids), grammar))
     return found
+
+
+def filler(llm: LLM, paragraphs: Sequence[str], context: int) -> str:
+    """About `context` tokens of other paragraphs than the questions take."""
+    if not context:
+        return ""
+    ids = llm.tokenizer.encode("\n\n".join(reversed(paragraphs)))
+    return f"{llm.tokenizer.decode(ids[:context])}\n\n"
 
 
 def engines(drafter: Path, config: EngineConfig) -> Iterator[tuple[str, LLM]]:
@@ -133,19 +149,38 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=GUESSERS, default=list(GUESSERS))
+    parser.add_argument("--contexts", type=int, nargs="*", help="tokens before each question")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    llms = dict(engines(given.drafter, EngineConfig(threads=given.threads)))
-    every = questions(llms["drafter"], given.prompts)
-    for _, group in itertools.groupby(every, key=lambda question: question.kind):
-        some = list(group)
+    config = EngineConfig(threads=given.threads, kv_tokens=16_640)
+    stored = dict(engines(given.drafter, config))
+    for found in along(given, stored) if given.contexts else alone_and_together(given, stored):
+        row = {"benchmark": "drafters", **environment(stored["drafter"]), **found}
+        print(json.dumps(row), flush=True)
+        if given.out:
+            with given.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def alone_and_together(given: argparse.Namespace, llms: dict[str, LLM]) -> Iterator[dict[str, object]]:
+    for group in by_kind(questions(llms["drafter"], given.prompts)):
         for name in given.only:
-            row = {"benchmark": "drafters", **environment(llms["drafter"])}
-            row |= measured(name, llms, some, given.max_tokens)
-            print(json.dumps(row), flush=True)
-            if given.out:
-                with given.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+            yield measured(name, llms, group, given.max_tokens)
+
+
+def along(given: argparse.Namespace, stored: dict[str, LLM]) -> Iterator[dict[str, object]]:
+    config = EngineConfig(threads=given.threads, kv_tokens=16_640, prefix_cache=False)
+    cold = dict(engines(given.drafter, config))
+    for context in given.contexts:
+        for group in by_kind(questions(stored["drafter"], given.prompts, context)):
+            for is_stored, llms in ((True, stored), (False, cold)):
+                row = measured("drafter", llms, group, given.max_tokens)
+                yield row | {"context": context, "prefix_hit": is_stored}
+
+
+def by_kind(asked: Sequence[Question]) -> Iterator[list[Question]]:
+    for _, group in itertools.groupby(asked, key=lambda question: question.kind):
+        yield list(group)
 
 
 if __name__ == "__main__":
