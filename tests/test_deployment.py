@@ -22,6 +22,7 @@ from vermilion.accounts.keys import SCOPES
 from vermilion.cli import app, launch
 from vermilion.cli.options import ServeOptions
 from vermilion.config import load
+from vermilion.ray_serve import replica_models
 from vermilion.serving.admin.metrics import Metrics
 from vermilion.serving.http.app import ROUTES
 from vermilion.types import EngineStats
@@ -55,8 +56,9 @@ def test_every_variable_is_read_by_the_code() -> None:
 
 
 def test_every_setting_exists() -> None:
-    settings = {name.rstrip(".") for name in re.findall(r"\b(?:serve|engine)\.[a-z_.]+", NAMED)} - {
-        "serve.toml"
+    settings = {name.rstrip(".") for name in re.findall(r"\b(?:serve|engine|ray)\.[a-z_.]+", NAMED)} - {
+        "serve.toml",
+        "serve.yaml",
     }
     known = launch.Settings()
     for setting in settings:
@@ -68,6 +70,16 @@ def test_every_setting_exists() -> None:
     assert launch.settings_of(ServeOptions(config=written)) == load(launch.Settings, written)
     stated = tomllib.loads(written.read_text(encoding="utf-8"))["engine"]
     assert stated == {name: getattr(known.engine, name) for name in stated}, "the file shows the defaults"
+
+
+def test_the_serve_config_of_ray_is_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERMILION_ACCOUNTS", "postgresql://vermilion@database/accounts")
+    (service,) = read_yaml(DEPLOY / "ray" / "serve.yaml")["applications"]
+    settings = replica_models.settings_of(service["args"])
+    assert settings.serve.accounts.url.startswith("postgresql") and settings.ray.min_replicas == 2
+    module, _, function = service["import_path"].partition(":")
+    source = (ROOT / "src" / Path(*module.split("."))).with_suffix(".py").read_text(encoding="utf-8")
+    assert f"\ndef {function}(args" in source
 
 
 def test_every_metric_is_exported() -> None:

@@ -40,7 +40,7 @@ LAYERS = (
     {"training"},
     {"evaluation"},
     {"serving"},
-    {"integrations", "voice"},
+    {"integrations", "voice", "ray_serve"},
     {"cli", "__init__"},
 )
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}

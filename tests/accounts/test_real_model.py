@@ -24,11 +24,12 @@ from vermilion import cli
 from vermilion.accounts.accounts_config import AccountsConfig
 from vermilion.accounts.database import Database
 from vermilion.accounts.gate import Accounts
-from vermilion.cli.launch import Settings, _models
 from vermilion.config import EngineConfig
 from vermilion.serving.http.app import create_app
 from vermilion.serving.http.server import serve
+from vermilion.serving.local_models import local_models
 from vermilion.serving.serve_config import ServeConfig
+from vermilion.serving.settings import Settings
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model, pytest.mark.slow]
 CHAT = "/v1/chat/completions"
@@ -52,7 +53,7 @@ async def service(where: str, folder: Path) -> AsyncIterator[Running]:
     """The real service on a socket; it does not wait for running answers when it is stopped."""
     accounts = AccountsConfig(url=where, free_tokens=GRANTED)
     config = ServeConfig(port=0, accounts=accounts, drain_timeout_s=0, data_folder=folder)
-    load = partial(_models, Settings(serve=config, engine=EngineConfig(threads=1)))
+    load = partial(local_models, Settings(serve=config, engine=EngineConfig(threads=1)))
     opened: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
     ended = asyncio.create_task(serve(config, load, stop, opened.set_result))

@@ -16,12 +16,13 @@ import pytest
 from serving import toy as service
 from serving.test_families_served import KINDS
 from tests.models.hub_server import Hub, Repository, serving
-from vermilion.cli.launch import Settings, _models
 from vermilion.config import EngineConfig
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import describe_model, load_model
 from vermilion.models import hub
+from vermilion.serving.local_models import local_models
 from vermilion.serving.serve_config import ServeConfig
+from vermilion.serving.settings import Settings
 from vermilion.training import toy
 from vermilion.training.convert import convert
 from vermilion.training.recipe import Recipe, Stage
@@ -74,7 +75,7 @@ async def test_models_answer_as_alone_while_they_make_room_for_each_other(
     config = ServeConfig(port=0, data_folder=tmp_path)
     first, *others = map(str, folders.values())
     settings = Settings(first, config, engine, models=tuple(others))
-    async with service.client_of(config, lambda: _models(settings)) as client:
+    async with service.client_of(config, lambda: local_models(settings)) as client:
         listed = {row.id: row.model_extra for row in (await client.models.list()).data}
         assert [listed[name]["state"] for name in folders] == ["loaded", "on_disk", "on_disk"]  # type: ignore[index]
         assert listed["block"]["default_preset"] == "balanced"  # type: ignore[index]
@@ -113,7 +114,7 @@ async def test_a_model_of_the_hub_is_pulled_and_served_while_the_service_runs(
 ) -> None:
     config = ServeConfig(port=0, data_folder=tmp_path / "data")
     settings = Settings(str(folders["causal"]), config, EngineConfig(**ENGINE))  # type: ignore[arg-type]
-    async with service.client_of(config, lambda: _models(settings)) as client:
+    async with service.client_of(config, lambda: local_models(settings)) as client:
         with pytest.raises(openai.NotFoundError):
             await said(client, "lab/counts")
         http = httpx.AsyncClient(base_url=str(client.base_url), timeout=60)

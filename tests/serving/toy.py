@@ -11,10 +11,11 @@ from unittest.mock import patch
 
 import openai
 
-from vermilion.cli.launch import Settings, _models
 from vermilion.config import EngineConfig
 from vermilion.serving.http.server import ModelLoader, serve
+from vermilion.serving.local_models import local_models
 from vermilion.serving.serve_config import ServeConfig
+from vermilion.serving.settings import Settings
 from vermilion.training import toy
 from vermilion.training.convert import convert
 from vermilion.training.recipe import Recipe, Stage
@@ -40,7 +41,7 @@ async def serving(model: Path, folder: Path, **settings: object) -> AsyncIterato
     engine |= {name: settings.pop(name) for name in ENGINE & settings.keys()}
     config = ServeConfig(port=0, data_folder=folder, **settings)  # type: ignore[arg-type]
     whole = Settings(str(model), config, EngineConfig(**engine))  # type: ignore[arg-type]
-    async with client_of(config, partial(_models, whole)) as client:
+    async with client_of(config, partial(local_models, whole)) as client:
         yield client
 
 

@@ -114,6 +114,10 @@ class ServeOptions:
         list[str] | None,
         typer.Option(help="Serve the model of another server with OpenAI's API, by its address; repeatable."),
     ] = None
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Run on a Ray cluster, this machine's own unless RAY_ADDRESS is set."),
+    ] = False
     adapter: Annotated[
         list[str] | None,
         typer.Option(help="NAME=FOLDER of a LoRA to serve beside the model, under NAME; repeatable."),

@@ -58,11 +58,11 @@ def load_model(name: str, config: EngineConfig, denoiser: Path | None = None) ->
     if denoiser is not None:
         files = replace(files, adapter=denoiser)
     spec = spec_of(files)
-    tokenizer = catalog.tokenizer_of(files, (spec.traits.mask_token_id, *spec.traits.eos_token_ids))
+    tokenizer, template = _text_of(files, spec)
     opened = _native if _chosen_backend(config, spec) == "native" else _on_torch
     engine = opened(files, spec, tokenizer, config)
     engine.measure_costs()
-    return Loaded(engine, tokenizer, _template_of(files, spec))
+    return Loaded(engine, tokenizer, template)
 
 
 def describe_model(name: str, config: EngineConfig) -> tuple[ModelInfo, int]:
@@ -77,6 +77,12 @@ def describe_model(name: str, config: EngineConfig) -> tuple[ModelInfo, int]:
         weights += sum(path.stat().st_size for path in files.adapter.iterdir())
     context = min(a.context_length, config.kv_tokens - _CANVAS_RESERVE)
     return _info(spec, context), weights + config.kv_tokens * cache_bytes_per_token(a, kind)
+
+
+def load_text(name: str) -> tuple[Tokenizer, ChatTemplate | None]:
+    """What reads and writes the text of a model that runs elsewhere. Raises as `load_model`."""
+    files = catalog.find(name)
+    return _text_of(files, spec_of(files))
 
 
 def _format(config: EngineConfig, spec: ModelSpec) -> Format:
@@ -163,11 +169,13 @@ def _shared(files: ModelFiles, spec: ModelSpec, tokenizer: Tokenizer, config: En
     return engine_over(open_shared(files, config).worker, spec, tokenizer, config)
 
 
-def _template_of(files: ModelFiles, spec: ModelSpec) -> ChatTemplate | None:
+def _text_of(files: ModelFiles, spec: ModelSpec) -> tuple[Tokenizer, ChatTemplate | None]:
+    tokenizer = catalog.tokenizer_of(files, (spec.traits.mask_token_id, *spec.traits.eos_token_ids))
     try:
-        return catalog.chat_template_of(files)
+        return tokenizer, catalog.chat_template_of(files)
     except ModelFileError:
-        return ChatTemplate(spec.family.chat_template) if spec.family.chat_template else None
+        own = spec.family.chat_template
+        return tokenizer, ChatTemplate(own) if own else None
 
 
 def assemble(model: Transformer, spec: ModelSpec, tokenizer: Tokenizer, config: EngineConfig) -> Engine:

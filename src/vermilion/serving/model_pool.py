@@ -61,12 +61,13 @@ class ModelPool:
     _failed_s: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, served: Served) -> ModelPool:
-        """Of one model that is loaded already and stays."""
-        info = served.backend.model
-        pool = cls(ModelSource(_nothing, lambda name: Described(info, 0)))
-        model = pool.models[info.id] = PooledModel(info.id, info, 0, pool.ensure)
-        model.hold(served)
+    def of(cls, *loaded: Served) -> ModelPool:
+        """Of models that are loaded already and stay, the default first."""
+        infos = {served.backend.model.id: served.backend.model for served in loaded}
+        pool = cls(ModelSource(_nothing, lambda name: Described(infos[name], 0)))
+        for (id, info), served in zip(infos.items(), loaded, strict=True):
+            model = pool.models[id] = PooledModel(id, info, 0, pool.ensure)
+            model.hold(served)
         return pool
 
     @property
@@ -145,7 +146,7 @@ class ModelPool:
     def stats(self) -> EngineStats | None:
         """Of all loaded models together; None while none is."""
         loaded = [model.stats() for model in self if model.opened is not None]
-        return _sum(loaded) if loaded else None
+        return total_stats(loaded) if loaded else None
 
     def _check_worth_trying(self, model: PooledModel) -> None:
         if model.state == "not_pulled":
@@ -224,7 +225,8 @@ class ModelPool:
             await asyncio.to_thread(opened.close)
 
 
-def _sum(all_stats: Sequence[EngineStats]) -> EngineStats:
+def total_stats(all_stats: Sequence[EngineStats]) -> EngineStats:
+    """Of several engines together."""
     drafted, accepted = Counter[str](), Counter[str]()
     for one in all_stats:
         drafted.update(one.drafted)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from vermilion.cli.launch import Settings, _open
 from vermilion.serving.http.app import create_app
+from vermilion.serving.local_models import open_model
 from vermilion.serving.service_state import ServiceState
+from vermilion.serving.settings import Settings
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model, pytest.mark.slow]
 MESSAGES = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
@@ -16,7 +17,7 @@ GAP = ("def add(a, b):\n    return ", "\n\nprint(add(1, 2))\n")
 
 async def test_every_face_answers_alike() -> None:
     settings = Settings()
-    opened = _open(settings, settings.model)
+    opened = open_model(settings, settings.model)
     served = opened.served
     try:
         transport = httpx.ASGITransport(create_app(ServiceState(settings.serve, served)))

@@ -8,7 +8,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 
 import uvicorn
@@ -104,6 +104,13 @@ async def serve(
 
 async def _hold(service: ServiceState, app: FastAPI, load: ModelLoader, stop: asyncio.Event) -> None:
     """Keeps the model from its loading to the end of the drain."""
+    async with loaded(service, app, load):
+        await stop.wait()
+
+
+@contextlib.asynccontextmanager
+async def loaded(service: ServiceState, app: FastAPI, load: ModelLoader) -> AsyncIterator[None]:
+    """Within it `service` has its models and takes requests; at its end the running ones end."""
     async with load() as given:
         models = given if isinstance(given, ModelPool) else ModelPool.of(given)
         served = models.default.served
@@ -115,7 +122,7 @@ async def _hold(service: ServiceState, app: FastAPI, load: ModelLoader, stop: as
             gc.collect()
             gc.freeze()
             _log.info("ready")
-            await stop.wait()
+            yield
             _log.info("draining")
             await service.drain(service.config.drain_timeout_s)
 
