@@ -217,10 +217,7 @@ def test_every_diffusion_family_is_compared_with_a_reference() -> None:
         Golden.read(path.parent.name).provenance["family"] for path in FOLDER.glob("*/golden.safetensors")
     }
     compared = PUBLISHED.keys() | golden | {"diffusion-gemma", "i-dlm"} | {each.family for each in goldens()}
-    assert {family.name for family in FAMILIES if family.traits is not None} == compared | {
-        "llada2.1",
-        "llada2.2",
-    }
+    assert {family.name for family in FAMILIES if family.traits is not None} == compared
 
 
 def test_what_a_name_or_its_code_says_tells_families_of_one_type_apart() -> None:

@@ -16,6 +16,7 @@ from vermilion.decoding.passes import Pass, Segment
 from vermilion.engine.worker import Worker
 from vermilion.models import catalog
 from vermilion.models.build import BuiltModel, build
+from vermilion.models.families import Traits
 
 GOLDENS = {golden.name: golden for golden in goldens()}
 TOLERANCE = 1e-5
@@ -32,10 +33,10 @@ def visible(context: str, grid: int, length: int) -> Tensor:
     }[context]
 
 
-def in_pieces(built: BuiltModel, texts: list[list[int]], cut: int) -> list[Tensor]:
+def in_pieces(built: BuiltModel, traits: Traits, texts: list[list[int]], cut: int) -> list[Tensor]:
     """Logits of several texts that share forwards, each in scattered pages: rows before `cut`, then those
     behind over the stored keys."""
-    traits, page = built.spec.traits, 32
+    page = 32
     span = {"causal": 1, "block": traits.block_grid, "full": 0}[traits.context]
     worker = Worker(built.model, 16, page, traits.mask_token_id)
     made: list[Tensor] = []
@@ -62,9 +63,10 @@ def in_pieces(built: BuiltModel, texts: list[list[int]], cut: int) -> list[Tenso
 def test_logits_equal_the_publishers(name: str, tmp_path: Path, record_property: Record) -> None:
     golden = GOLDENS[name]
     built = build(catalog.find(str(write(golden, tmp_path))))
-    traits = built.spec.traits
+    traits = built.spec.traits.for_canvases() if golden.context else built.spec.traits
     assert built.spec.family.name == golden.family
-    error = largest_error(golden, built)
+    assert golden.context in ("", traits.context)
+    error = largest_error(golden, built, traits)
     record_property("family", golden.family)
     record_property("parity_error", error)
     record_property("reference", golden.reference)
@@ -73,16 +75,18 @@ def test_logits_equal_the_publishers(name: str, tmp_path: Path, record_property:
     assert traits.context == "full" or "cached" in golden.cases
 
 
-def largest_error(golden: Golden, built: BuiltModel) -> float:
+def largest_error(golden: Golden, built: BuiltModel, traits: Traits) -> float:
     """Over all cases, each in one forward and in forwards that texts share; `full` texts come whole."""
-    wanted, traits = golden.logits(), built.spec.traits
+    wanted = golden.logits()
     texts = {case: golden.cases[case]["ids"] for case in golden.cases}
     seen = {case: visible(traits.context, traits.block_grid, len(ids)) for case, ids in texts.items()}
     with torch.inference_mode():
         got = {case: [through(built.model, ids, seen[case])] for case, ids in texts.items()}
         cut = golden.cases["cached"]["start"] if "cached" in golden.cases else 0
         for pair in (["masked", "whole"], ["padded-0", "padded-1"]):
-            for case, logits in zip(pair, in_pieces(built, [texts[each] for each in pair], cut), strict=True):
+            for case, logits in zip(
+                pair, in_pieces(built, traits, [texts[each] for each in pair], cut), strict=True
+            ):
                 got[case].append(logits)
     errors = [
         (logits[golden.cases[case]["start"] :] - wanted[case]).abs().max().item()

@@ -55,6 +55,8 @@ EXPERTS = {
     "top_k_experts": 2, "global_head_dim": 24, "sliding_window": 16, "n_layers": 2, "cond_dim": 12,
 }  # fmt: skip
 """What families with experts and diffusion transformers ask for besides."""
+ON_PYTORCH = {"smoldlm", "dhara"}
+"""Families whose layers the kernels do not compute: gates behind attention, convolutions."""
 
 
 def spec_of(family: Family) -> ModelSpec:
@@ -103,7 +105,9 @@ def engine(packed: PackedFile, spec: ModelSpec, **settings: object) -> Engine:
     return engine_over(make, spec, tiny.Letters(), config)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    "family", [each for each in FAMILIES if each.name not in ON_PYTORCH], ids=lambda family: family.name
+)
 def test_every_family_runs_on_the_kernels(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ class Golden:
     cases: dict[str, dict[str, Any]]
     """Name to `ids`, and `start`: from which row on there are logits."""
     note: str = ""
+    context: str = ""
+    """What settled text sees, where that is not what its traits say."""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """What its samplers answer at temperature 0: `decoder` and its settings, `prompt`, `tokens`."""
 
     def logits(self) -> dict[str, Tensor]:
         """Case to [rows, V]."""
@@ -59,10 +63,11 @@ def numbers(name: str, shape: list[int], seed: int) -> NDArray[np.float32]:
     bits = np.random.Philox(key=[seed, zlib.crc32(name.encode())]).random_raw(math.prod(shape)) >> 40
     uniform = (bits.astype(np.float32) / np.float32(1 << 23) - np.float32(1)).reshape(shape)
     if len(shape) > 1:
-        fan_in = 1 if "embed" in name or "wte" in name else shape[-1]
+        # Kernels of convolutions stand beside a residual.
+        fan_in = 1 if "embed" in name or "wte" in name else 30 if "conv" in name else shape[-1]
         return uniform * np.float32(math.sqrt(3 / fan_in))
     plain = name.endswith("bias") or ("norm" not in name and "ln_f" not in name)
-    return np.float32(0.4) * uniform + np.float32(0 if plain else 1)
+    return np.float32(0.1 if name.endswith("inv_freq") else 0.4) * uniform + np.float32(0 if plain else 1)
 
 
 def tensors(golden: Golden) -> dict[str, Tensor]:

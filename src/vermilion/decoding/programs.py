@@ -23,6 +23,8 @@ _PROGRAMS: dict[str, type[Program]] = {
 def program_of(task: Task, traits: Traits) -> Program:
     """The program of an answer from left to right, by its task's decoder."""
     kind = _PROGRAMS[DECODERS[task.decoding.decoder].program]
+    if kind is not Speculative:
+        traits = traits.for_canvases()
     if kind is Blocks and traits.next_token:
         kind = AnchoredBlocks
     return kind(task, traits)

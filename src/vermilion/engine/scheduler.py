@@ -57,8 +57,8 @@ class Sequence:
     @property
     def cache_salt(self) -> str:
         """Under what its keys are stored and found again."""
-        salt = self.request.cache_salt
-        return f"{self.adapter}\0{salt}" if salt else self.adapter
+        also = (self.request.cache_salt, self.program.traits.cached_as)
+        return "\0".join((self.adapter, *also)) if any(also) else self.adapter
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from vermilion.decoding.forward_jobs import Job
-from vermilion.decoding.passes import Reading
+from vermilion.decoding.passes import Reading, Segment
 from vermilion.decoding.sampling import read, widened
 from vermilion.engine import conditioning
 from vermilion.engine.device_state import DeviceState, DeviceStates, distances
 from vermilion.engine.following import Draft, follow
-from vermilion.models import adapters
+from vermilion.models import adapters, neighbours
 from vermilion.models.adapters import DENOISER, Adapter
 from vermilion.models.attention import LayeredAttention, Visibility
 from vermilion.models.drafted_rows import DraftedRows
 from vermilion.models.linear import AdapterRows
+from vermilion.models.neighbours import Neighbours
 from vermilion.models.transformer import Rows, Transformer
 from vermilion.types import EngineInfo, Timing
 
@@ -33,6 +34,8 @@ class _Flat:
     masked: list[bool] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     adapters: list[AdapterRows] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    before: list[list[int]] = field(default_factory=list)
 
 
 class Worker:
@@ -55,6 +58,8 @@ class Worker:
         self._drafted = DraftedRows.of(model)
         self.timing = Timing()
         self._device = model.norm.weight.device
+        self._reach = neighbours.reach_of(model.architecture)
+        self._routing_block = neighbours.routing_block(model.architecture)
         self._attention = LayeredAttention(model.own, self.pool, attention)
         self.states = DeviceStates(page_size, self._device)
 
@@ -154,6 +159,7 @@ class Worker:
                     flat.positions += range(segment.start, segment.start + count)
                     flat.masked += segment.masked or [False] * count
                     flat.slots += self._slots(job.pages, range(segment.slot, segment.slot + count))
+                    self._note_neighbours(flat, job.pages, segment)
                 _name_rows(flat.adapters, job.adapter, before, len(flat.ids))
             if not noisy:
                 num_clean = len(flat.ids)
@@ -181,9 +187,28 @@ class Worker:
             adapters=flat.adapters,
             signal_MH=signal,
             num_clean=num_clean,
+            neighbours=self._neighbours(flat, positions_N),
         )
         read_rows = [mine[r.row] for job, mine in zip(jobs, row_of, strict=True) for r in job.rows.reads]
         return rows, read_rows
+
+    def _note_neighbours(self, flat: _Flat, pages: Sequence[int], segment: Segment) -> None:
+        reach, size = self._reach, self._routing_block
+        if size:
+            # Blocks of a pass have numbers of their own, whatever stands at the same positions elsewhere.
+            first = flat.blocks[-1] + 1 - segment.start // size if flat.blocks else -(segment.start // size)
+            flat.blocks += [first + (segment.start + row) // size for row in range(len(segment.ids))]
+        if reach:
+            for slots in before(segment, reach):
+                known = self._slots(pages, slots)
+                flat.before.append([*[-1] * (reach - len(known)), *known])
+
+    def _neighbours(self, flat: _Flat, positions_N: Tensor) -> Neighbours | None:
+        if not (self._reach or self._routing_block):
+            return None
+        blocks, reach = flat.blocks or [0] * len(flat.ids), self._reach
+        before_NK = self._tensor(flat.before) if reach else positions_N.new_empty(len(positions_N), 0)
+        return Neighbours(positions_N, self._tensor(blocks), before_NK)
 
     def _move(self, jobs: Sequence[Job]) -> None:
         pairs = [(job.pages, *zip(*job.rows.moves, strict=True)) for job in jobs if job.rows.moves]
@@ -230,6 +255,16 @@ class Worker:
 
     def _tensor(self, values: Sequence[int] | Sequence[bool] | Sequence[list[int]]) -> Tensor:
         return torch.tensor(values, device=self._device)
+
+
+def before(segment: Segment, count: int) -> Iterator[list[int]]:
+    """Of each row the logical slots of at most `count` positions before it, oldest first."""
+    end = min(segment.sees, segment.slot)
+    text = [*range(max(0, end - count), end), *segment.also]
+    num_before = len(text)
+    text += range(segment.slot, segment.slot + len(segment.ids))
+    for row in range(num_before, len(text)):
+        yield text[max(0, row - count) : row]
 
 
 def _drafts(jobs: Sequence[Job]) -> list[Draft]:

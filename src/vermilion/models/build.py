@@ -108,8 +108,11 @@ def base_tensors(model: Transformer) -> dict[str, Tensor]:
 
 def published(tensors: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
     """Tensors under Hugging Face's Llama names as a checkpoint of the family keeps them."""
+    a = spec.architecture
+    if a.attention_gate or a.embedding_norm or a.canon_kernel:
+        raise ModelFileError(f"{spec.name}: models of the family {spec.family.name} are read, not written.")
     with torch.device("meta"):
-        model = Transformer(spec.architecture)
+        model = Transformer(a)
     ours, theirs = iter(places_of(model, LLAMA)), {}
     for name, place in places_of(model, spec.family.names):
         parts = list[Tensor]()

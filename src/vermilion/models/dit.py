@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vermilion.models.families import Architecture, LayerKind
 from vermilion.models.layers import Attention, KeysValues, Layer
 from vermilion.models.linear import AdapterRows, Linear
+from vermilion.models.neighbours import Neighbours
 from vermilion.models.rotary import Turn
 
 _FREQUENCIES = 128
@@ -76,7 +77,12 @@ class DiTLayer(Layer):
         self.modulation = linear(condition.second.out_size, (6 * size,), bias=True)
 
     def forward(
-        self, x_NH: Tensor, adapters: Sequence[AdapterRows], turn: Turn | None, attention: Attention
+        self,
+        x_NH: Tensor,
+        adapters: Sequence[AdapterRows],
+        turn: Turn | None,
+        attention: Attention,
+        neighbours: Neighbours | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """The rows' next hidden states, and their keys and values."""
         told = self.modulation(self.condition(x_NH)).chunk(6, -1)

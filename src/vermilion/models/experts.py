@@ -1,7 +1,8 @@
 """A mixture of experts as the feed-forward of a layer (arXiv 1701.06538), as grouped products.
 
 The rows are sorted by expert, so that each expert that is used is one product of its rows.
-Shapes: N rows, H hidden, E experts, A chosen by each row, F width of an expert, P = N x A pairs.
+Shapes: N rows, B blocks of them, H hidden, E experts, A chosen by each row, F width of an expert, P = N x A
+pairs.
 """
 
 from __future__ import annotations
@@ -29,17 +30,32 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts.num_experts, hidden_size))
         self.bias = nn.Parameter(torch.zeros(experts.num_experts)) if experts.router_bias else None
 
-    def forward(self, x_NH: Tensor) -> tuple[Tensor, Tensor]:
-        """(weights, expert ids), both [N, A]. Scores are at least float32: near ties decide which expert."""
+    def forward(self, x_NH: Tensor, blocks_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(weights, expert ids), both [N, A]. Scores are at least float32: near ties decide which expert.
+
+        `blocks_N`: which rows share the experts that a block may choose among, where there is a capacity.
+        """
         e, wide = self.experts, torch.promote_types(x_NH.dtype, torch.float32)
         scores_NE = F.linear(x_NH.to(wide), self.weight.to(wide))
         scores_NE = scores_NE.sigmoid() if e.router == "sigmoid" else scores_NE.softmax(-1)
         ranked_NE = scores_NE if self.bias is None else scores_NE + self.bias
+        if e.block_capacity:
+            assert blocks_N is not None
+            ranked_NE = self._within_blocks(ranked_NE, blocks_N)
         chosen_NA = self._within_groups(ranked_NE).topk(e.num_active, -1).indices
         weights_NA = scores_NE.gather(-1, chosen_NA)
         if e.normalized:
             weights_NA = weights_NA / (weights_NA.sum(-1, keepdim=True) + 1e-20)
         return (weights_NA * e.scale).to(x_NH.dtype), chosen_NA
+
+    def _within_blocks(self, ranked_NE: Tensor, blocks_N: Tensor) -> Tensor:
+        """The ranks, -inf for experts that are not among the best of a row's block: those that some row of it
+        ranks highest."""
+        block_NE = blocks_N[:, None].expand_as(ranked_NE)
+        best_BE = torch.full_like(ranked_NE, float("-inf")).scatter_reduce(0, block_NE, ranked_NE, "amax")
+        chosen_BC = best_BE.topk(self.experts.block_capacity, -1).indices
+        closed_BE = torch.ones_like(best_BE, dtype=torch.bool).scatter_(-1, chosen_BC, False)
+        return ranked_NE.masked_fill(closed_BE[blocks_N], float("-inf"))
 
     def _within_groups(self, ranked_NE: Tensor) -> Tensor:
         """The ranks, -inf outside the groups that a row may choose from."""
@@ -63,10 +79,10 @@ class ScaledRouter(Router):
         self.expert_scale = nn.Parameter(torch.ones(experts.num_experts))
         self.norm_eps = norm_eps
 
-    def forward(self, x_NH: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_NH: Tensor, blocks_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
         size = x_NH.shape[-1]
         normed_NH = F.rms_norm(x_NH, (size,), None, self.norm_eps) * self.scale / math.sqrt(size)
-        weights_NA, chosen_NA = super().forward(normed_NH)
+        weights_NA, chosen_NA = super().forward(normed_NH, blocks_N)
         return weights_NA * self.expert_scale[chosen_NA], chosen_NA
 
 
@@ -91,9 +107,12 @@ class ExpertLayer(nn.Module):
         self.shared_gate_up = linear(hidden_size, (shared, shared)) if shared else None
         self.shared_down = linear(shared, (hidden_size,)) if shared else None
 
-    def forward(self, x_NH: Tensor, routed_NH: Tensor | None = None) -> Tensor:
-        """[N, H]; `routed_NH`: what the router sees of the rows, if not what the experts see."""
-        weights_NA, chosen_NA = self.router(x_NH if routed_NH is None else routed_NH)
+    def forward(
+        self, x_NH: Tensor, routed_NH: Tensor | None = None, blocks_N: Tensor | None = None
+    ) -> Tensor:
+        """[N, H]; `routed_NH`: what the router sees of the rows, if not what the experts see; `blocks_N`: as
+        the router's."""
+        weights_NA, chosen_NA = self.router(x_NH if routed_NH is None else routed_NH, blocks_N)
         expert_P, order_P = chosen_NA.flatten().sort(stable=True)
         counts_E = torch.bincount(expert_P, minlength=self.router.experts.num_experts)
         gate, up = grouped(self.gate_up, x_NH[order_P // chosen_NA.shape[1]], counts_E).chunk(2, -1)

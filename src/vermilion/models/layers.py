@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vermilion.models.experts import Activation, ExpertLayer
 from vermilion.models.families import Architecture, LayerKind
 from vermilion.models.linear import AdapterRows, Linear
+from vermilion.models.neighbours import Neighbours
 from vermilion.models.rotary import Turn, rotate
 
 KeysValues = tuple[Tensor, Tensor]
@@ -57,7 +58,8 @@ class Layer(nn.Module):
         joint = a.joint_qk_norm
         self.q_norm = Norm(wide if joint else kind.head_dim, a.norm_eps) if a.qk_norm else None
         self.k_norm = Norm(narrow if joint else kind.head_dim, a.norm_eps) if a.qk_norm else None
-        self.value_norm = a.value_norm
+        self.late_qk_norm, self.value_norm = a.late_qk_norm, a.value_norm
+        self.gate = linear(a.hidden_size, (wide,)) if a.attention_gate else None
         # The attention divides by sqrt(D) itself.
         self.query_scale = a.attention_scale * math.sqrt(kind.head_dim) if a.attention_scale else 1.0
         self.output = linear(wide, (a.hidden_size,), bias=a.output_bias)
@@ -73,19 +75,31 @@ class Layer(nn.Module):
         )
 
     def forward(
-        self, x_NH: Tensor, adapters: Sequence[AdapterRows], turn: Turn | None, attention: Attention
+        self,
+        x_NH: Tensor,
+        adapters: Sequence[AdapterRows],
+        turn: Turn | None,
+        attention: Attention,
+        neighbours: Neighbours | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """The rows' next hidden states, and their keys and values."""
-        q, k, v = self._heads(self.attention_norm(x_NH), adapters, turn)
-        x_NH = x_NH + self.output(attention(q, k, v).flatten(1), adapters)
-        return x_NH + self._feed_forward(self.ffn_norm(x_NH), adapters), (k, v)
+        normed_NH = self.attention_norm(x_NH)
+        q, k, v = self._heads(normed_NH, adapters, turn)
+        seen = attention(q, k, v).flatten(1)
+        if self.gate is not None:
+            seen = seen * self.gate(normed_NH, adapters).sigmoid()
+        x_NH = x_NH + self.output(seen, adapters)
+        return x_NH + self._feed_forward(self.ffn_norm(x_NH), adapters, neighbours), (k, v)
 
     def _heads(
         self, x_NH: Tensor, adapters: Sequence[AdapterRows], turn: Turn | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys after their norms and RoPE, and values."""
+        return self._split(self.qkv(x_NH, adapters), turn)
+
+    def _split(self, qkv: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
         num_heads, num_keys = self.num_heads, self.num_keys
-        heads = self.qkv(x_NH, adapters).unflatten(-1, (-1, self.head_dim))
+        heads = qkv.view(len(qkv), -1, self.head_dim)
         # Split, not sliced: the gradient of a slice is a whole tensor of zeros.
         if self.kind.values_are_keys:
             qk, v = heads, heads[:, num_heads:]
@@ -93,14 +107,21 @@ class Layer(nn.Module):
             qk, v = torch.split(heads, [num_heads + num_keys, num_keys], 1)
         if self.value_norm:
             v = F.rms_norm(v, (self.head_dim,), None, self.norm_eps)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = torch.split(qk, [num_heads, num_keys], 1)
-            qk = torch.cat([_over_heads(self.q_norm, q), _over_heads(self.k_norm, k)], 1)
-        q, k = torch.split(rotate(qk, turn), [num_heads, num_keys], 1)
+        qk = rotate(qk, turn) if self.late_qk_norm else rotate(self._normed(qk), turn)
+        q, k = torch.split(self._normed(qk) if self.late_qk_norm else qk, [num_heads, num_keys], 1)
         return (q if self.query_scale == 1.0 else q * self.query_scale), k, v
 
-    def _feed_forward(self, x_NH: Tensor, adapters: Sequence[AdapterRows]) -> Tensor:
-        made: Tensor | None = None if self.experts is None else self.experts(x_NH)
+    def _normed(self, qk: Tensor) -> Tensor:
+        if self.q_norm is None or self.k_norm is None:
+            return qk
+        q, k = torch.split(qk, [self.num_heads, self.num_keys], 1)
+        return torch.cat([_over_heads(self.q_norm, q), _over_heads(self.k_norm, k)], 1)
+
+    def _feed_forward(
+        self, x_NH: Tensor, adapters: Sequence[AdapterRows], neighbours: Neighbours | None = None
+    ) -> Tensor:
+        blocks_N = None if neighbours is None else neighbours.blocks_N
+        made: Tensor | None = None if self.experts is None else self.experts(x_NH, blocks_N=blocks_N)
         if self.gate_up is None or self.down is None:
             assert made is not None
             return made

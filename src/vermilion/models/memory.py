@@ -41,10 +41,11 @@ def weight_bytes(architecture: Architecture, kind: Format) -> int:
 
 
 def cache_bytes_per_token(architecture: Architecture, kind: Format) -> int:
-    """Keys and values of one position through all layers; two bytes a number, four in float32. PyTorch's
-    cache gives each layer what the largest needs."""
+    """What one position leaves in all layers: keys, values, and inputs of convolutions; two bytes a number,
+    four in float32. PyTorch's cache gives each layer what the largest needs."""
     sizes = [_kv_heads(architecture, each) * _head_dim(architecture, each) for each in _layers(architecture)]
     numbers = sum(sizes) if kind in _BITS else len(sizes) * max(sizes)
+    numbers += len(sizes) * sum(architecture.convolutions().values()) // 2
     return 2 * numbers * (4 if kind == "float32" else 2)
 
 
@@ -69,7 +70,7 @@ def _projections(a: Architecture) -> Iterator[Matrix]:
         head_dim, hidden, experts = _head_dim(a, layer), a.hidden_size, layer.experts
         yield 1, a.num_heads * head_dim, hidden
         yield 1 if layer.values_are_keys else 2, _kv_heads(a, layer) * head_dim, hidden
-        yield 1, hidden, a.num_heads * head_dim
+        yield 2 if a.attention_gate else 1, hidden, a.num_heads * head_dim
         if layer.dense:
             yield from _gated(1, hidden, a.ffn_size) if not a.condition_size else _plain(hidden, a.ffn_size)
         if experts is not None:
@@ -98,9 +99,11 @@ def _num_vectors(a: Architecture) -> int:
     """Numbers of norms, biases and routers, which are not quantised."""
     count = a.hidden_size * (2 if a.self_conditioning else 1) + (a.vocab_size if a.head_bias else 0)
     count += 2 * (a.condition_size + a.hidden_size) if a.condition_size else 0
+    count += a.hidden_size if a.embedding_norm else 0
+    kernels = a.canon_kernel * sum(a.convolutions().values())
     for layer in _layers(a):
         head_dim = _head_dim(a, layer)
-        count += 2 * a.hidden_size
+        count += 2 * a.hidden_size + kernels + (head_dim // 2 if kernels else 0)
         normed = a.num_heads + _kv_heads(a, layer) if a.joint_qk_norm else 2
         count += normed * head_dim if a.qk_norm else 0
         count += (a.num_heads + 2 * _kv_heads(a, layer)) * head_dim if a.qkv_bias else 0

@@ -101,7 +101,10 @@ def places_of(
                 yield f"{prefix}{name}.weight", _parameter_place(norm, "weight")
         for path, name in names.parameters.items():
             module, _, parameter = path.rpartition(".")
-            yield name.format(index), _parameter_place(layer.get_submodule(module), parameter)
+            wide = parameter == "inverse_frequencies"
+            yield name.format(index), _parameter_place(layer.get_submodule(module), parameter, wide=wide)
+        for path, published in names.convolutions.items():
+            yield from _convolution_places([prefix + name for name in published], layer, path)
 
 
 def _linear_places(
@@ -110,7 +113,7 @@ def _linear_places(
     """One name for several parts: the checkpoint keeps them as one tensor. Where there are more names than
     parts, the last ones are of parts that this model does without."""
     sizes = linear.part_sizes if len(names) > 1 else (linear.out_size,)
-    spans = [slice(*span) for span in itertools.pairwise(itertools.accumulate(sizes, initial=0))]
+    spans = _spans(sizes)
     wholes = {"weight": _weight(linear)}
     if linear.bias is not None:
         wholes["bias"] = Whole((linear.out_size,), linear.load_bias, lambda: _bias(linear))
@@ -173,6 +176,18 @@ def _stacked_places(
         cut = linear.pieces([e.ffn_size] * len(held))
         pieces = cut and replace(cut, dim=cut.dim + 1)
         yield f"{prefix}{name}", Place(whole, shape, partial(_of_each, e.num_experts, parts), pieces)
+
+
+def _convolution_places(names: Sequence[str], layer: Layer, path: str) -> Iterator[tuple[str, Place]]:
+    whole = _parameter_place(layer.get_submodule(path), "weight").whole
+    sizes = layer.qkv.part_sizes if len(names) > 1 else whole.shape[:1]
+    for name, span in zip(names, _spans(sizes), strict=True):
+        shape = (span.stop - span.start, *whole.shape[1:])
+        yield f"{name}.weight", Place(whole, shape, partial(_rows, span))
+
+
+def _spans(sizes: Sequence[int]) -> list[slice]:
+    return [slice(*span) for span in itertools.pairwise(itertools.accumulate(sizes, initial=0))]
 
 
 def _rows(span: slice, whole: Tensor) -> Tensor:

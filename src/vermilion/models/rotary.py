@@ -29,10 +29,14 @@ class Rotary:
 
 
 def turn(rope: Rope, positions_N: Tensor, dtype: torch.dtype) -> Turn:
-    """Angles are float64, so that far positions keep theirs."""
     frequencies = torch.from_numpy(rope.inverse_frequencies()).to(positions_N.device)
+    return turn_by(frequencies, positions_N, dtype, rope.magnitude)
+
+
+def turn_by(frequencies: Tensor, positions_N: Tensor, dtype: torch.dtype, magnitude: float = 1.0) -> Turn:
+    """By frequencies in float64, [size / 2], so that far positions keep their angles."""
     angle = positions_N[:, None] * frequencies
-    cos, sin = (rope.magnitude * angle.cos()).to(dtype), (rope.magnitude * angle.sin()).to(dtype)
+    cos, sin = (magnitude * angle.cos()).to(dtype), (magnitude * angle.sin()).to(dtype)
     return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vermilion.models.families import Architecture, LayerKind
 from vermilion.models.layers import Attention, KeysValues, Layer, Norm
 from vermilion.models.linear import NOISY_ROWS, AdapterRows, Linear
+from vermilion.models.neighbours import Neighbours
 from vermilion.models.rotary import Turn
 
 
@@ -29,7 +30,12 @@ class SandwichLayer(Layer):
         self.noisy_scale = nn.Parameter(torch.ones(1))
 
     def forward(
-        self, x_NH: Tensor, adapters: Sequence[AdapterRows], turn: Turn | None, attention: Attention
+        self,
+        x_NH: Tensor,
+        adapters: Sequence[AdapterRows],
+        turn: Turn | None,
+        attention: Attention,
+        neighbours: Neighbours | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """The rows' next hidden states, and their keys and values."""
         q, k, v = self._heads(self.attention_norm(x_NH), adapters, turn)

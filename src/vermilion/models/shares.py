@@ -104,6 +104,11 @@ class Pieces:
 def check_shareable(architecture: Architecture, num_processes: int) -> None:
     """Raises ConfigError, with the numbers that would do, where so many cannot share such a model."""
     sizes = _sizes(architecture)
+    if architecture.attention_gate or architecture.canon_kernel:
+        raise ConfigError(
+            "engine.tensor_parallel: gates behind attention and convolutions cannot be shared between "
+            "processes; set 1."
+        )
     if architecture.joint_qk_norm:
         raise ConfigError(
             "engine.tensor_parallel: this model norms all heads of a row together, so they cannot be shared "

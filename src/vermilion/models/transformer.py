@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vermilion.models import neighbours
 from vermilion.models.attention import Attend
+from vermilion.models.canon_layer import CanonLayer
 from vermilion.models.dit import Condition, DiTLayer, FinalNorm
 from vermilion.models.draft_head import DraftHead
 from vermilion.models.drafter import Drafter
@@ -25,6 +27,7 @@ from vermilion.models.families import Architecture, LayerKind
 from vermilion.models.families.names import LLAMA_PRODUCTS
 from vermilion.models.layers import Attention, Layer, Norm
 from vermilion.models.linear import LINEAR_KINDS, AdapterRows, Linear
+from vermilion.models.neighbours import Neighbours
 from vermilion.models.rotary import Rotary
 from vermilion.models.sandwich_layer import SandwichLayer
 from vermilion.models.self_conditioning import SelfConditioning
@@ -50,6 +53,9 @@ class Rows:
     """What the last M rows, the noisy ones, are conditioned on, where the model conditions itself."""
     num_clean: int = 0
     """Leading rows that stand for settled text or its drafts; a drafter reads what the base makes of them."""
+    neighbours: Neighbours | None = None
+    """Wanted by some models (`neighbours.needed`) where the rows are of several texts; one text's rows that
+    lie side by side have those that follow from their slots."""
 
 
 class Transformer(nn.Module):
@@ -65,6 +71,7 @@ class Transformer(nn.Module):
         self.own = share.of(a)
         """The sizes of this process's layers: those of `architecture` where no other shares them."""
         self.embedding = vocabulary_linear(linear, (a.hidden_size, a.vocab_size), share)
+        self.embedding_norm = Norm(a.hidden_size, a.norm_eps) if a.embedding_norm else None
         self.condition = Condition(a.condition_size, linear) if a.condition_size else None
         self.layers = nn.ModuleList(self._layer(kind, linear) for kind in self.own.layer_kinds())
         share_layers(self.layers, share)
@@ -84,15 +91,16 @@ class Transformer(nn.Module):
     def _layer(self, kind: LayerKind, linear: type[Linear]) -> Layer:
         if self.condition is not None:
             return DiTLayer(self.own, kind, linear, self.condition)
+        if self.own.canon_kernel:
+            return CanonLayer(self.own, kind, linear)
         return (SandwichLayer if self.own.sandwich_norms else Layer)(self.own, kind, linear)
 
     def new_pool(self, num_slots: int) -> Tensor:
         """Zeroed keys and values: [layers, S, 2, J, D], the drafter's layers last, in the activations' dtype
-        and device. Where layers have different sizes, J is 1 and D the most that one needs; a layer uses the
-        beginning."""
+        and device. Where layers have different sizes, or keep more, J is 1 and D the most that one needs; a
+        layer uses the beginning."""
         a, like = self.own, self.norm.weight
-        shapes = {(kind.num_kv_heads, kind.head_dim) for kind in a.layer_kinds()}
-        of_layer = shapes.pop() if len(shapes) == 1 else (1, max(j * d for j, d in shapes))
+        of_layer = neighbours.pool_shape(a)
         num_layers = a.num_layers + (self.drafter.shape.num_layers if self.drafter is not None else 0)
         shape = (num_layers, num_slots, 2, *of_layer)
         if like.device.type == "cpu":
@@ -106,9 +114,9 @@ class Transformer(nn.Module):
         x_NH = self.embedding.rows(ids_N)
         if self.architecture.embedding_scale != 1:
             x_NH = x_NH * torch.tensor(self.architecture.embedding_scale, dtype=x_NH.dtype)
-        if masked_N is None or self.mask_embedding is None:
-            return x_NH
-        return torch.where(masked_N[:, None], self.mask_embedding, x_NH)
+        if masked_N is not None and self.mask_embedding is not None:
+            x_NH = torch.where(masked_N[:, None], self.mask_embedding, x_NH)
+        return x_NH if self.embedding_norm is None else self.embedding_norm(x_NH)
 
     def forward(self, rows: Rows, pool: Tensor) -> Tensor:
         """Hidden states [N, H] after the last norm; writes every row's key and value into `pool`."""
@@ -125,11 +133,19 @@ class Transformer(nn.Module):
             attention: Attention = partial(through_pool, rows.slots_N, attend, pool_S2JD)
             if self.architecture.query_growth:
                 attention = partial(_grown, self._growth(rows.positions_N), attention)
-            x_NH, _ = layer(x_NH, rows.adapters, turn, attention)
+            x_NH, _ = layer(x_NH, rows.adapters, turn, attention, self._near(rows, pool_S2JD))
         if self.drafter is not None:
             self.drafter.inject_rows(inputs, turns, rows.slots_N[: rows.num_clean], pool)
         hidden_NH: Tensor = self.norm(x_NH)
         return hidden_NH
+
+    def _near(self, rows: Rows, pool_S2JD: Tensor) -> Neighbours | None:
+        """What a layer knows of the rows' neighbours."""
+        a = self.architecture
+        if not neighbours.needed(a):
+            return None
+        near = rows.neighbours or Neighbours.of_one_text(a, rows.positions_N, rows.slots_N)
+        return near.over(rows.slots_N, pool_S2JD[:, :, 0, a.num_kv_heads * a.head_dim :])
 
     def _growth(self, positions_N: Tensor) -> Tensor:
         """What each row's queries are multiplied by, [N, 1, 1]."""

@@ -23,6 +23,7 @@ from vermilion.errors import ConfigError
 from vermilion.models.adapters import DENOISER
 from vermilion.models.layers import KeysValues, Layer
 from vermilion.models.linear import AdapterRows, Linear
+from vermilion.models.neighbours import needed
 from vermilion.models.rotary import Turn
 from vermilion.models.transformer import Transformer
 from vermilion.training.distributed import shard
@@ -105,6 +106,8 @@ class Forward:
             raise ConfigError("A diffusion transformer with modulated norms cannot be trained here.")
         if model.architecture.query_growth:
             raise ConfigError("A model whose queries grow with their position cannot be trained here.")
+        if needed(model.architecture):
+            raise ConfigError("A model whose rows mix otherwise than by attention cannot be trained here.")
         if any(kind.window for kind in model.architecture.layer_kinds()):
             raise ConfigError("A model with sliding windows cannot be trained here: layers see whole texts.")
         self.model = model

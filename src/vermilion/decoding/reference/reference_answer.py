@@ -20,7 +20,7 @@ from vermilion.decoding.commit import (
     likeliest_ends,
     reopen,
 )
-from vermilion.decoding.decoders import settle
+from vermilion.decoding.decoders import DECODERS, settle
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.prompt_lookup import NGRAM_LENGTH
 from vermilion.decoding.reference.reference_block import ReferenceBlock
@@ -56,7 +56,10 @@ class Reference:
 
         `adapter` is a name that the model's products know.
         """
-        answer = ReferenceAnswer(self._model, self._traits, list(prompt), sampling, decoding)
+        traits = self._traits
+        if not DECODERS[decoding.decoder].needs_base:
+            traits = traits.for_canvases()
+        answer = ReferenceAnswer(self._model, traits, list(prompt), sampling, decoding)
         answer.adapter = adapter
         if sampling.stop_repetition and not sampling.ignore_eos:
             answer.watch = RepetitionWatch()
@@ -64,11 +67,11 @@ class Reference:
             answer.autoregress()
         elif decoding.decoder in ("lossless", "relaxed"):
             answer.speculate()
-        elif self._traits.has_next_token and not decoding.revise_below:
+        elif traits.has_next_token and not decoding.revise_below:
             answer.slide()
         else:
             answer.denoise_blocks()
-        prefills = 0 if self._traits.context == "full" else 1
+        prefills = 0 if traits.context == "full" else 1
         return Result(tuple(answer.tokens[len(prompt) :]), answer.passes - prefills, answer.edits)
 
 

@@ -29,6 +29,10 @@ class Experts:
     num_groups: int = 1
     """Experts are chosen within the `num_active_groups` groups whose two best have the highest sum."""
     num_active_groups: int = 1
+    block_capacity: int = 0
+    """Most experts that the rows of a block of `block_size` positions choose among: those of the highest
+    score in any of its rows (LLaDA2.2); 0: each row chooses among all."""
+    block_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +73,13 @@ class Architecture:
     rope_theta: float = 10_000.0
     rope_fraction: float = 1.0
     """Leading share of each head that is rotated (LLaDA2: 0.5)."""
+    rope_backwards: bool = False
+    """Angles fall with the position instead of rising (SmolDLM)."""
     norm_eps: float = 1e-5
     qk_norm: bool = False
     """RMSNorm over each query and key head before RoPE (Qwen3, SDAR)."""
+    late_qk_norm: bool = False
+    """That norm is behind RoPE instead (SmolDLM, Dhara)."""
     joint_qk_norm: bool = False
     """That norm is over all heads of a row together (OLMoE)."""
     value_norm: bool = False
@@ -84,9 +92,17 @@ class Architecture:
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
     """Of the feed-forward's gate: `silu` makes it a SwiGLU, the others a GeGLU (arXiv 2002.05202)."""
     rope_scaling: RopeScaling | None = None
+    attention_gate: bool = False
+    """What a head has seen is multiplied by the sigmoid of a projection of the layer's input (arXiv
+    2505.06708)."""
+    canon_kernel: int = 0
+    """Positions that the convolutions of a Canon layer take in, the row's own included (SSRN 5240330); 0:
+    there are none."""
     attention_scale: float = 0.0
     """What scores are multiplied by; 0: 1 / sqrt(head_dim)."""
     embedding_scale: float = 1.0
+    embedding_norm: bool = False
+    """RMSNorm over embeddings, the mask's included."""
     logit_softcap: float = 0.0
     """c of c tanh(logits / c); 0: none (Gemma)."""
     query_growth: float = 0.0
@@ -117,11 +133,22 @@ class Architecture:
             for kind in self.layers or (PLAIN_LAYER,) * self.num_layers
         )
 
+    def convolutions(self) -> dict[str, int]:
+        """How many channels each convolution of a layer has; none without them."""
+        if not self.canon_kernel:
+            return {}
+        heads = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        return {
+            "canon_a": self.hidden_size,
+            "canon_b": heads,
+            "canon_c": self.hidden_size,
+            "canon_d": self.ffn_size,
+        }
+
     def rope(self, kind: LayerKind) -> Rope:
         """The rotary embedding of a layer whose sizes are filled in."""
-        return Rope(
-            kind.head_dim, kind.rope_theta, kind.rope_fraction, kind.rope_scaling, self.context_length
-        )
+        scaling, length = kind.rope_scaling, self.context_length
+        return Rope(kind.head_dim, kind.rope_theta, kind.rope_fraction, scaling, length, self.rope_backwards)
 
     def beyond_backbone(self) -> Iterator[str]:
         """What a checkpoint of this shape needs that the backbone does not compute, in words."""

@@ -124,6 +124,17 @@ STRIDED: Presets = MappingProxyType(
 """I-DLM (arXiv 2604.11035): a pass verifies the last one's drafts and drafts behind them; in `fast` drafts
 that are nearly as likely stand too."""
 
+TRI_MODE: Presets = MappingProxyType(
+    {
+        "ar": WITH_BASE["ar"],
+        "lossless": Decoding(decoder="lossless", block_length=8, draft_nodes=8, lookup=64),
+        "quality": Decoding(decoder="schedule"),
+        "balanced": Decoding(decoder="threshold", threshold=0.7),
+        "fast": Decoding(decoder="threshold", threshold=0.5),
+    }
+)
+"""Dhara: next tokens, drafts of 8 that they verify, and blocks with the publisher's threshold (`fast`)."""
+
 RENOISING: Presets = MappingProxyType(
     {
         "quality": Decoding(

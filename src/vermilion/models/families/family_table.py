@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vermilion.errors import ModelFileError
+from vermilion.models.families.dhara import DHARA
 from vermilion.models.families.family import HUGGING_FACE, Family, GGUFKind
 from vermilion.models.families.family_presets import (
     DREAM,
@@ -80,6 +81,36 @@ _LLADA2_KEYS = {
     "qkv_bias": "use_qkv_bias",
     "output_bias": "use_bias",
 }
+_SMOLDLM_KEYS = {
+    "num_layers": "n_layer",
+    "hidden_size": "n_embd",
+    "num_heads": "n_head",
+    "num_kv_heads": "n_kv_head",
+    "ffn_size": "mlp_hidden",
+    "vocab_size": "vocab_size",
+    "context_length": "seq_len",
+    "block_grid": "block_size",
+    "mask_token_id": "mask_token_id",
+    "eos_token_ids": "eos_token_id",
+}
+_SMOLDLM_NAMES = TensorNames(
+    embedding="token_emb",
+    norm="final_norm",
+    layer="blocks.{}.",
+    products={
+        **LLAMA_PRODUCTS,
+        "qkv": ("attn.c_q", "attn.c_k", "attn.c_v"),
+        "output": ("attn.c_proj",),
+        "gate": ("attn.w_gate",),
+    },
+    norms={
+        "attention_norm": "attn_norm",
+        "ffn_norm": "mlp_norm",
+        "q_norm": "attn.q_norm",
+        "k_norm": "attn.k_norm",
+    },
+    model_norms={"embedding_norm": "emb_norm"},
+)
 _LLADA2 = Traits("block", False, 156895, (156892,), block_grid=32)
 
 FAMILIES: list[Family] = [
@@ -254,6 +285,23 @@ FAMILIES: list[Family] = [
         traits=Traits("causal", False, 151665, (151645, 151643), canvas="causal"),
         presets=REORDERING,
     ),
+    Family(
+        "smoldlm",
+        ("smoldlm",),
+        keys=_SMOLDLM_KEYS,
+        fixed={
+            "qk_norm": True,
+            "late_qk_norm": True,
+            "rope_backwards": True,
+            "attention_gate": True,
+            "embedding_norm": True,
+            "tied_embeddings": True,
+            "norm_eps": 1e-5,
+        },
+        names=_SMOLDLM_NAMES,
+        traits=Traits("block", False, 0, (1,), block_grid=32),
+    ),
+    DHARA,
     DIFFUSION_GEMMA,
     NEMOTRON,
     BD3LM,

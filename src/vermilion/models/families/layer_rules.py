@@ -88,12 +88,9 @@ def llada_moe_layers(config: Config) -> Layers:
 
 
 def llada2_layers(config: Config) -> Layers:
-    """The first layers dense, then experts behind a sigmoid router with a bias and groups."""
-    if config.get("expert_capacity"):
-        raise ModelFileError(
-            f"expert_capacity {config['expert_capacity']}, which picks experts for whole blocks, is not "
-            "supported."
-        )
+    """The first layers dense, then experts behind a sigmoid router with a bias, and groups, or in place of
+    them a capacity of blocks."""
+    capacity = config.get("expert_capacity") or 0
     num_active, num_shared = config["num_experts_per_tok"], config.get("num_shared_experts") or 0
     experts = Experts(
         _num_experts(config),
@@ -104,8 +101,11 @@ def llada2_layers(config: Config) -> Layers:
         router_bias=True,
         normalized=num_active > 1,
         scale=config.get("routed_scaling_factor", 1.0),
-        num_groups=config.get("n_group") or 1,
-        num_active_groups=config.get("topk_group") or 1,
+        # A config with a capacity has the keys of groups too, and means nothing by them.
+        num_groups=1 if capacity else config.get("n_group") or 1,
+        num_active_groups=1 if capacity else config.get("topk_group") or 1,
+        block_capacity=capacity,
+        block_size=config["block_size"] if capacity else 0,
     )
     num_dense = config.get("first_k_dense_replace", 0)
     sparse = LayerKind(experts=experts, dense=False)

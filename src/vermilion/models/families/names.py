@@ -57,6 +57,9 @@ class TensorNames:
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Per parameter of a layer that is neither a product nor a norm, by its path in ours, its whole name; {}
     stands for the layer's number."""
+    convolutions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Per convolution of a layer, those that the checkpoint has in its place, in the order of the layer's
+    queries, keys and values where they are several."""
     model_products: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     model_norms: Mapping[str, str] = field(default_factory=dict)
     """Products and norms outside the layers, by their path in ours."""

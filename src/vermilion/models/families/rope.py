@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the family table is read at the edge, which starts without numpy
@@ -33,6 +33,8 @@ class Rope:
     """Leading share of each head that is rotated."""
     scaling: RopeScaling | None = None
     context_length: int = 0
+    backwards: bool = False
+    """Angles fall with the position (SmolDLM)."""
 
     @property
     def size(self) -> int:
@@ -45,6 +47,8 @@ class Rope:
         import numpy as np
 
         size, scaling = self.size, self.scaling
+        if self.backwards:
+            return -replace(self, backwards=False).inverse_frequencies()
         plain = 1.0 / self.theta ** (np.arange(0, size, 2, dtype=np.float64) / size)
         if scaling is None:
             return plain

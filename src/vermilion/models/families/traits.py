@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Context = Literal["causal", "block", "full"]
@@ -27,6 +27,8 @@ class Traits:
              before them and the masks to their left (WeDLM, I-DLM).
     next_token  clean rows of a causal context predict the next token though masks predict themselves
              (Nemotron-Labs-Diffusion, which has a head for each).
+    canvas_context  what settled text sees under the decoders of canvases, where that is not what it sees
+             under the autoregressive ones (Dhara, which was trained as both); empty: the same.
     drafter  tokens that a shallow drafter beside the model guesses at a time (`models/drafter.py`); 0: none.
     delete_token_id, split_token_id, expand_token_id  tokens that change how many positions there are: it
              is taken out; a mask comes before it (both LLaDA2.2); it becomes two masks (DreamOn). -1: none.
@@ -41,10 +43,13 @@ class Traits:
     noise: Literal["mask", "uniform"] = "mask"
     canvas: Literal["bidirectional", "causal"] = "bidirectional"
     next_token: bool = False
+    canvas_context: Context | Literal[""] = ""
     delete_token_id: int = -1
     split_token_id: int = -1
     expand_token_id: int = -1
     drafter: int = 0
+    cached_as: str = ""
+    """Told apart from other keys and values of the same text; `for_canvases` sets it."""
 
     @property
     def denoises(self) -> bool:
@@ -55,6 +60,13 @@ class Traits:
     def unread_masks(self) -> int:
         """Masks that a canvas behind a known token needs before the first that says what stands behind it."""
         return 0 if self.shift else 1
+
+    def for_canvases(self) -> Traits:
+        """As the decoders of canvases ask it."""
+        if not self.canvas_context:
+            return self
+        context = self.canvas_context
+        return replace(self, context=context, canvas_context="", next_token=False, cached_as=context)
 
     @property
     def has_next_token(self) -> bool:
