@@ -15,13 +15,15 @@ def test_a_booked_table_is_no_longer_free() -> None:
     assert book.find(asked)["free_times"] == ["18:00", "20:00", "21:00"]
     booked = book.book({**asked, "time": "20:00", "name": "Ann"})
     assert booked["booked"] is True
+    assert booked["say"] == "Your table for 4, friday at eight, is booked."
     assert book.find(asked)["free_times"] == ["18:00", "21:00"]
     assert book.find({"day": "saturday", "guests": 4})["free_times"] == ["18:00", "20:00", "21:00"]
 
 
 def test_a_full_table_is_refused_with_the_free_times() -> None:
     refused = TableBook().book({"day": "friday", "guests": 4, "time": "19:00", "name": "Ann"})
-    assert refused == {"booked": False, "free_times": ["18:00", "20:00", "21:00"]}
+    assert (refused["booked"], refused["free_times"]) == (False, ["18:00", "20:00", "21:00"])
+    assert refused["say"] == "That time is taken. You can have six, eight or nine."
 
 
 def test_every_call_has_tables_of_its_own() -> None:

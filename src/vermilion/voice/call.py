@@ -19,6 +19,7 @@ from pipecat.frames.frames import (
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
     ErrorFrame,
+    FunctionCallResultProperties,
     InterruptionFrame,
     OutputAudioRawFrame,
     TTSSpeakFrame,
@@ -116,15 +117,15 @@ class Call:
         self._apologised_at = -_APOLOGY_PAUSE_S
         self._tools = {tool.name: tool for tool in tools_of(agent.persona.tools)}
         self.context = self._context()
-        llm = self._llm()
+        self._llm = self._service()
         for tool in self._tools.values():
-            llm.register_function(tool.name, self._handler(tool))
+            self._llm.register_function(tool.name, self._handler(tool))
         aggregators = LLMContextAggregatorPair(self.context, user_params=_turn_taking())
         stages = [
             transport.input(),
             RecognizerService(agent.recognizer),
             aggregators.user(),
-            llm,
+            self._llm,
             SynthesizerService(agent.synthesizer),
             transport.output(),
             aggregators.assistant(),
@@ -148,16 +149,21 @@ class Call:
         """Until the caller hangs up."""
         runner = WorkerRunner(handle_sigint=False)
         await runner.add_workers(self.worker)
-        await runner.run()
+        try:
+            await runner.run()
+        finally:
+            # pipecat leaves its connections open, two a call.
+            await self._llm._client.close()
         return self.record
 
     def _context(self) -> LLMContext:
         if not self._tools:
             return LLMContext()
         offered = [tool.offered for tool in self._tools.values()]
-        return LLMContext(tools=ToolsSchema(standard_tools=[], custom_tools={AdapterType.OPENAI: offered}))
+        tools = ToolsSchema(standard_tools=[], custom_tools={AdapterType.OPENAI: offered})
+        return LLMContext(tools=tools, tool_choice="required" if self._agent.persona.must_call else "auto")
 
-    def _llm(self) -> InceptionLLMService:
+    def _service(self) -> InceptionLLMService:
         persona, agent = self._agent.persona, self._agent
         settings = InceptionLLMService.Settings(
             model=agent.model,
@@ -174,7 +180,11 @@ class Call:
 
     def _handler(self, tool: CallTool) -> Callable[[FunctionCallParams], Awaitable[None]]:
         async def handle(call: FunctionCallParams) -> None:
-            await call.result_callback(dict(tool.run(call.arguments)))
+            result = dict(tool.run(call.arguments))
+            told = self._agent.persona.must_call
+            await call.result_callback(result, properties=FunctionCallResultProperties(run_llm=not told))
+            if told:
+                await call.llm.push_frame(TTSSpeakFrame(result["say"]))
 
         return handle
 

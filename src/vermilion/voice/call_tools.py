@@ -19,12 +19,16 @@ class CallTool:
     description: str
     parameters: Mapping[str, Any]
     run: Callable[[Arguments], Mapping[str, Any]]
+    """Its result says in "say" what to tell the caller."""
 
     @property
     def offered(self) -> dict[str, Any]:
         """As OpenAI's clients offer it; strict, so that a grammar holds the arguments."""
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return {"type": "function", "function": {**function, "strict": True}}
+
+
+_SPOKEN_TIMES = {"18:00": "six", "19:00": "seven", "20:00": "eight", "21:00": "nine"}
 
 
 @dataclass(slots=True)
@@ -64,14 +68,20 @@ class TableBook:
             for time, seats in self.seats.items()
             if seats - sum(guests for at, guests in taken if at == time) >= arguments["guests"]
         ]
-        return {"day": arguments["day"], "free_times": free}
+        when = spoken_list([_SPOKEN_TIMES[time] for time in free])
+        say = f"We have a table at {when}." if free else "I am sorry, we are full then."
+        return {"day": arguments["day"], "free_times": free, "say": say}
 
     def book(self, arguments: Arguments) -> dict[str, Any]:
         free = self.find(arguments)["free_times"]
         if arguments["time"] not in free:
-            return {"booked": False, "free_times": free}
+            when = spoken_list([_SPOKEN_TIMES[time] for time in free])
+            say = f"That time is taken. You can have {when}." if free else "I am sorry, we are full then."
+            return {"booked": False, "free_times": free, "say": say}
         self.bookings.append(dict(arguments))
-        return {"booked": True, **arguments}
+        day, guests = arguments["day"], arguments["guests"]
+        say = f"Your table for {guests}, {day} at {_SPOKEN_TIMES[arguments['time']]}, is booked."
+        return {"booked": True, **arguments, "say": say}
 
 
 def _schema(**properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,6 +91,11 @@ def _schema(**properties: Mapping[str, Any]) -> dict[str, Any]:
         "required": list(properties),
         "additionalProperties": False,
     }
+
+
+def spoken_list(things: list[str]) -> str:
+    """As people say it: "six, seven or eight"."""
+    return " or ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
 
 
 TOOL_SETS: dict[str, Callable[[], list[CallTool]]] = {"table_booking": lambda: TableBook().tools()}

@@ -31,6 +31,9 @@ class Persona:
     """Spoken when a stage failed. Kept as sound from the start, so that it needs no stage."""
     tools: str = ""
     """A set of `call_tools.TOOL_SETS`, or none."""
+    must_call: bool = False
+    """Whether every answer is a call, held by a grammar, and the tool says what is spoken: for models
+    that are too small to decide when to call."""
     effort: Literal["instant", "low", "medium", "high"] = "medium"
     """`reasoning_effort`: which preset decodes. `medium` is lossless and still writes faster than a voice
     speaks."""

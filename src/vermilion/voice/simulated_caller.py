@@ -70,17 +70,17 @@ class SimulatedCaller:
     async def answer(self, spoken_at: float, timeout_s: float = 20.0, quiet_s: float = 1.5) -> SpokenAnswer:
         """Waits for sound after `spoken_at`, then for `quiet_s` without. Raises EngineFailure for silence."""
         deadline = spoken_at + timeout_s
-        while not (sounds := self._since(spoken_at)):
+        while not (sounds := self.heard_since(spoken_at)):
             if time.monotonic() > deadline:
                 raise EngineFailure(f"No answer was heard within {timeout_s:.0f} s.")
             await asyncio.sleep(0.01)
         first_at = sounds[0][0]
-        while time.monotonic() - self._since(spoken_at)[-1][0] < quiet_s:
+        while time.monotonic() - self.heard_since(spoken_at)[-1][0] < quiet_s:
             await asyncio.sleep(0.05)
         samples = np.concatenate([piece for at, piece in self._heard if at >= first_at])
         return SpokenAnswer(first_at - spoken_at, samples, self.sample_rate)
 
-    def _since(self, moment: float) -> list[tuple[float, NDArray[np.int16]]]:
+    def heard_since(self, moment: float) -> list[tuple[float, NDArray[np.int16]]]:
         """The loud pieces that arrived after `moment`."""
         return [
             (at, piece) for at, piece in self._heard if at > moment and np.abs(piece).max(initial=0) > _LOUD

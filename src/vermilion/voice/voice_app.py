@@ -26,12 +26,15 @@ from pipecat.transports.smallwebrtc.request_handler import (
 from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
 from pipecat.transports.websocket.fastapi import FastAPIWebsocketParams, FastAPIWebsocketTransport
 
-from vermilion.errors import ConfigError
+from vermilion.errors import BadRequest, ConfigError
 from vermilion.speech.recognizer import SAMPLE_RATE
 from vermilion.voice.call import Agent, Call, CallRecord
+from vermilion.voice.phone_line import PHONE_RATE, open_line
 
 PAGE = Path(__file__).parent / "page"
 _MOST_RECORDS = 200
+_POLICY_VIOLATION, _MOST_REASON_BYTES = 1008, 120
+"""Of a WebSocket that is closed (RFC 6455)."""
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +121,17 @@ def create_voice_app(agent: Agent) -> FastAPI:
         )
         rates = _rates(SAMPLE_RATE, agent.synthesizer.sample_rate)
         await board.answer(FastAPIWebsocketTransport(socket, params), rates, watched=page)
+
+    @app.websocket("/line")
+    async def line(socket: WebSocket) -> None:
+        await socket.accept()
+        try:
+            transport, phone = await open_line(socket)
+        except BadRequest as error:
+            await socket.close(_POLICY_VIOLATION, str(error)[:_MOST_REASON_BYTES])
+            return
+        rate = PHONE_RATE if phone else agent.synthesizer.sample_rate
+        await board.answer(transport, _rates(SAMPLE_RATE, rate), watched=not phone)
 
     if PAGE.is_dir():
         app.mount("/", StaticFiles(directory=PAGE, html=True))
