@@ -34,9 +34,10 @@ class EngineConfig:
     backend: Literal["auto", "native", "torch"] = "auto"
     """`native`: the C++ kernels for CPUs, in quantised weights; `torch`: PyTorch; `auto`: the kernels where
     they can run the model, which a GPU or a `dtype` rules out."""
-    quantize: Literal["q8", "q4", "none"] = "q8"
-    """Bits of a weight on the native backend, where the checkpoint is not quantised itself; `none` leaves the
-    weights as they are, on PyTorch."""
+    quantize: Literal["q8", "q4", "int8", "fp8", "none"] = "q8"
+    """`q8`, `q4`: bits of a weight on the native backend, where the checkpoint is not quantised itself; a GPU
+    leaves weights as they are. `int8`, `fp8`: eight bits of a weight on a GPU. `none` leaves weights as they
+    are everywhere, on PyTorch."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """`auto`: bfloat16 on a GPU, float32 on a CPU."""
     device: str = "auto"

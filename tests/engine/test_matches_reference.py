@@ -123,7 +123,7 @@ def as_int8(model: Transformer) -> Transformer:
     owners = [(model, "embedding"), *((layer, name) for layer in model.layers for name in LLAMA_PRODUCTS)]
     for owner, name in owners:
         dense = getattr(owner, name)
-        stored = LINEAR_KINDS["q8"](dense.in_size, dense.part_sizes)
+        stored = LINEAR_KINDS["int8"](dense.in_size, dense.part_sizes)
         for part in range(len(dense.part_sizes)):
             stored.load_part(part, dense.part_weight(part).detach())
         stored.adapters = dense.adapters

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vermilion.models.linear import LINEAR_KINDS, AdapterRows, Int8Linear, Linear
+from vermilion.models.linear import LINEAR_KINDS, AdapterRows, Float8Linear, Int8Linear, Linear
 from vermilion.models.lora import Lora, Pair
 
 SIZES = (4, 3, 5)
@@ -54,8 +54,13 @@ def test_every_kind_computes_the_product_of_its_parts(kind: str, dtype: torch.dt
     weight = torch.cat([linear.part_weight(part) for part in range(3)])
     bias = torch.cat([numbers(size, seed=10 + part, dtype=dtype) for part, size in enumerate(SIZES)])
     given = torch.cat([numbers(size, 6, seed=part) for part, size in enumerate(SIZES)])
-    # Weight-only int8 is off by half a step of 1 / 127 of the row's largest weight.
-    steps = given.abs().amax(1, keepdim=True) / 127 if kind == "q8" else torch.zeros(1)
+    # int8 is off by half a step of 1 / 127 of the row's largest weight, float8 by half a step of its own.
+    largest = given.abs().amax(1, keepdim=True)
+    steps = {
+        "dense": torch.zeros(1),
+        "int8": largest / 127,
+        "fp8": given.abs() / 8 + largest * 2.0**-9 / 448,
+    }[kind]
     rounding = 2 * torch.finfo(dtype).eps * given.abs()
     assert ((weight.double() - given).abs() <= 0.51 * steps + 2 * rounding).all()
     with torch.inference_mode():
@@ -75,9 +80,34 @@ def test_nothing_is_allocated_before_it_is_loaded_and_no_part_twice() -> None:
     weight = numbers(8, 6)
     linear.load_part(0, weight)
     assert linear.weight.data_ptr() == weight.data_ptr()
-    quantised = loaded("q8")
-    assert isinstance(quantised, Int8Linear) and quantised.quantised.dtype == torch.int8
+    quantised = loaded("int8")
+    assert isinstance(quantised, Int8Linear) and quantised.stored.codes.dtype == torch.int8
     assert sum(p.nbytes for p in quantised.parameters() if p.dim() == 2) == 12 * 6
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("num_rows", [1, 3, 40])
+def test_products_in_float8_are_those_of_rounded_rows(num_rows: int, device: str) -> None:
+    """Of what is multiplied, row by row: no row's scale depends on the others'."""
+    linear = Float8Linear(64, (32, 48), bias=True)
+    for part, size in enumerate((32, 48)):
+        linear.load_part(part, numbers(size, 64, seed=part, dtype=torch.bfloat16).to(device))
+    linear.load_bias(numbers(80, seed=9, dtype=torch.bfloat16).to(device))
+    x = (
+        numbers(num_rows, 64, seed=3, dtype=torch.bfloat16)
+        * torch.logspace(-3, 3, num_rows)[:, None].bfloat16()
+    )
+    scale = x.float().abs().amax(1, keepdim=True) / 448
+    rounded = (x.float() / scale).to(torch.float8_e4m3fn).float() * scale
+    weight = torch.cat([linear.part_weight(part) for part in range(2)])
+    with torch.inference_mode():
+        got = linear(x.to(device))
+        wanted = rounded.to(device) @ linear.stored.codes.float().T * linear.stored.scale.float()
+        assert got.dtype == torch.bfloat16 and weight.shape == (80, 64)
+        torch.testing.assert_close(got.float(), wanted + linear.bias.float(), rtol=0.02, atol=0.02)
+        # Rounding costs a product of random numbers 4 % of its spread.
+        exact = x.to(device).float() @ weight.float().T
+        assert (wanted - exact).norm() < 0.05 * exact.norm()
 
 
 def test_a_weight_of_another_shape_is_refused() -> None:

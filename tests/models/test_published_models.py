@@ -116,6 +116,11 @@ def test_the_native_backend_takes_the_memory_that_is_foretold(
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_pytorch_takes_the_memory_that_is_foretold(kind: str) -> None:
     a = ARCHITECTURES[kind]
+    for quantize in ("int8", "fp8"):
+        # Numbers of 16 bits beside those of eight.
+        parameters = list(Transformer(a, quantize).parameters())
+        weights = sum(each.numel() * min(each.element_size(), 2) for each in parameters)
+        assert weights == weight_bytes(a, quantize)  # type: ignore[arg-type]
     model = Transformer(a)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     assert weights == weight_bytes(a, "float32")

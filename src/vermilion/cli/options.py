@@ -91,7 +91,7 @@ class ServeOptions:
         str | None, typer.Option(help="native (C++ kernels, on CPUs), torch or auto; auto unless set.")
     ] = None
     quantize: Annotated[
-        str | None, typer.Option(help="q8, q4 or none: bits of the weights on the native backend.")
+        str | None, typer.Option(help="q8, q4 or none on the native backend; int8 or fp8 on a GPU.")
     ] = None
     threads: Annotated[int | None, typer.Option(min=0, help="CPU threads of a pass; 0 for all.")] = None
     tensor_parallel: Annotated[int | None, typer.Option(min=1, help=_PROCESSES)] = None
@@ -146,7 +146,7 @@ class BenchOptions:
     ] = None
     passes: Annotated[bool, typer.Option("--passes", help="Only what a pass costs by its rows.")] = False
     prompt_tokens: Annotated[int, typer.Option(min=0, help="Bring every prompt to this length.")] = 0
-    quantize: Annotated[str, typer.Option(help="q8, q4 or none: bits of the weights on a CPU.")] = "q8"
+    quantize: Annotated[str, typer.Option(help="q8, q4 or none on a CPU; int8 or fp8 on a GPU.")] = "q8"
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of a pass; 0 for all.")] = 0
     dtype: Dtype = "auto"
     device: Device = "auto"

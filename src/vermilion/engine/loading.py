@@ -89,6 +89,8 @@ def _format(config: EngineConfig, spec: ModelSpec) -> Format:
     """In which numbers the weights will lie in memory."""
     if config.backend != "torch" and not _obstacle(config, spec):
         return "q4" if config.quantize == "q4" else "q8"
+    if config.quantize in ("int8", "fp8"):
+        return config.quantize
     on_gpu = config.device.startswith("cuda") or (config.device == "auto" and _has_gpu())
     return "bf16" if config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu) else "float32"
 
@@ -114,8 +116,8 @@ def _obstacle(config: EngineConfig, spec: ModelSpec) -> str:
         return "it is to run on a GPU"
     if config.dtype != "auto":
         return f"engine.dtype asks for {config.dtype}"
-    if config.quantize == "none":
-        return "engine.quantize asks for weights as they are"
+    if config.quantize not in ("q8", "q4"):
+        return f"engine.quantize is {config.quantize}"
     try:
         library.load()
     except library.LibraryMissing as error:
@@ -152,13 +154,40 @@ def _on_torch(files: ModelFiles, spec: ModelSpec, tokenizer: Tokenizer, config: 
 
     from vermilion.models.build import build
 
+    device = _device(config.device)
+    kind = _linear_kind(config, device)
     if config.tensor_parallel > 1:
         return _shared(files, spec, tokenizer, config)
-    device = _device(config.device)
     if device.type == "cpu":
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    built = build(files, dtype_of(config.dtype, device), device)
+    built = build(files, dtype_of(config.dtype, device), device, kind)
     return assemble(built.model, spec, tokenizer, config)
+
+
+def _linear_kind(config: EngineConfig, device: torch.device) -> str:
+    """What PyTorch stores weights as, of `LINEAR_KINDS`; raises ConfigError where that cannot be had."""
+    import torch
+
+    if config.quantize not in ("int8", "fp8"):
+        return "dense"
+    asked = f"engine.quantize: {config.quantize}"
+    if config.tensor_parallel > 1:
+        raise ConfigError(
+            f"{asked} is not for models that processes share; leave engine.tensor_parallel at 1."
+        )
+    if device.type != "cuda" and config.backend != "torch":
+        raise ConfigError(
+            f"{asked} is for GPUs, and the model is to run on {device}; take q8 or q4, or, to try it, "
+            "engine.backend torch."
+        )
+    if (
+        config.quantize == "fp8"
+        and device.type == "cuda"
+        and torch.cuda.get_device_capability(device) < (8, 9)
+    ):
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(f"{asked} needs a GPU of compute capability 8.9, which {name} is not; take int8.")
+    return config.quantize
 
 
 def _shared(files: ModelFiles, spec: ModelSpec, tokenizer: Tokenizer, config: EngineConfig) -> Engine:

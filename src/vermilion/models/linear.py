@@ -17,6 +17,8 @@ from vermilion.models.lora import Lora
 from vermilion.models.product import product
 from vermilion.models.shares import Pieces, Share
 
+_FLOAT8_MULTIPLE = 16
+"""Of both sizes of a weight, for a GPU's product in float8."""
 NOISY_ROWS = "denoiser"
 """Name of the adapter of noisy rows, known to the model or not."""
 
@@ -160,34 +162,90 @@ class Linear(nn.Module):
             )
 
 
+class ScaledRows(nn.Module):
+    """A weight [O, I] in eight bits, each row by its largest number; dense in the dtype that it came in."""
+
+    def __init__(self, out_size: int, in_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.codes = nn.Parameter(torch.empty(out_size, in_size, dtype=dtype), requires_grad=False)
+        self.scale = nn.Parameter(torch.empty(out_size), requires_grad=False)
+
+    def load(self, span: slice, weight: Tensor) -> None:
+        codes, scale_O1 = _coded(weight, self.codes.dtype)
+        self.codes = _stored(self.codes, span, codes)
+        self.scale = _stored(self.scale, span, scale_O1[:, 0])
+
+    def dense(self, outputs: slice | Tensor) -> Tensor:
+        return self.codes[outputs].to(self.scale.dtype) * self.scale[outputs][..., None]
+
+    def product(self, x_NI: Tensor) -> Tensor:
+        """x W^T, the codes read as numbers of the dtype of x."""
+        return product(x_NI, self.codes.to(x_NI.dtype)) * self.scale
+
+
 class Int8Linear(Linear):
-    """The weight as int8 with one scale for each output: a quarter of the memory of fp32."""
+    """Products read the weight dense, so it saves memory and not time."""
 
     def _allocate(self) -> None:
-        quantised = torch.empty(self.out_size, self.in_size, dtype=torch.int8)
-        self.quantised = nn.Parameter(quantised, requires_grad=False)
-        self.scale = nn.Parameter(torch.empty(self.out_size), requires_grad=False)
+        self.stored = ScaledRows(self.out_size, self.in_size, torch.int8)
 
     def load_part(self, part: int, weight: Tensor) -> None:
         self._check(part, weight, (self.part_sizes[part], self.in_size))
-        span = self._spans[part]
-        scale_O = weight.abs().amax(1).clamp_min(torch.finfo(weight.dtype).tiny) / 127
-        self.quantised = _stored(self.quantised, span, (weight / scale_O[:, None]).round().to(torch.int8))
-        self.scale = _stored(self.scale, span, scale_O)
+        self.stored.load(self._spans[part], weight)
 
     def _dense(self, outputs: slice | Tensor) -> Tensor:
-        return self.quantised[outputs].to(self.scale.dtype) * self.scale[outputs][..., None]
+        return self.stored.dense(outputs)
 
     def multiply(self, x_NI: Tensor, bias_O: Tensor | None) -> Tensor:
-        y_NO = product(x_NI, self.quantised.to(x_NI.dtype)) * self.scale
+        y_NO = self.stored.product(x_NI)
+        return y_NO if bias_O is None else y_NO + bias_O
+
+
+class Float8Linear(Linear):
+    """e4m3. Rows in bfloat16 are rounded to that as well, with a scale each, and multiplied as they are; GPUs
+    have such products from compute capability 8.9 on."""
+
+    def _allocate(self) -> None:
+        self.stored = ScaledRows(self.out_size, self.in_size, torch.float8_e4m3fn)
+
+    def load_part(self, part: int, weight: Tensor) -> None:
+        self._check(part, weight, (self.part_sizes[part], self.in_size))
+        self.stored.load(self._spans[part], weight)
+
+    def _dense(self, outputs: slice | Tensor) -> Tensor:
+        return self.stored.dense(outputs)
+
+    def multiply(self, x_NI: Tensor, bias_O: Tensor | None) -> Tensor:
+        if (
+            x_NI.dtype != torch.bfloat16
+            or self.in_size % _FLOAT8_MULTIPLE
+            or self.out_size % _FLOAT8_MULTIPLE
+        ):
+            y_NO = self.stored.product(x_NI)
+        else:
+            codes, scale = self.stored.codes, self.stored.scale
+            rows_NI, scale_N1 = _coded(x_NI.float(), codes.dtype)
+            y_NO = torch._scaled_mm(rows_NI, codes.t(), scale_N1, scale.float()[None], out_dtype=x_NI.dtype)
         return y_NO if bias_O is None else y_NO + bias_O
 
 
 LINEAR_KINDS: dict[str, type[Linear]] = {
     "dense": Linear,
-    "q8": Int8Linear,
+    "int8": Int8Linear,
+    "fp8": Float8Linear,
 }
 """What weights may be stored as. A further kind overrides what `Int8Linear` does, and has a row here."""
+
+
+def _coded(weight_OI: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(numbers of `dtype`, scales [O, 1]): each row by its largest number."""
+    floating = dtype.is_floating_point
+    largest = torch.finfo(dtype).max if floating else float(torch.iinfo(dtype).max)
+    tiny = torch.finfo(weight_OI.dtype).tiny
+    scale_O1 = weight_OI.abs().amax(1, keepdim=True).clamp_min(tiny * largest) / largest
+    # The scale may have been rounded down, and what is above the largest float8 is no number.
+    codes_OI = (weight_OI / scale_O1).clamp(-largest, largest)
+    return (codes_OI if floating else codes_OI.round()).to(dtype), scale_O1
 
 
 def _stored(home: nn.Parameter, span: slice, values: Tensor) -> nn.Parameter:

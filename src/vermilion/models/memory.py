@@ -7,7 +7,7 @@ from typing import Literal
 
 from vermilion.models.families.architecture import PLAIN_LAYER, Architecture, LayerKind
 
-Format = Literal["q4", "q8", "bf16", "float32"]
+Format = Literal["q4", "q8", "int8", "fp8", "bf16", "float32"]
 FORMATS: tuple[Format, ...] = ("q4", "q8", "bf16")
 """Those that people choose between: two of the native backend, and a GPU's."""
 
@@ -34,10 +34,20 @@ def weight_bytes(architecture: Architecture, kind: Format) -> int:
     """Of the loaded weights. The native formats keep embeddings in 8 bits, vectors and routers in float32."""
     if kind in _NUMBER_BYTES:
         return num_parameters(architecture) * _NUMBER_BYTES[kind]
+    if kind in ("int8", "fp8"):
+        return _eight_bit_bytes(architecture, kind)
     tables = sum(_tiled(matrix, 8) for matrix in _tables(architecture))
     projections = sum(_tiled(matrix, _BITS[kind]) for matrix in _projections(architecture))
     # Of modulations it keeps what they come to: a shift and a gate beside each norm.
     return tables + projections + 4 * _num_vectors(architecture)
+
+
+def _eight_bit_bytes(a: Architecture, kind: Format) -> int:
+    """On a GPU: a byte for each weight, two for each output's scale and for all else; in `fp8` tables of the
+    vocabulary are as they are."""
+    tables = [] if kind == "fp8" else _tables(a)
+    stored = (*tables, *_projections(a), *_modulations(a))
+    return 2 * num_parameters(a) - sum(count * outputs * (inputs - 2) for count, outputs, inputs in stored)
 
 
 def cache_bytes_per_token(architecture: Architecture, kind: Format) -> int:
@@ -75,7 +85,7 @@ def _projections(a: Architecture) -> Iterator[Matrix]:
             yield from _gated(1, hidden, a.ffn_size) if not a.condition_size else _plain(hidden, a.ffn_size)
         if experts is not None:
             yield from _gated(experts.num_experts, hidden, experts.ffn_size)
-            yield from _gated(1, hidden, experts.shared_size)
+            yield from _gated(1, hidden, experts.shared_size) if experts.shared_size else ()
     if a.self_conditioning:
         yield from _gated(1, a.hidden_size, a.ffn_size)
 

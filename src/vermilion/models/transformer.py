@@ -70,7 +70,9 @@ class Transformer(nn.Module):
         self.share = share
         self.own = share.of(a)
         """The sizes of this process's layers: those of `architecture` where no other shares them."""
-        self.embedding = vocabulary_linear(linear, (a.hidden_size, a.vocab_size), share)
+        # Three bits of a float8's fraction cost tables of the vocabulary more than they save.
+        tables = Linear if kind == "fp8" else linear
+        self.embedding = vocabulary_linear(tables, (a.hidden_size, a.vocab_size), share)
         self.embedding_norm = Norm(a.hidden_size, a.norm_eps) if a.embedding_norm else None
         self.condition = Condition(a.condition_size, linear) if a.condition_size else None
         self.layers = nn.ModuleList(self._layer(kind, linear) for kind in self.own.layer_kinds())
@@ -81,7 +83,7 @@ class Transformer(nn.Module):
             else FinalNorm(a.hidden_size, self.condition, linear)
         )
         sizes = (a.hidden_size, a.vocab_size)
-        self.head = None if a.tied_embeddings else vocabulary_linear(linear, sizes, share, bias=a.head_bias)
+        self.head = None if a.tied_embeddings else vocabulary_linear(tables, sizes, share, bias=a.head_bias)
         self.rotary = Rotary(a)
         self.mask_embedding: nn.Parameter | None = None
         self.draft_head: DraftHead | None = None
