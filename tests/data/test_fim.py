@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 from vermilion.data.corpus import Corpus, Document
-from vermilion.data.fim import rearranged
+from vermilion.data.fim import gap, rearranged
 from vermilion.data.packing import DataConfig, Dataset, DataSource, DataState, next_batch
 from vermilion.errors import ConfigError
+from vermilion.models import catalog
+from vermilion.training import toy
 
 MARKS = (11, 12, 13, 14)
 BREAK = 20
@@ -21,9 +24,9 @@ TEXT = [30, 31, BREAK, 32, 33, 34, BREAK, 35, 36]
 def parts(document: Document) -> tuple[list[int], list[int], list[int]]:
     """Prefix, suffix, middle."""
     ids = list(document.ids)
-    assert ids[0] == 11 and ids[-1] == 14
-    suffix, middle = ids.index(12), ids.index(13)
-    return ids[1:suffix], ids[suffix + 1 : middle], ids[middle + 1 : -1]
+    assert ids[:2] == [11, 12] and ids[-1] == 14
+    prefix = ids.index(13)
+    return ids[prefix + 1 : document.num_prompt], ids[2:prefix], ids[document.num_prompt : -1]
 
 
 def test_prefix_middle_and_suffix_are_the_text_and_only_the_middle_is_trained_on() -> None:
@@ -31,7 +34,6 @@ def test_prefix_middle_and_suffix_are_the_text_and_only_the_middle_is_trained_on
         document = rearranged(TEXT, MARKS, {BREAK}, np.random.default_rng(seed))
         prefix, suffix, middle = parts(document)
         assert [*prefix, *middle, *suffix] == TEXT and middle
-        assert document.ids[document.num_prompt - 1] == 13
 
 
 def test_half_of_the_gaps_begin_and_end_at_lines_and_all_cuts_are_reached() -> None:
@@ -77,3 +79,35 @@ def test_without_a_share_nothing_changes_and_bad_marks_are_refused() -> None:
     assert not (next_batch(dataset(0.0), 20, DataState())[0].ids_BL == 11).any()
     with pytest.raises(ConfigError, match="four different"):
         DataConfig(fim=0.1, fim_token_ids=(1, 2, 3, 3))
+
+
+def test_gaps_of_a_text_lie_where_cursors_stand_and_fit_their_row(tmp_path: Path) -> None:
+    toy._write_texts(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    tokenizer = catalog.tokenizer_of(catalog.find(str(tmp_path)))
+    text = "".join(f"{'    ' * (n % 3)}name{n} = call({n}, other)\n" for n in range(60))
+    kinds = set()
+    for seed in range(300):
+        row = gap(text, tokenizer, MARKS, 300, random.Random(seed))
+        if row is None:
+            continue
+        assert len(row.ids) <= 300
+        prefix, suffix, middle = (tokenizer.decode(part) for part in parts(row))
+        assert prefix + middle + suffix in text and middle.strip()
+        kinds.add(
+            (middle.startswith("\n"), middle.endswith("\n"), prefix.endswith("    "), "\n" in middle[1:-1])
+        )
+    assert {kind[0] for kind in kinds} == {True, False} and len(kinds) >= 6
+
+
+def test_a_text_without_words_or_without_an_end_has_no_gap(tmp_path: Path) -> None:
+    toy._write_texts(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    tokenizer = catalog.tokenizer_of(catalog.find(str(tmp_path)))
+    assert gap("\n  \n\n", tokenizer, MARKS, 96, random.Random(0)) is None
+    text, found = "one line", 0
+    for seed in range(60):
+        if row := gap(text, tokenizer, MARKS, 96, random.Random(seed)):
+            found += 1
+            assert parts(row)[1], "a gap lies before something"
+    assert found

@@ -312,20 +312,33 @@ def test_the_cap_holds_in_a_build(recipe: DataRecipe, tmp_path: Path) -> None:
     assert 0.2 < tokens[0] / sum(tokens) <= 0.4
 
 
-def test_gaps_are_given_as_prefix_suffix_middle(recipe: DataRecipe) -> None:
-    build(recipe)
+def test_gaps_are_given_as_suffix_prefix_middle(recipe: DataRecipe) -> None:
+    build(replace(recipe, fim_share=2.5))
     corpus = Corpus.open(recipe.output / "fim")
-    assert len(corpus) > 0
+    assert len(corpus) > len(texts(recipe, "code"))
     for index in range(len(corpus)):
         row = corpus[index]
         ids = list(row.ids)
-        assert ids[0] == 1 and ids[row.num_prompt - 1] == 3 and ids[-1] == 4 and 2 in ids[: row.num_prompt]
-        assert row.num_prompt < len(ids) - 1
-        before = bytes(_text(recipe, ids[1 : ids.index(2)]))
+        assert ids[:2] == [1, 2] and 3 in ids[: row.num_prompt] and ids[-1] == 4
+        assert row.num_prompt < len(ids) - 1 <= 2 * recipe.fim_length
+        before = bytes(_text(recipe, ids[ids.index(3) + 1 : row.num_prompt]))
         middle = bytes(_text(recipe, ids[row.num_prompt : -1]))
         assert any(
             (before + middle).decode() in text for text in texts(recipe, "code") + texts(recipe, "docs")
         )
+
+
+def test_other_languages_are_code_where_the_recipe_names_them(recipe: DataRecipe, tmp_path: Path) -> None:
+    rights = "/* Copyright me.\n * Licence: MIT */\n\n// More of the licence\n"
+    words = function("shared").replace("def shared():", "void shared() {")
+    package = sdist(tmp_path, "mixed", {"a.c": rights + words, "b.rs": words[::-1], "c.py": function("c")})
+    for languages, paths in ((("python",), ["c.py"]), (("python", "c"), ["a.c", "c.py"])):
+        build(replace(recipe, packages=(package,), languages=languages))
+        rows = [json.loads(line) for line in (recipe.output / "files.jsonl").read_text().splitlines()]
+        assert sorted(row["path"] for row in rows if row["kind"] == "code") == paths
+    assert all("rights" not in text and "Copyright" not in text for text in texts(recipe, "code"))
+    with pytest.raises(ConfigError, match="allowed: any of python"):
+        replace(recipe, languages=("cobol",))
 
 
 def _text(recipe: DataRecipe, ids: list[int]) -> bytes:
@@ -375,12 +388,15 @@ def test_files_that_nobody_wrote_or_reads_are_dropped() -> None:
     assert refusal_of_text(function("a")) == ""
     assert without_header("#!/bin/python\n# Copyright me\n\nx = 1") == "\nx = 1".lstrip("\n")
     assert without_header("# about x\nx = 1") == "# about x\nx = 1"
+    assert without_header("// Copyright me\n/* and\nyou */\n\nint x;", ".c") == "int x;"
+    assert without_header("// about x\nint x;", ".c") == "// about x\nint x;"
 
 
 def test_the_shipped_recipes_are_sound() -> None:
-    recipe = load(DataRecipe, RECIPES / "data.toml")
-    assert any(package.held_out for package in recipe.packages)
-    assert sum(not package.held_out for package in recipe.packages) * recipe.max_project_share >= 1
+    for name in ("data", "fim-data"):
+        recipe = load(DataRecipe, RECIPES / f"{name}.toml")
+        assert any(package.held_out for package in recipe.packages)
+        assert sum(not package.held_out for package in recipe.packages) * recipe.max_project_share >= 1
 
 
 def test_the_command_prints_the_folder_alone_on_stdout(

@@ -11,7 +11,9 @@ from tests import tiny
 from tests.engine.test_matches_reference import outcome, prompt
 from vermilion.config import EngineConfig
 from vermilion.decoding.filling import overlap, trimmed
-from vermilion.decoding.infill import MARGIN, Candidate, chosen
+from vermilion.decoding.forward_jobs import Job
+from vermilion.decoding.infill import MARGIN, REACH, Candidate, chosen
+from vermilion.decoding.passes import Reading
 from vermilion.decoding.reference import infill
 from vermilion.engine.llm import LLM
 from vermilion.types import Decoding, Finish, Request, Sampling, Text
@@ -189,3 +191,22 @@ def test_a_suffix_of_white_space_is_plain_completion() -> None:
     events = list(model().stream(before, Sampling(max_tokens=8), "lossless"))
     plain = "".join(event.text for event in events if isinstance(event, Text))
     assert filled(before, "\n  \n", max_tokens=8)[0] == plain
+
+
+def test_a_line_that_goes_on_runs_its_last_token_again() -> None:
+    """Every pass has a row for what it reads, also behind a line that was kept to its limit."""
+    model = tiny.model("causal-shift")
+    one = tiny.engine("causal-shift", model)
+    run, shortest = one.worker.run, []
+
+    def watched(jobs: list[Job]) -> list[list[Reading]]:
+        shortest.extend(len(segment.ids) for job in jobs for segment in job.rows.segments)
+        return run(jobs)
+
+    one.worker.run = watched  # type: ignore[method-assign, assignment]
+    wanted = [
+        Request(f"{i}", prompt(9 + i, i), Sampling(max_tokens=75), Decoding("lossless"), prompt(5, 50 + i))
+        for i in range(6)
+    ]
+    results = outcome(one, wanted)
+    assert any(len(result.tokens) > REACH for result in results) and min(shortest) > 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests import tiny
 from vermilion.decoding.passes import Pass, Reading
 from vermilion.decoding.program import Open, Program, Task
-from vermilion.engine.output import Output
+from vermilion.engine.output import Output, first_line
 from vermilion.types import Canvas, CanvasToken, Decoding, Event, Finish, Request, Sampling, Text
 
 TEXTS = {
@@ -263,3 +263,44 @@ def test_a_canvas_shows_no_token_that_may_be_part_of_a_stop_string() -> None:
     program.settle([10])
     (canvas,) = (event for event in output.take(program) if isinstance(event, Canvas))
     assert [(token.start, token.end) for token in canvas.tokens] == [(0, 1), (1, 3), (3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "line"),
+    [
+        ("\n    return x\nmore", "\n    return x\n"),
+        ("\r\n\r\n  a\r\n", "\r\n\r\n  a\r\n"),
+        (")\nb", ")\n"),
+        ("\n\nend", "\n\nend"),
+        (")", ""),
+        ("\n  \n", ""),
+        ("", ""),
+    ],
+)
+def test_the_suffixs_first_line_needs_a_break_beside_it(suffix: str, line: str) -> None:
+    assert first_line(suffix) == line
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        ([10, 17, 11, 10, 12], "a\n\nbac"),  # another line begins alike
+        ([10, 17, 11, 17, 12], "a"),
+        ([10, 17, 11, tiny.EOS], "a"),  # the end takes the place of the break
+        ([10, 11, 17, tiny.EOS], "ab\n\n"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_middle_ends_where_it_would_repeat_the_suffix(tokens: list[int], text: str, size: int) -> None:
+    request = Request("x", (5, 6), Sampling(max_tokens=5), Decoding("ar"), (17, 11, 17, 12))
+    program = Script(Task((5, 6), 5, request.decoding, frozenset({tiny.EOS})), tiny.TRAITS["causal-shift"])
+    output = Output(request, Pieces(), before_suffix=True)  # type: ignore[arg-type]
+    events: list[Event] = []
+    for start in range(0, len(tokens), size):
+        if program.finish is None:
+            program.settle(tokens[start : start + size])
+            events += output.take(program)
+    assert "".join(event.text for event in events if isinstance(event, Text)) == text
+    finish = events[-1]
+    assert isinstance(finish, Finish) and not finish.stop_string
+    assert finish.reason == ("length" if text.endswith("c") else "stop")

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from vermilion.data.languages import HASH_COMMENTS
 from vermilion.errors import ConfigError
 from vermilion.text import split_lines
 
@@ -25,6 +26,8 @@ _GENERATED = re.compile(r"@generated|auto-?generated|generated (?:by|from)|do no
 _GENERATED_NAMES = re.compile(
     r"_pb2(?:_grpc)?\.py$|(?:^|_)version\.py$|^(?:parsetab|lextab|versioneer)\.py$|\.min\."
 )
+_RIGHTS = re.compile(r"copyright|licen[cs]e", re.I)
+_OPENING_COMMENTS = re.compile(r"\A(?:\s*(?:/\*.*?\*/|//[^\n]*(?:\n|\Z)))+\s*", re.S)
 _WORD = re.compile(r"\w+")
 _BYTES = (200, 1 << 20)
 _MAX_LINE = 400
@@ -55,16 +58,18 @@ def refusal_of_text(text: str, is_code: bool = True) -> str:
     return "generated" if _GENERATED.search(text[:1000]) else ""
 
 
-def without_header(source: str) -> str:
-    """Python source without an opening comment about copyright or licence."""
+def without_header(source: str, suffix: str = ".py") -> str:
+    """Source without an opening comment about copyright or licence; the file's suffix tells its language."""
+    if suffix not in HASH_COMMENTS:
+        comments = _OPENING_COMMENTS.match(source)
+        return source[comments.end() :] if comments and _RIGHTS.search(comments[0]) else source
     lines = source.split("\n")
     start = 1 if lines[0].startswith("#!") else 0
     end = start
     while end < len(lines) and (lines[end].startswith("#") or not lines[end].strip()):
         end += 1
     head = "\n".join(lines[start:end])
-    about_rights = re.search(r"copyright|licen[cs]e", head, re.I)
-    return "\n".join(lines[end:]) if about_rights else source
+    return "\n".join(lines[end:]) if _RIGHTS.search(head) else source
 
 
 def docstrings(source: str) -> Iterator[str]:

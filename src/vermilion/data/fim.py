@@ -1,7 +1,7 @@
-"""Fill-in-the-middle rows: prefix and suffix first, then the middle (arXiv 2207.14255).
+"""Fill-in-the-middle rows (`gap_template.py`): a base has to learn little, to heed the suffix and to end.
 
-Cut from a text before it becomes tokens, as an editor's cursor cuts it (`gap`, for data that is built once),
-or from tokens while training reads them (`rearranged`, another gap every epoch).
+Cut from a text before it becomes tokens, as an editor's cursor cuts it (`gap`, for
+data that is built once), or from tokens while training reads them (`rearranged`, another gap every epoch).
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from vermilion.data.corpus import Document
+from vermilion.gap_template import before_middle
 from vermilion.text import Tokenizer, line_end, split_lines
 
 Marks = Sequence[int]
-"""Four tokens: PRE, SUF, MID, END."""
-_PREFIX_TOKENS = 96
-_SUFFIX_TOKENS = 64
-_CHARACTERS = 600
-"""Read on either side; more tokens than are kept."""
+"""Four tokens: before the row, the suffix and the prefix, and behind the middle."""
+_MIN_SUFFIX = 8
+_CHARACTERS = 6
+"""Read on either side, a token of the row; more than is kept."""
 _MAX_LINES = 4
 
 
 def row(prefix: Sequence[int], middle: Sequence[int], suffix: Sequence[int], marks: Marks) -> Document:
-    """PRE prefix SUF suffix MID middle END; only the middle and its END are trained on."""
-    pre, suf, mid, end = marks
-    given = [pre, *prefix, suf, *suffix, mid]
-    return Document([*given, *middle, end], len(given))
+    """A gap and its middle; only the middle and its end are trained on."""
+    given = before_middle(prefix, suffix, marks)
+    return Document([*given, *middle, marks[3]], len(given))
 
 
 def rearranged(
@@ -46,25 +45,51 @@ def rearranged(
     return row(ids[:first], ids[first:last], ids[last:], marks)
 
 
-def gap(text: str, tokenizer: Tokenizer, marks: Marks, generator: random.Random) -> Document | None:
-    """A row with a gap at a random place of `text`.
+def gap(
+    text: str, tokenizer: Tokenizer, marks: Marks, length: int, generator: random.Random
+) -> Document | None:
+    """A row of at most `length` tokens with a gap at a random place of `text`.
 
-    Half of the gaps are whole lines, half lie inside one. None where the chosen place has no text.
+    None where the chosen place has no text, none behind it, or too much for half a row.
+    """
+    start, end = _cut(text, generator)
+    middle, after = text[start:end], text[end : end + _CHARACTERS * length]
+    ids = tokenizer.encode(middle)
+    if not middle.strip() or not after.strip() or len(ids) > length // 2:
+        return None
+    room = length - len(ids) - len(marks)
+    suffix = tokenizer.encode(after)[: generator.randint(_MIN_SUFFIX, length // 3)]
+    prefix = tokenizer.encode(text[max(0, start - _CHARACTERS * length) : start])
+    return row(prefix[max(0, len(prefix) - room + len(suffix)) :], ids, suffix, marks)
+
+
+def _cut(text: str, generator: random.Random) -> tuple[int, int]:
+    """Where a gap begins and ends: three in four lie in one line, the others go over up to four.
+
+    It begins where cursors stand: at the end of a line, with the break before the next; behind an
+    indentation; at a line's start, and ends with its break; within a line, up to its end; and between two
+    places of a line.
     """
     lines = split_lines(text)
-    first = generator.randrange(len(lines))
-    start = sum(map(len, lines[:first]))
-    if generator.random() < 0.5:
-        end = start + sum(map(len, lines[first : first + generator.randint(1, _MAX_LINES)]))
-    else:
-        length = len(lines[first].removesuffix(line_end(lines[first])))
-        if length < 2:
-            return None
-        low, high = sorted(generator.sample(range(length + 1), 2))
-        start, end = start + low, start + high
-    middle = text[start:end]
-    if not middle.strip():
-        return None
-    before = tokenizer.encode(text[max(0, start - _CHARACTERS) : start])[-_PREFIX_TOKENS:]
-    after = tokenizer.encode(text[end : end + _CHARACTERS])[:_SUFFIX_TOKENS]
-    return row(before, tokenizer.encode(middle), after, marks)
+    filled = [number for number, line in enumerate(lines) if line.strip()]
+    if not filled:
+        return 0, 0
+    first = generator.choice(filled)
+    begin = sum(map(len, lines[:first]))
+    body = lines[first].removesuffix(line_end(lines[first]))
+    indent = len(body) - len(body.lstrip())
+    kind = generator.random()
+    if kind < 0.2:
+        low, high = sorted(generator.sample(range(indent, len(body) + 1), 2))
+        return begin + low, begin + high
+    count = 1 if generator.random() < 0.75 else generator.randint(2, _MAX_LINES)
+    taken = lines[first : first + count]
+    stop = begin + sum(map(len, taken))
+    if kind < 0.3:
+        return begin, stop
+    stop -= len(line_end(taken[-1]))
+    if kind < 0.5:
+        return begin + indent, stop
+    if kind < 0.7:
+        return begin + generator.randrange(indent, len(body)), stop
+    return begin - (len(line_end(lines[first - 1])) if first else 0), stop

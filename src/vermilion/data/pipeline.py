@@ -24,11 +24,13 @@ from vermilion.data.cleaning import Decontamination, Deduplicator
 from vermilion.data.corpus import MANIFEST, Document, write_corpus
 from vermilion.data.examples import read_answers
 from vermilion.data.fim import gap
+from vermilion.data.languages import LANGUAGES
 from vermilion.data.licences import PERMISSIVE
 from vermilion.data.projects import (
     READER_VERSION,
     Piece,
     Project,
+    Rules,
     read_sdist,
     read_standard_library,
     save,
@@ -83,10 +85,15 @@ class DataRecipe:
     """Most of the code and docs tokens that one project may give."""
     similarity: float = 0.8
     """Jaccard similarity above which two texts are one."""
+    languages: tuple[str, ...] = ("python",)
+    """Of the code, by the names in `languages.py`."""
     fim_share: float = 0.1
     """Rows with a gap per text of code and docs."""
-    fim_tokens: tuple[int, ...] = (11, 12, 13, 14)
-    """Ids that open prefix, suffix and middle, and the one that ends the middle."""
+    fim_length: int = 128
+    """Tokens of a row with a gap, of one in four twice as many."""
+    fim_tokens: tuple[int, ...] = (11, 12, 13, 2)
+    """Ids that a gap's row begins with, that open suffix and prefix, and the one that ends the middle: three
+    of no other use, and EOS."""
     end_token: str = "<|endoftext|>"
     """Behind raw texts; the tokenizer's EOS where it has no such token."""
     seed: int = 0
@@ -95,11 +102,14 @@ class DataRecipe:
         names = [package.name for package in self.packages]
         if len(set(names)) < len(names):
             raise ConfigError("packages: every name may stand there once.")
-        if not (0 < self.max_project_share <= 1 and 0 < self.similarity <= 1 and 0 <= self.fim_share <= 1):
-            raise ConfigError("max_project_share, similarity: above 0 to 1; fim_share: 0 to 1.")
+        if not (0 < self.max_project_share <= 1 and 0 < self.similarity <= 1 and self.fim_share >= 0):
+            raise ConfigError("max_project_share, similarity: above 0 to 1; fim_share: 0 or more.")
+        unknown = sorted(set(self.languages) - LANGUAGES.keys())
+        if unknown:
+            raise ConfigError(f"languages: {', '.join(unknown)}; allowed: any of {', '.join(LANGUAGES)}.")
         if self.fim_share and len(self.fim_tokens) != 4:
             raise ConfigError(
-                "fim_tokens: four ids, for prefix, suffix, middle and its end; or fim_share = 0."
+                "fim_tokens: four ids, for the row, suffix, prefix and the middle's end; or fim_share = 0."
             )
 
 
@@ -144,18 +154,20 @@ def build(recipe: DataRecipe, on_step: OnStep = lambda what, done, total: None) 
 def _projects(recipe: DataRecipe) -> Iterator[Project]:
     sources = [file for name in recipe.evaluations for file in _evaluation_files(name)]
     evaluations = Decontamination.of_files(sources)
-    rules = [READER_VERSION, sorted(recipe.allowed), [sha256_of(file) for file in sources]]
+    rules = Rules(recipe.allowed, evaluations, recipe.languages)
+    settled = [READER_VERSION, sorted(recipe.allowed), sorted(recipe.languages)]
+    settled.append([sha256_of(file) for file in sources])
     if recipe.standard_library:
-        yield read_standard_library(recipe.allowed, evaluations)
+        yield read_standard_library(rules)
     for package in recipe.packages:
         sdist = _sdist(package, recipe.downloads)
         key = hashlib.sha256(
-            json.dumps([*rules, package.name, package.version, sdist.sha256]).encode()
+            json.dumps([*settled, package.name, package.version, sdist.sha256]).encode()
         ).hexdigest()
         kept = recipe.output / "read" / f"{package.name}.json"
         project = saved(kept, key)
         if project is None:
-            project = read_sdist((package.name, package.version), sdist, recipe.allowed, evaluations)
+            project = read_sdist((package.name, package.version), sdist, rules)
             save(project, kept, key)
         yield project
 
@@ -258,10 +270,17 @@ class _Writer:
                     "sha256": hashlib.sha256(piece.text.encode()).hexdigest(),
                 }
                 listed.write(json.dumps(row) + "\n")
-                if name not in out and generator.random() < self._recipe.fim_share:
-                    row_with_gap = gap(piece.text, self._tokenizer, self._recipe.fim_tokens, generator)
-                    parts["fim"] += [row_with_gap] if row_with_gap else []
+                if name not in out:
+                    parts["fim"] += self._gaps(piece.text, generator)
         return {name: self._write(name, documents) for name, documents in parts.items()}
+
+    def _gaps(self, text: str, generator: random.Random) -> list[Document]:
+        """So many rows with gaps as the recipe wants of a text, on average."""
+        recipe = self._recipe
+        count = int(recipe.fim_share) + (generator.random() < recipe.fim_share % 1)
+        lengths = [recipe.fim_length * (1 + (generator.random() < 0.25)) for _ in range(count)]
+        rows = (gap(text, self._tokenizer, recipe.fim_tokens, length, generator) for length in lengths)
+        return [row for row in rows if row is not None]
 
     def _chosen(
         self, pieces: Sequence[tuple[str, Piece]], encoded: Sequence[Sequence[int]], out: set[str]

@@ -20,6 +20,7 @@ from vermilion.data.cleaning import (
     refusal_of_text,
     without_header,
 )
+from vermilion.data.languages import suffixes_of
 from vermilion.data.licences import (
     UNKNOWN,
     is_allowed,
@@ -32,7 +33,7 @@ from vermilion.data.prompt_templates import SKIPPED, standard_library
 from vermilion.errors import ConfigError
 
 Kind = Literal["code", "docs"]
-READER_VERSION = 2
+READER_VERSION = 3
 """Raise it when reading or filtering changes, so that what was read before is read again."""
 _DOC_FOLDERS = frozenset({"doc", "docs"})
 _TOP = PurePosixPath(".")
@@ -65,26 +66,34 @@ class Project:
     """Texts left out, by reason."""
 
 
-def read_sdist(
-    label: tuple[str, str], sdist: Sdist, allowed: Sequence[str], evaluations: Decontamination
-) -> Project:
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Which texts are wanted."""
+
+    allowed: Sequence[str]
+    """Licences, by SPDX name."""
+    evaluations: Decontamination
+    languages: Sequence[str] = ("python",)
+
+
+def read_sdist(label: tuple[str, str], sdist: Sdist, rules: Rules) -> Project:
     """`label`: name and version. Raises ConfigError for a licence not allowed and for an unsound archive."""
     texts = list(read_texts(sdist.path))
     metadata = next((text for path, text in texts if path == PurePosixPath("PKG-INFO")), "")
     own = [text for path, text in texts if is_licence_file(path) and path.parent == _TOP]
     licence = licence_of_metadata(metadata, own)
     # What the metadata says does not count against a licence text that says otherwise.
-    stricter = {licence_of_text(text) for text in own} - {UNKNOWN, *allowed}
+    stricter = {licence_of_text(text) for text in own} - {UNKNOWN, *rules.allowed}
     licence = " AND ".join([licence, *sorted(stricter)])
-    if not is_allowed(licence, allowed):
+    if not is_allowed(licence, rules.allowed):
         raise ConfigError(
             f"packages: {' '.join(label)} is under {licence}, which is not allowed; allowed: "
-            f"{', '.join(allowed)}. Leave it out, or add the licence to `allowed`."
+            f"{', '.join(rules.allowed)}. Leave it out, or add the licence to `allowed`."
         )
-    return _read(label, sdist.sha256, licence, texts, (allowed, evaluations))
+    return _read(label, sdist.sha256, licence, texts, rules)
 
 
-def read_standard_library(allowed: Sequence[str], evaluations: Decontamination) -> Project:
+def read_standard_library(rules: Rules) -> Project:
     """The running interpreter's own modules, under the PSF's licence."""
     root = standard_library()
     texts = []
@@ -100,7 +109,7 @@ def read_standard_library(allowed: Sequence[str], evaluations: Decontamination) 
         texts.append((path, text))
         digest.update(f"{path}\0{text}\0".encode())
     label = ("python", platform.python_version())
-    return _read(label, digest.hexdigest(), "PSF-2.0", texts, (allowed, evaluations))
+    return _read(label, digest.hexdigest(), "PSF-2.0", texts, rules)
 
 
 def _read(
@@ -108,7 +117,7 @@ def _read(
     sha256: str,
     licence: str,
     texts: Iterable[tuple[PurePosixPath, str]],
-    rules: tuple[Sequence[str], Decontamination],
+    rules: Rules,
 ) -> Project:
     texts = list(texts)
     folders: dict[PurePosixPath, str] = {}
@@ -120,22 +129,23 @@ def _read(
                 folders[path.parent] = found
     refused: Counter[str] = Counter()
     pieces: list[Piece] = []
+    suffixes = suffixes_of(rules.languages)
     for path, text in texts:
-        kind = _kind(path)
+        kind = _kind(path, suffixes)
         if kind is None:
             continue
         stated = licence_of_file(path, text, licence, folders)
-        if not is_allowed(stated, rules[0]):
+        if not is_allowed(stated, rules.allowed):
             refused["licence"] += 1
         elif not is_wanted_path(path):
             refused["path"] += 1
         else:
-            pieces += _pieces(Piece(kind, str(path), stated, text), rules[1], refused)
+            pieces += _pieces(Piece(kind, str(path), stated, text), rules.evaluations, refused)
     return Project(*label, sha256, licence, tuple(pieces), dict(sorted(refused.items())))
 
 
-def _kind(path: PurePosixPath) -> Kind | None:
-    if path.suffix == ".py":
+def _kind(path: PurePosixPath, suffixes: frozenset[str]) -> Kind | None:
+    if path.suffix in suffixes:
         return "code"
     in_docs = bool(_DOC_FOLDERS & {part.lower() for part in path.parts[:-1]})
     prose = path.suffix in (".rst", ".md") or (path.suffix == ".txt" and in_docs)
@@ -146,7 +156,8 @@ def _pieces(whole: Piece, evaluations: Decontamination, refused: Counter[str]) -
     """The text without its licence header, and of code its docstrings as prose."""
     candidates = [whole]
     if whole.kind == "code":
-        candidates = [Piece("code", whole.path, whole.licence, without_header(whole.text))]
+        suffix = PurePosixPath(whole.path).suffix
+        candidates = [Piece("code", whole.path, whole.licence, without_header(whole.text, suffix))]
         prose = "\n\n".join(docstrings(whole.text))
         if prose:
             candidates.append(Piece("docs", whole.path, whole.licence, prose))

@@ -20,8 +20,9 @@ from vermilion.decoding.filling import overlap
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.decoding.speculative import Speculative
+from vermilion.gap_template import GapTemplate
 from vermilion.models.families import Traits
-from vermilion.types import Decoding
+from vermilion.types import Decoding, Request
 
 REACH = 16
 """Most tokens written before the suffix is tried; where it fits best behind the last, as many follow."""
@@ -48,6 +49,20 @@ class Candidate:
 def line_decoding(decoding: Decoding) -> Decoding:
     """How the continuation is written: block decoders leave that to `lossless`."""
     return decoding if DECODERS[decoding.decoder].needs_base else replace(decoding, decoder="lossless")
+
+
+def continued(task: Task, template: GapTemplate, context_length: int) -> Task:
+    """The gap as a text that goes on, for the adapter that the template belongs to."""
+    prompt = template.prompt(task.prompt, task.suffix, context_length - task.max_tokens)
+    eos = task.eos and task.eos | {template.marks[3]}
+    return replace(task, prompt=prompt, suffix=(), eos=eos, decoding=line_decoding(task.decoding))
+
+
+def not_empty(request: Request) -> Request:
+    """The same for a middle of at least a token: who asks for one wants one, and the adapter cannot tell the
+    gap's start from a place where it may end."""
+    sampling = request.sampling
+    return replace(request, sampling=replace(sampling, min_tokens=max(1, sampling.min_tokens)))
 
 
 def bridge_lengths(task: Task) -> list[int]:
@@ -239,6 +254,8 @@ class Infill(Program):
         if len(self.tokens) >= self.limit:
             self.finish = "length"
         elif full:
+            # The line goes on from the last token, whose row has to be run again for it.
+            self.cached = min(self.cached, len(self.tokens) - 1)
             self._fills = []
             self._line = self._new_line()
         else:

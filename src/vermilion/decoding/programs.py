@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vermilion.decoding.anchored_blocks import AnchoredBlocks
 from vermilion.decoding.blocks import Blocks
 from vermilion.decoding.decoders import DECODERS
+from vermilion.decoding.grammar import Constraint
 from vermilion.decoding.program import Program, Task
 from vermilion.decoding.renoising import Renoising
 from vermilion.decoding.reordering import Reordering
 from vermilion.decoding.speculative import Speculative
 from vermilion.models.families import Traits
+from vermilion.models.families.family_presets import WITH_BASE
 
 _PROGRAMS: dict[str, type[Program]] = {
     "speculative": Speculative,
@@ -28,3 +32,11 @@ def program_of(task: Task, traits: Traits) -> Program:
     if kind is Blocks and traits.next_token:
         kind = AnchoredBlocks
     return kind(task, traits)
+
+
+def constrained(task: Task, constraint: Constraint, traits: Traits) -> Program:
+    """A grammar decides from left to right, as verified drafting does; other decoders fall back to it."""
+    decoding = task.decoding
+    if not DECODERS[decoding.decoder].needs_base:
+        decoding = WITH_BASE["lossless"]
+    return Speculative(replace(task, decoding=decoding, constraint=constraint), traits)

@@ -18,27 +18,26 @@ from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.filling import GapFilling
 from vermilion.decoding.forward_jobs import Job, Wanted
 from vermilion.decoding.grammar import Grammars
-from vermilion.decoding.infill import Infill
+from vermilion.decoding.infill import Infill, continued, not_empty
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.penalties import Penalties, needed
 from vermilion.decoding.program import CLOSING_TOKENS, Program, Task
-from vermilion.decoding.programs import program_of
+from vermilion.decoding.programs import constrained, program_of
 from vermilion.decoding.speculative import Speculative
 from vermilion.engine.checks import check_memory, check_request
-from vermilion.engine.loaded_adapters import Adapters, Holder
+from vermilion.engine.loaded_adapters import FIM, Adapters, Holder
 from vermilion.engine.output import Output
 from vermilion.engine.row_costs import measure
 from vermilion.engine.scheduler import Scheduler, Sequence, Work
 from vermilion.errors import BadRequest, ProcessLost
+from vermilion.gap_template import GapTemplate
 from vermilion.models.families import Traits
-from vermilion.models.families.family_presets import WITH_BASE
 from vermilion.text import Tokenizer
 from vermilion.types import (
     EngineInfo,
     EngineStats,
     Event,
     Finish,
-    Grammar,
     ModelInfo,
     Request,
     Sampling,
@@ -92,6 +91,8 @@ class Engine:
         self._drafted: Counter[str] = Counter()
         self._accepted: Counter[str] = Counter()
         self.adapters = Adapters(worker)
+        self.gap_template: GapTemplate | None = None
+        """Given where the adapter FIM fills gaps, those of requests that name no other adapter."""
         scheduler.on_release = worker.release
 
     def measure_costs(self) -> None:
@@ -131,8 +132,11 @@ class Engine:
         program = program or self.check(request)
         if request.id in self._sequences:
             raise BadRequest(f"A request with id {request.id!r} is already running.", param="id")
-        output = Output(request, self.tokenizer)
-        sequence = Sequence(request, program, output, adapter=self.adapters.take(request.adapter))
+        fills = self._template_for(request) is not None
+        request = not_empty(request) if fills else request
+        output = Output(request, self.tokenizer, before_suffix=fills)
+        handle = FIM if fills else self.adapters.take(request.adapter)
+        sequence = Sequence(request, program, output, adapter=handle)
         if needed(request.sampling):
             sequence.penalties = Penalties(request.sampling, request.prompt, self.model.vocab_size)
         self._sequences[request.id] = sequence
@@ -140,8 +144,8 @@ class Engine:
         return program
 
     def _program(self, request: Request) -> Program:
-        eos = frozenset() if request.sampling.ignore_eos else frozenset(self.model.eos_token_ids)
-        sampling = request.sampling
+        sampling, ends = request.sampling, frozenset(self.model.eos_token_ids)
+        eos = frozenset[int]() if sampling.ignore_eos else ends
         task = Task(request.prompt, sampling.max_tokens, request.decoding, eos, request.suffix)
         task = replace(
             task,
@@ -154,23 +158,20 @@ class Engine:
         )
         if request.seeds is not None:
             return GapFilling(task, self.traits)
+        if template := self._template_for(request):
+            return program_of(continued(task, template, self.model.context_length), self.traits)
         if request.suffix and self.tokenizer.decode(request.suffix).strip():
             if not self.traits.has_next_token:
                 return GapFilling(task, self.traits)
             return Infill(replace(task, breaks=self.line_breaks), self.traits)
-        if request.grammar is not None:
-            return self._constrained(task, request.grammar)
+        if (grammar := request.grammar) is not None:
+            # The grammar says where the answer may end, whatever `ignore_eos` asks for.
+            return constrained(replace(task, eos=ends), self.grammars.constraint(grammar), self.traits)
         return program_of(task, self.traits)
 
-    def _constrained(self, task: Task, grammar: Grammar) -> Program:
-        """A grammar decides from left to right, as verified drafting does; other decoders fall back to it."""
-        decoding = task.decoding
-        if not DECODERS[decoding.decoder].needs_base:
-            decoding = WITH_BASE["lossless"]
-        # The grammar says where the answer may end, whatever `ignore_eos` asks for.
-        eos = frozenset(self.model.eos_token_ids)
-        constraint = self.grammars.constraint(grammar)
-        return Speculative(replace(task, eos=eos, decoding=decoding, constraint=constraint), self.traits)
+    def _template_for(self, request: Request) -> GapTemplate | None:
+        other = request.adapter or not request.suffix or not self.tokenizer.decode(request.suffix).strip()
+        return None if other else self.gap_template
 
     def prefilled(self, request_id: str) -> Usage:
         """What the prompt of a running request has cost so far; with it those named `request_id-...`. May be

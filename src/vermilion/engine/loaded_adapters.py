@@ -7,6 +7,9 @@ from typing import Protocol
 
 from vermilion.errors import ModelNotFound
 
+FIM = "fim"
+"""The handle of the model's own adapter for gaps."""
+
 
 class Holder(Protocol):
     """What holds the tensors, in a form of its own: the worker or the native runner."""
@@ -25,6 +28,7 @@ class Adapters:
         self._handles: dict[str, str] = {}
         self._users: Counter[str] = Counter()
         self._num_loaded = 0
+        self._kept: set[str] = set()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -44,6 +48,11 @@ class Adapters:
         self._handles[name] = handle
         self._drop_unused(old)
 
+    def keep(self, handle: str, adapter: object) -> None:
+        """One of the engine's own, known by its handle alone: no request names it, and it stays."""
+        self._holder.attach(handle, adapter)
+        self._kept.add(handle)
+
     def remove(self, name: str) -> None:
         """New requests may not name it; its memory goes when the last that runs on it ends."""
         self.check(name)
@@ -61,6 +70,8 @@ class Adapters:
         self._drop_unused(handle)
 
     def _drop_unused(self, handle: str | None) -> None:
+        if handle in self._kept:
+            return
         if handle and not self._users[handle] and handle not in self._handles.values():
             del self._users[handle]
             self._holder.detach(handle)

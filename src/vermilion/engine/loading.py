@@ -17,8 +17,10 @@ from vermilion.config import PAGE_SIZE, EngineConfig
 from vermilion.decoding.decoders import available
 from vermilion.engine.cache import PageCache
 from vermilion.engine.engine import Engine, Runner
+from vermilion.engine.loaded_adapters import FIM
 from vermilion.engine.scheduler import Limits, Scheduler
 from vermilion.errors import ConfigError, ModelFileError
+from vermilion.gap_template import FIM_FOLDER, GapTemplate
 from vermilion.models import catalog
 from vermilion.models.catalog import ModelFiles
 from vermilion.models.configuration import spec_of
@@ -62,6 +64,9 @@ def load_model(name: str, config: EngineConfig, denoiser: Path | None = None) ->
     opened = _native if _chosen_backend(config, spec) == "native" else _on_torch
     engine = opened(files, spec, tokenizer, config)
     engine.measure_costs()
+    if files.adapter is not None and (fim := files.adapter / FIM_FOLDER).is_dir():
+        engine.gap_template = GapTemplate.read(fim, spec.architecture.vocab_size)
+        engine.adapters.keep(FIM, read_adapter(engine, fim))
     return Loaded(engine, tokenizer, template)
 
 
@@ -74,7 +79,7 @@ def describe_model(name: str, config: EngineConfig) -> tuple[ModelInfo, int]:
     if files.kind == "gguf" and kind in ("q4", "q8"):
         weights = max(files.base.stat().st_size, weight_bytes(a, "q4"))  # its own blocks are kept
     if files.adapter is not None:
-        weights += sum(path.stat().st_size for path in files.adapter.iterdir())
+        weights += sum(path.stat().st_size for path in files.adapter.rglob("*"))
     context = min(a.context_length, config.kv_tokens - _CANVAS_RESERVE)
     return _info(spec, context), weights + config.kv_tokens * cache_bytes_per_token(a, kind)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import exp
 
 from vermilion.decoding.program import Open, Program, Settled
-from vermilion.text import Detokenizer, StopScanner, Tokenizer
+from vermilion.text import Detokenizer, StopScanner, Tokenizer, line_end, split_lines
 from vermilion.types import (
     Canvas,
     CanvasToken,
@@ -28,11 +28,15 @@ _CLOSING_MARKS = "\"'\u201d\u2019\u00bb)]*_"
 class Output:
     """What one request has been told so far."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+    def __init__(self, request: Request, tokenizer: Tokenizer, *, before_suffix: bool = False) -> None:
+        """`before_suffix`: the answer ends where it would repeat the first line of the suffix."""
         self._request = request
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
         self._scanner = StopScanner(request.sampling.stop, request.sampling.stop_outside)
+        ends = before_suffix and not request.sampling.ignore_eos
+        self._repeated = first_line(tokenizer.decode(request.suffix)) if ends else ""
+        self._repeats = StopScanner((self._repeated,))
         self._text: list[str] = []
         self._taken = 0
         self._progress = 0.0
@@ -54,12 +58,16 @@ class Output:
             piece = self._detokenizer.push((settled.token,))
             if self._request.canvas_tokens and piece:
                 self._told.append(self._settled_token(settled, len(piece)))
-            text, hit = self._scanner.push(piece)
+            text, again = self._repeats.push(piece)
+            text, hit = self._scanner.push(text)
             shown.append(text)
             if self._request.sampling.logprobs is not None:
                 infos.append(self._info(settled))
             if hit is not None:
                 self.stop_string = hit
+                program.finish = "stop"
+                break
+            if again is not None:
                 program.finish = "stop"
                 break
         if program.finish is not None and not self.stop_string:
@@ -87,7 +95,7 @@ class Output:
     def _usage(self, program: Program) -> Usage:
         return Usage(
             prompt_tokens=len(self._request.prompt) + len(self._request.suffix),
-            cached_tokens=self.cached_tokens,
+            cached_tokens=min(self.cached_tokens, len(self._request.prompt) + len(self._request.suffix)),
             completion_tokens=self._taken,
             passes=program.passes,
             edits=program.edits,
@@ -99,7 +107,12 @@ class Output:
 
     def _flushed(self) -> tuple[str, str]:
         """What was held back, and the stop string in it that could have grown into a longer one."""
-        tail, hit = self._scanner.push(self._detokenizer.flush())
+        tail, again = self._repeats.push(self._detokenizer.flush())
+        if again is None:
+            rest, _ = self._repeats.flush()
+            # A line that ends the answer needs no break to be the suffix's.
+            tail += "" if rest and rest == self._repeated.rstrip("\r\n") else rest
+        tail, hit = self._scanner.push(tail)
         if hit is None:
             rest, hit = self._scanner.flush()
             tail += rest
@@ -168,6 +181,17 @@ class Output:
             if last.start < length:
                 tokens.append(replace(last, end=length))
         return tokens
+
+
+def first_line(suffix: str) -> str:
+    """The suffix up to the end of its first line that is not blank; empty where no break is before that line
+    or behind it: a bracket alone may well stand in the text before."""
+    taken = ""
+    for line in split_lines(suffix):
+        taken += line
+        if line.strip():
+            return taken if line_end(taken) or line != taken else ""
+    return ""
 
 
 def _before_sentence_end(text: str) -> tuple[str, str]:

@@ -113,7 +113,7 @@ class Sampler:
         if finish.reason == "error":
             raise EngineFailure(finish.message)
         wall_s = time.perf_counter() - began
-        tokens = tuple(program.tokens[len(prompt) :][: finish.usage.completion_tokens])
+        tokens = tuple(program.tokens[len(program.task.prompt) :][: finish.usage.completion_tokens])
         return Reply("".join(pieces), prompt, tokens, finish.usage, finish.reason, first_s or wall_s, wall_s)
 
 

@@ -1,0 +1,55 @@
+"""How a gap is put before an adapter that fills it: the suffix, then the prefix, then the middle behind it.
+
+This is the order SPM of arXiv 2207.14255: MARK MARK suffix MARK prefix middle END. The middle goes on from
+the prefix as any text does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from vermilion.errors import ModelFileError
+from vermilion.text import read_json
+
+FIM_FOLDER = "fim"
+"""Below a denoiser's folder: an adapter in PEFT's layout and FIM_FILE."""
+FIM_FILE = "fim.json"
+
+
+@dataclass(frozen=True, slots=True)
+class GapTemplate:
+    """The tokens between the parts, and how much of a suffix is read."""
+
+    marks: tuple[int, int, int, int]
+    """Ids before the row, the suffix and the prefix, and behind the middle."""
+    max_suffix: int
+    """Tokens; of a longer suffix the first are read."""
+
+    @classmethod
+    def read(cls, folder: Path, vocab_size: int) -> Self:
+        """From the folder of an adapter. Raises ModelFileError for a missing file and for what cannot be."""
+        path = folder / FIM_FILE
+        if not path.is_file():
+            raise ModelFileError(f"{path} is missing.")
+        given = read_json(path)
+        marks, most = given.get("marks"), given.get("max_suffix")
+        listed = marks if isinstance(marks, list) else []
+        ids = [mark for mark in listed if type(mark) is int and 0 <= mark < vocab_size]
+        if not len(ids) == len(set(ids)) == len(listed) == 4:
+            raise ModelFileError(f"{path}: marks {marks!r}; allowed: four different ids below {vocab_size}.")
+        if type(most) is not int or most < 1:
+            raise ModelFileError(f"{path}: max_suffix {most!r}; allowed: 1 token or more.")
+        return cls((ids[0], ids[1], ids[2], ids[3]), most)
+
+    def prompt(self, prefix: Sequence[int], suffix: Sequence[int], most: int) -> tuple[int, ...]:
+        """What the middle goes on from, in at most `most` tokens: the first ones of the prefix go."""
+        row = before_middle((), suffix[: self.max_suffix], self.marks)
+        return (*row, *prefix[max(0, len(prefix) - most + len(row)) :])
+
+
+def before_middle(prefix: Sequence[int], suffix: Sequence[int], marks: Sequence[int]) -> list[int]:
+    """All of a row that is given."""
+    return [marks[0], marks[1], *suffix, marks[2], *prefix]
