@@ -5,7 +5,7 @@ It needs no weights, so a reference sampler elsewhere can be run over the very s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vermilion.decoding.forward_jobs import Wanted
 from vermilion.decoding.passes import Pass, Reading
+from vermilion.decoding.penalties import bans
 from vermilion.decoding.sampling import read
 from vermilion.types import Sampling
 
@@ -31,11 +32,13 @@ class ScriptedModel:
         self._gaps = dice.normal(size=129) / 3
         self._head = dice.normal(size=(WIDTH, VOCAB))
 
-    def logits(self, position: int, seen: Mapping[int, int]) -> NDArray[np.float64]:
-        """[VOCAB], of a row that sees these ids at these positions."""
+    def logits(
+        self, position: int, seen: Mapping[int, int] | Iterable[tuple[int, int]]
+    ) -> NDArray[np.float64]:
+        """[VOCAB], of a row that sees these ids at these positions, one or more at each."""
         total = self._places[position % 97].copy()
-        for place in sorted(seen):
-            total += self._gaps[(position - place) % 129] * self._ids[seen[place]]
+        for place, token in sorted(seen.items() if isinstance(seen, Mapping) else seen):
+            total += self._gaps[(position - place) % 129] * self._ids[token]
         return self._sharpness * (np.tanh(total) @ self._head)
 
 
@@ -57,12 +60,18 @@ class ScriptedRunner:
         logits, wanted = [], []
         for one in asked.reads:
             segment, i = rows[one.row]
-            slots = {*range(segment.sees), *range(segment.slot, segment.slot + segment.reach(i))}
-            seen = dict(self._slots[slot] for slot in slots)
-            logits.append(self._model.logits(segment.start + i, seen))
+            own = range(segment.slot, segment.slot + segment.reach(i))
+            slots = {*range(segment.sees), *own, *segment.also}
+            logits.append(self._model.logits(segment.start + i, [self._slots[slot] for slot in slots]))
             wanted.append(
                 Wanted(
-                    Sampling(), one.position, one.targets, entropy=entropy, top=one.top, may_mask=one.may_mask
+                    Sampling(),
+                    one.position,
+                    one.targets,
+                    bans(one.banned),
+                    entropy=entropy,
+                    top=one.top,
+                    may_mask=one.may_mask,
                 )
             )
         return read(torch.tensor(np.array(logits)), wanted, MASK) if logits else []

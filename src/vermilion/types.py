@@ -78,8 +78,20 @@ class Decoding:
     is added."""
     edit_threshold: float = 0.9
     """`joint`, `indel`: least confidence of another token that replaces a filled one."""
+    keep_threshold: float = 0.9
+    """`wino`: least probability of a filled token that stays, by what stands around it alone."""
     post_steps: int = 16
     """`joint`, `indel`: most passes of edits once a block is full."""
+    first_length: int = 64
+    """`dreamon`, `daedal`: masks that an answer of unknown length begins with; it grows up to its limit."""
+    growth: int = 8
+    """`daedal`: how many masks are added at a time."""
+    end_confidence: float = 0.5
+    """`daedal`: mean probability of ends of text in the last `end_window` places at which the answer is long
+    enough to be begun ..."""
+    last_growth: float = 0.9
+    """... and at which it grows no more."""
+    end_window: int = 32
     remask: float = 0.02
     """`remdm-*`: how readily a filled position is masked again."""
     cache: str = "none"

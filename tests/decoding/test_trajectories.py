@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from tests.scripted import MASK, ScriptedModel, ScriptedRunner
-from vermilion.decoding.blocks import Blocks
 from vermilion.decoding.decoders import DECODERS
+from vermilion.decoding.filling import GapFilling
 from vermilion.decoding.program import Task
+from vermilion.decoding.programs import program_of
 from vermilion.models.families import Traits
 from vermilion.types import Decoding
 
@@ -27,18 +28,21 @@ GOLDEN = Path(__file__).parent / "trajectories"
 def states(told: dict[str, Any]) -> list[list[int | None]]:
     """The generated positions after each pass."""
     decoding = Decoding(**told["decoding"])
-    traits = Traits(mask_token_id=MASK, eos_token_ids=(), **told["traits"])
-    assert DECODERS[decoding.decoder].fits(traits)
+    given = {"mask_token_id": MASK, "eos_token_ids": (), **told["traits"]}
+    traits = Traits(**{**given, "eos_token_ids": tuple(given["eos_token_ids"])})
+    decoder = DECODERS[decoding.decoder]
+    assert decoder.fits(traits)
     prompt, size = tuple(told["prompt"]), told["max_tokens"]
-    program = Blocks(Task(prompt, size, decoding, frozenset()), traits)
+    task = Task(prompt, size, decoding, frozenset(), tuple(told.get("suffix", ())))
+    program = GapFilling(task, traits) if task.suffix else program_of(task, traits)
     runner = ScriptedRunner(ScriptedModel(told["seed"], told["sharpness"]))
-    seen: list[list[int | None]] = [[None] * size]
+    seen: list[list[int | None]] = [[None] * (decoding.first_length if decoder.grows else size)]
     while program.finish is None:
-        readings = runner.run(program.plan(), entropy=DECODERS[decoding.decoder].uses_entropy)
+        readings = runner.run(program.plan(), entropy=decoder.uses_entropy)
         program.apply(readings)
         shown: list[int | None] = [*program.tokens[len(prompt) :]]
         shown += [None if place.masked else place.token for place in program.canvas()]
-        shown += [None] * (size - len(shown))
+        shown += [] if decoder.grows else [None] * (size - len(shown))
         if shown != seen[-1]:
             seen.append(shown)
     return seen

@@ -43,6 +43,10 @@ DECODINGS = {
         Decoding("indel", threshold=0.2, edit_threshold=0.1, post_steps=6),
         Decoding("indel", threshold=0.2, edit_threshold=0.1, post_steps=0),
     ],
+    "wino": [
+        Decoding("wino", threshold=0.1, keep_threshold=0.3, block_length=8),
+        Decoding("wino", threshold=0.05, keep_threshold=0.9, block_length=16, max_steps=9),
+    ],
     "remdm-cap": [Decoding("remdm-cap", remask=0.2, block_length=8, max_steps=12)],
     "remdm-rescale": [Decoding("remdm-rescale", remask=0.4, block_length=8, max_steps=12)],
     "remdm-conf": [Decoding("remdm-conf", block_length=8, max_steps=12)],

@@ -8,6 +8,7 @@ import pytest
 
 from tests import tiny
 from tests.engine.test_matches_reference import BLOCK_DECODINGS, outcome, prompt
+from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.reference import Result, fill_seeds, read_seeds
 from vermilion.errors import BadRequest
 from vermilion.types import Decoding, Finish, Request, Sampling, Seeds, Text
@@ -17,7 +18,13 @@ SAMPLINGS = [
     Sampling(max_tokens=40, logprobs=9, temperature=0.9, top_p=0.9, top_k=40, seed=7),
     Sampling(max_tokens=40, logprobs=9, repetition_penalty=1.3, presence_penalty=0.5, min_tokens=40),
 ]
-DECODINGS = [*BLOCK_DECODINGS, Decoding("ar"), Decoding("lossless", threshold=0.3), Decoding("relaxed")]
+DECODINGS = [
+    *BLOCK_DECODINGS,
+    Decoding("wino", threshold=0.1, keep_threshold=0.3),
+    Decoding("ar"),
+    Decoding("lossless", threshold=0.3),
+    Decoding("relaxed"),
+]
 
 
 def seeds(number: int, asks: bool) -> Seeds:
@@ -64,7 +71,7 @@ CASES = [
     (kind, decoding)
     for kind in tiny.TRAITS
     for decoding in DECODINGS
-    if kind == "causal-shift" or decoding.decoder not in ("ar", "lossless", "relaxed")
+    if DECODERS[decoding.decoder].fits(tiny.TRAITS[kind])
 ]
 
 

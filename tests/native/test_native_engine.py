@@ -28,6 +28,9 @@ tiny_native.available_sets()
 CASES = [(kind, decoding) for kind in tiny.TRAITS for decoding in BLOCK_DECODINGS[:4]] + [
     ("causal-shift", decoding) for decoding in [*REVISING, *LOSSLESS]
 ]
+CASES += [
+    (kind, Decoding("wino", threshold=0.1, keep_threshold=0.3, block_length=8)) for kind in ("block", "full")
+]
 EXACT = [decoding for decoding in LOSSLESS if decoding.decoder == "lossless"]
 AR = Decoding("ar")
 ADAPTERS = {"whole": "_proj", "narrow": "v_proj"}

@@ -45,7 +45,7 @@ class AnchoredBlocks(Program):
         noisy = canvas.rows(self.traits, self.tokens[anchor : canvas.start], anchor)
         row = sum(len(segment.ids) for segment in clean) + 1
         history = tuple(token for token in canvas.ids[len(self.tokens) - canvas.start :] if token is not None)
-        reads = canvas.reads(row, self.traits.shift, history, self.task.decoding, len(canvas.ids))
+        reads = canvas.reads(row, self.traits, history, self.task.decoding, len(canvas.ids))
         return Pass((*clean, noisy), tuple(reads))
 
     def apply(self, readings: Sequence[Reading]) -> None:

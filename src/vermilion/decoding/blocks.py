@@ -46,7 +46,8 @@ class Blocks(Program):
     @property
     def max_slots(self) -> int:
         # The last block may reach past the limit, and an anchor repeats the token before the canvas.
-        return self.limit + self.traits.block_grid + 1
+        longest = self.traits.block_grid or min(self.task.decoding.block_length, self.task.max_tokens)
+        return self.limit + self.traits.block_grid + 1 + (longest if self._decoder.leaves_out else 0)
 
     @property
     def cacheable(self) -> int:
@@ -160,7 +161,9 @@ class Blocks(Program):
             else tuple(token for token in canvas.ids[len(self.tokens) - canvas.start :] if token is not None)
         )
         row, cap = before + canvas.start - segments[-1].start, len(canvas.ids)
-        reads = canvas.reads(row, self.traits.shift, history, self.task.decoding, cap)
+        if self._decoder.leaves_out:
+            segments += canvas.without(self.traits, whole)
+        reads = canvas.reads(row, self.traits, history, self.task.decoding, cap)
         return reads[1:] if self._from_base(canvas) else reads
 
     def _window(self, canvas: MaskedCanvas, length: int) -> range:

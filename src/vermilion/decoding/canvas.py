@@ -8,7 +8,7 @@ text.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import exp
 
 from vermilion.decoding.decoders import DECODERS, settle
@@ -24,7 +24,10 @@ UNREAD = Reading(token=-1, logprob=0.0)
 
 
 def step_cap(decoding: Decoding, masked: int) -> int:
-    """Most passes of a canvas of so many masks. With the passes of edits that may follow its last mask."""
+    """Most passes of a canvas of so many masks. With the passes of edits that may follow its last mask, and
+    those that make it longer: each fills a place or adds one."""
+    if DECODERS[decoding.decoder].grows:
+        return decoding.max_steps or 2 * masked
     edits = "post_steps" in DECODERS[decoding.decoder].knobs
     return (decoding.max_steps or masked) + (decoding.post_steps + 1 if edits else 0)
 
@@ -34,13 +37,24 @@ def wanted_places(
 ) -> list[int]:
     """Which places of a canvas the next pass reads."""
     decoder = DECODERS[decoding.decoder]
-    if "post_steps" in decoder.knobs:
+    if decoder.reads_filled:
         return [i for i in range(len(ids)) if i not in fixed]
     masked = [i for i, token in enumerate(ids) if token is None]
     if not decoding.sub_block or "sub_block" not in decoder.knobs or steps_left <= 1 or not masked:
         return masked
     end = (masked[0] // decoding.sub_block + 1) * decoding.sub_block
     return [i for i in masked if i < end]
+
+
+def banned_tokens(traits: Traits, decoding: Decoding, expands: bool) -> tuple[int, ...]:
+    """What no position of a canvas may become: tokens that change the number of positions, unless the decoder
+    follows them. `expands`: whether the canvas may grow now."""
+    needs = DECODERS[decoding.decoder].needs
+    return tuple(
+        getattr(traits, name)
+        for name in ("delete_token_id", "split_token_id", "expand_token_id")
+        if getattr(traits, name) >= 0 and (name not in needs or (name == "expand_token_id" and not expands))
+    )
 
 
 @dataclass(slots=True)
@@ -71,6 +85,12 @@ class MaskedCanvas:
     """Whether an editing rule has come to its end."""
     given: tuple[int | None, ...] = ()
     """Its contents when it opened."""
+    most: int = 0
+    """How long it may become; 0: it keeps its length."""
+    grown: int = 0
+    """Places added so far."""
+    final: int = 0
+    """Leading places that no later step changes."""
 
     def __post_init__(self) -> None:
         self.end = len(self.ids) if self.end < 0 else self.end
@@ -85,7 +105,13 @@ class MaskedCanvas:
 
     def reopened(self) -> MaskedCanvas:
         """As it was when it opened."""
-        return MaskedCanvas(self.start, list(self.given), right=self.right)
+        return MaskedCanvas(self.start, list(self.given), right=self.right, most=self.most)
+
+    @property
+    def room(self) -> int:
+        """Places that may be added: none beyond its greatest length, and never more than that in all, so that
+        it comes to an end."""
+        return max(0, self.most - max(len(self.ids), self.grown))
 
     def _fixed(self) -> frozenset[int]:
         return frozenset(i for i, token in enumerate(self.given) if token is not None)
@@ -107,19 +133,44 @@ class MaskedCanvas:
             masked=(*([False] * len(left)), *(token is None for token in noisy)),
         )
 
+    def without(self, traits: Traits, rows: Segment) -> list[Segment]:
+        """Behind its noisy `rows`, one more for each position that may change: a mask that sees them all but
+        the one at its own position, and the other masks here, and is seen by none of them (WINO's shadow
+        block)."""
+        places = [i for i in range(self.end) if i not in self._fixed()]
+        first = rows.slot + len(rows.ids)
+        also = range(rows.slot, first + len(places))
+        segments = []
+        for k, i in enumerate(places):
+            hidden = rows.slot + self.start + i - rows.start, first + k
+            segments.append(
+                Segment(
+                    (traits.mask_token_id,),
+                    self.start + i,
+                    first + k,
+                    rows.sees,
+                    span=1,
+                    noisy=True,
+                    masked=(True,),
+                    also=tuple(slot for slot in also if slot not in hidden),
+                )
+            )
+        return segments
+
     def places(self, decoding: Decoding, cap: int) -> list[int]:
         """Which of its positions the next pass reads."""
         return wanted_places(decoding, self.ids[: self.end], self._fixed(), self._steps_left(decoding, cap))
 
     def reads(
-        self, row: int, shift: bool, history: tuple[int, ...], decoding: Decoding, cap: int
+        self, row: int, traits: Traits, history: tuple[int, ...], decoding: Decoding, cap: int
     ) -> list[Read]:
         """The reads of its next pass; `row` is that of its first position, `history` what counts for the
         penalties."""
         decoder = DECODERS[decoding.decoder]
-        return [
+        expands = self.room > 0 and self._steps_left(decoding, cap) > 1
+        reads = [
             Read(
-                row + i - int(shift),
+                row + i - int(traits.shift),
                 self.start + i,
                 "mask",
                 targets=earlier_leaders(self.past.get(i, ())) if decoder.top else (),
@@ -127,14 +178,23 @@ class MaskedCanvas:
                 top=decoder.top,
                 divergence="max_divergence" in decoder.knobs,
                 may_mask="delete_token_id" in decoder.needs,
+                banned=banned_tokens(traits, decoding, expands),
             )
             for i in self.places(decoding, cap)
+        ]
+        if not decoder.leaves_out:
+            return reads
+        first = row + len(self.ids) + len(self.right)
+        tokens = [self.ids[read.position - self.start] for read in reads]
+        return [
+            read if token is None else replace(read, row=first + k, targets=(token,))
+            for k, (read, token) in enumerate(zip(reads, tokens, strict=True))
         ]
 
     def _others(self, history: tuple[int, ...], place: int) -> tuple[int, ...]:
         """`history` without the token that stands at a place: a token is not repeated by itself."""
         token = self.ids[place]
-        if token is None or token not in history:
+        if token is None or place < self.final or token not in history:
             return history
         at = history.index(token)
         return (*history[:at], *history[at + 1 :])
@@ -215,6 +275,9 @@ class MaskedCanvas:
                 traits.mask_token_id,
                 traits.delete_token_id,
                 traits.split_token_id,
+                traits.expand_token_id,
+                traits.eos_token_ids,
+                self.room,
             )
         )
         sources = edit.sources or tuple(range(len(edit.ids)))
@@ -228,6 +291,8 @@ class MaskedCanvas:
         self.edits += edit.taken_back(old)
         self.ids[: self.end], self.readings[: self.end] = edit.ids, stood
         self.end += len(edit.ids) - len(old)
+        self.grown += max(0, len(edit.ids) - len(old))
+        self.final = edit.final
         self.memory, self.done = edit.memory, edit.done
 
     def view(self, first: int = 0) -> list[Open]:

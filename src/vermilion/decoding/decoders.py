@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Literal
 
-from vermilion.decoding import editing, rules
+from vermilion.decoding import editing, growing, rules
 from vermilion.decoding.caches import CACHES
 from vermilion.decoding.editing import EditRule
 from vermilion.decoding.knobs import KNOBS
@@ -22,7 +22,7 @@ from vermilion.errors import BadParameter
 from vermilion.models.families import Traits
 from vermilion.types import Decoding
 
-ProgramKind = Literal["speculative", "blocks", "renoising", "reordering"]
+ProgramKind = Literal["speculative", "blocks", "filling", "renoising", "reordering"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class Decoder:
     """Whether it looks at a position's earlier readings, which a canvas that slides on would lose."""
     needs: tuple[str, ...] = ()
     """Tokens of `Traits` that a model must have."""
+    reads_filled: bool = False
+    """Whether it looks at filled positions too."""
     defaults: Mapping[str, float] = field(default_factory=dict)
     """Settings where they differ from those of `Decoding`, for a request that names only the decoder."""
 
@@ -52,6 +54,15 @@ class Decoder:
     def needs_base(self) -> bool:
         """Whether it verifies drafts, which takes an autoregressive base."""
         return self.program == "speculative"
+
+    leaves_out: bool = False
+    """Whether it looks at each filled position as if its token were not there, in rows besides."""
+
+    @property
+    def grows(self) -> bool:
+        """Whether it finds out how long its canvas, the whole answer, is to be; for models that see all of
+        it."""
+        return self.program == "filling"
 
     @property
     def stands(self) -> bool:
@@ -69,6 +80,8 @@ class Decoder:
         if self.program == "reordering":
             return traits.canvas == "causal" and not traits.shift
         masks = traits.noise == "mask" and traits.canvas == "bidirectional"
+        if (self.grows and traits.context != "full") or (self.leaves_out and traits.shift):
+            return False
         slides = self.stands and traits.has_next_token and not (traits.next_token and self.edit is None)
         return masks and not slides and all(getattr(traits, name) >= 0 for name in self.needs)
 
@@ -86,6 +99,9 @@ _CANVAS = (*_SIZES, "revise_below", "max_revisions", "eos_last", "sub_block")
 _STANDING = (*_SIZES, "eos_last", "sub_block")
 _RENOISING = ("max_temperature", "min_temperature", "stop_entropy", "stable_steps")
 _DREAM = (*_SIZES, "eos_last", "position_temperature")
+_GROWING = (
+    "block_length", "max_steps", "first_length", "growth", "end_confidence", "last_growth", "end_window",
+)  # fmt: skip
 
 DECODERS: Mapping[str, Decoder] = MappingProxyType(
     {
@@ -249,15 +265,47 @@ DECODERS: Mapping[str, Decoder] = MappingProxyType(
             "settle all of enough confidence, and replace a filled token where another is as sure",
             ("threshold", "edit_threshold", "post_steps", *_SIZES),
             edit=editing.joint,
+            reads_filled=True,
             source="LLaDA2.1, arXiv 2602.08676",
         ),
         "indel": Decoder(
             "`joint` with tokens that delete and insert positions",
             ("threshold", "edit_threshold", "post_steps", *_SIZES),
             edit=editing.indel,
+            reads_filled=True,
             source="LLaDA2.2",
             top=8,
             needs=("delete_token_id", "split_token_id"),
+        ),
+        "wino": Decoder(
+            "settle what has a little confidence, and mask again what its surroundings alone do not confirm",
+            ("threshold", "keep_threshold", *_SIZES),
+            edit=editing.wino,
+            source="WINO, arXiv 2507.18578",
+            reads_filled=True,
+            leaves_out=True,
+            defaults={"threshold": 0.6},
+        ),
+        "dreamon": Decoder(
+            "fill one position a pass of a text whose length is not known: one token makes two masks of its "
+            "place, an end takes out its place and the masks behind it",
+            ("first_length", "max_steps"),
+            edit=growing.dreamon,
+            source="DreamOn, arXiv 2602.01326",
+            uses_entropy=True,
+            program="filling",
+            needs=("expand_token_id",),
+            defaults={"first_length": 4},
+        ),
+        "daedal": Decoder(
+            "find the answer's length by how sure its end is, then settle all of enough confidence block by "
+            "block, and make room where a position has little",
+            ("threshold", "min_threshold", *_GROWING),
+            edit=growing.daedal,
+            source="DAEDAL, arXiv 2508.00819",
+            program="filling",
+            reads_filled=True,
+            defaults={"block_length": 32, "min_threshold": 0.1},
         ),
         "remdm-cap": Decoder(
             "mask filled positions again with a probability of at most `remask`",

@@ -41,6 +41,11 @@ class EditStep:
     mask_token_id: int = -1
     delete_token_id: int = -1
     split_token_id: int = -1
+    expand_token_id: int = -1
+    ends: tuple[int, ...] = ()
+    """Tokens that end a text, the usual one first."""
+    room: int = 0
+    """How many places may be added."""
 
     def masked(self) -> list[int]:
         return [i for i, token in enumerate(self.ids) if token is None]
@@ -59,6 +64,8 @@ class Edited:
     memory: object = None
     sources: tuple[int | None, ...] = ()
     """Of each place, the one that its token stood at before; empty where none has moved."""
+    final: int = 0
+    """Leading places that no later step changes."""
 
     def taken_back(self, before: Sequence[int | None]) -> int:
         """How many of the tokens `before` it are no more."""
@@ -107,6 +114,28 @@ def joint(step: EditStep) -> Edited:
     last = step.steps_left <= 1
     writes = {i: step.readings[i].token for i in (*(masked if last else filled), *edited)}
     return Edited(_written(step.ids, writes), last or not writes, post_steps)
+
+
+# -- wide in, narrow out (WINO) --------------------------------------------------------------------
+
+_FIRST_ACCEPTED = 30
+
+
+def wino(step: EditStep) -> Edited:
+    """Fill the masks above the threshold: at least one, at most 0.7 of them, from 5 to 20. Where that are
+    several, mask again the tokens that are too unlikely where they stand, fewer than were filled before."""
+    decoding, masked = step.decoding, step.masked()
+    before = step.memory if isinstance(step.memory, int) else _FIRST_ACCEPTED
+    last = step.steps_left <= 1
+    tau, keep = log(decoding.threshold), log(decoding.keep_threshold)
+    ranked = _surest(step, masked)
+    most = len(masked) if last else min(max(int(0.7 * len(masked)), 5), 20)
+    filled = ranked if last else [i for i in ranked if step.readings[i].logprob > tau][:most] or ranked[:1]
+    stands = {i: step.readings[i].target_logprobs[0] for i in step.readings if step.ids[i] is not None}
+    doubted = sorted((i for i, logprob in stands.items() if logprob < keep), key=lambda i: (stands[i], i))
+    taken: list[int] = [] if last or len(filled) <= 1 else doubted[: before - 1]
+    ids = _written(step.ids, {**{i: step.readings[i].token for i in filled}, **dict.fromkeys(taken)})
+    return Edited(ids, None not in ids, len(filled))
 
 
 # -- insertion and deletion (LLaDA2.2) -------------------------------------------------------------

@@ -4,6 +4,8 @@ A gap, for models without a base: canvases of growing lengths are each denoised 
 filled most surely, on average, is then denoised on. A fully bidirectional model sees the whole suffix; a
 block-causal one sees its head, in the canvas's own block.
 
+An answer, or a gap, whose length the decoder finds while it fills it: one canvas that grows (`growing.py`).
+
 Seeds, for all models: the given tokens to the right count as much as those to the left. With candidates one
 pass reads how likely each is; without, the places are denoised until none is open. Nothing of a canvas is
 stored.
@@ -68,10 +70,14 @@ def trimmed(middle: Sequence[int], suffix: Sequence[int], ends: frozenset[int]) 
     return kept
 
 
-def filling_decoding(decoding: Decoding) -> Decoding:
-    """How open places are filled: `ar` one a pass, other decoders that need a base by confidence; their
-    number stays."""
+def filling_decoding(decoding: Decoding, *, gap: bool) -> Decoding:
+    """How open places are filled: `ar` one a pass, other decoders that need a base by confidence. Where they
+    are no `gap` of unknown length their number stays."""
     decoding = replace(decoding, sub_block=0)
+    if decoding.decoder == "dreamon":
+        return decoding if gap else replace(decoding, decoder="entropy", threshold=0.0)
+    if decoding.decoder == "daedal":
+        return replace(decoding, decoder="threshold")
     if decoding.decoder == "ar":
         return replace(decoding, decoder="cumulative", threshold=1.0, max_steps=0)
     if DECODERS[decoding.decoder].needs:
@@ -95,15 +101,33 @@ def likeliest(candidates: Sequence[int], reading: Reading) -> Reading:
     )
 
 
+def growing_canvas(
+    decoding: Decoding, traits: Traits, start: int, most: int, suffix: Sequence[int]
+) -> MaskedCanvas:
+    """The canvas at `start` that may become `most` long. DreamOn's text is closed by an end, as in training;
+    there EXPAND and ends say where the canvas is too short and too long."""
+    ends = traits.eos_token_ids[:1] if decoding.decoder == "dreamon" else ()
+    masks: list[int | None] = [None] * min(decoding.first_length, most)
+    return MaskedCanvas(start, masks, right=(*suffix, *ends), most=most)
+
+
 class GapFilling(Program):
     """Decoders with a rule for canvases, and the others by way of `filling_decoding`."""
 
     def __init__(self, task: Task, traits: Traits) -> None:
-        super().__init__(replace(task, decoding=filling_decoding(task.decoding)), traits)
+        if task.seeds is not None or task.suffix:
+            decoding = filling_decoding(task.decoding, gap=task.seeds is None)
+            task = replace(task, decoding=decoding)
+        super().__init__(task, traits)
+        self._grows = DECODERS[task.decoding.decoder].grows
+        self._answers = task.seeds is None and not task.suffix
         seeds, known = task.seeds, len(task.prompt)
         self._candidates = seeds.candidates if seeds is not None else ()
         if seeds is not None:
             self._untried = [MaskedCanvas(known, list(seeds.ids))]
+        elif self._grows:
+            canvas = growing_canvas(task.decoding, traits, known, task.max_tokens, task.suffix)
+            self._untried = [canvas]
         else:
             head = task.suffix if traits.context == "full" else task.suffix[:SUFFIX_HEAD]
             self._untried = [
@@ -118,7 +142,9 @@ class GapFilling(Program):
         self._canvas: MaskedCanvas | None = None
 
     def _num_rows(self, canvas: MaskedCanvas) -> int:
-        return canvas.start - self._begin + len(canvas.ids) + len(canvas.right)
+        length = max(len(canvas.ids), canvas.most)
+        looks = 2 if DECODERS[self.task.decoding.decoder].leaves_out else 1
+        return canvas.start - self._begin + looks * length + len(canvas.right)
 
     @property
     def max_slots(self) -> int:
@@ -134,16 +160,19 @@ class GapFilling(Program):
         if self.cached < self._begin:
             segments.append(self._clean(self.tokens, self._begin))
         self._asked = self._next_tries() if self._canvas is None else [self._canvas]
-        slot, left = self._begin, self.tokens[self._begin :]
+        slot, left = self._begin, self.task.prompt[self._begin :]
         for canvas in self._asked:
             row = sum(len(earlier.ids) for earlier in segments) + len(left)
             segments.append(canvas.rows(self.traits, left, slot))
-            slot += len(segments[-1].ids)
-            history = () if self._candidates else canvas.filled()
-            reads += canvas.reads(row, self.traits.shift, history, self.task.decoding, self._cap(canvas))
+            if DECODERS[self.task.decoding.decoder].leaves_out and not self._candidates:
+                segments += canvas.without(self.traits, segments[-1])
+            slot = segments[-1].slot + len(segments[-1].ids)
+            filled = canvas.ids[len(self.settled) :]
+            history = () if self._candidates else tuple(token for token in filled if token is not None)
+            reads += canvas.reads(row, self.traits, history, self.task.decoding, self._cap(canvas))
         if self._candidates:
             pairs = zip(reads, self._candidates, strict=True)
-            reads = [replace(read, targets=targets) for read, targets in pairs]
+            reads = [replace(read, targets=targets, banned=()) for read, targets in pairs]
         return Pass(tuple(segments), tuple(reads))
 
     def _next_tries(self) -> list[MaskedCanvas]:
@@ -178,11 +207,16 @@ class GapFilling(Program):
                 canvas.ids[i] = canvas.readings[i].token
         else:
             canvas.fill(self.task, self.traits, readings, self._cap(canvas))
+        for i in range(len(self.settled), canvas.final):
+            if self.finish is None:
+                self._settle(canvas.readings[i], canvas.ids[i])
+        if self.finish is not None:
+            return
         if canvas.done or not (canvas.masked() or DECODERS[self.task.decoding.decoder].edit):
             self._end(canvas)
 
     def _cap(self, canvas: MaskedCanvas) -> int:
-        return canvas.given.count(None)
+        return canvas.most + len(canvas.given) if self._grows else canvas.given.count(None)
 
     def forget(self) -> None:
         super().forget()
@@ -192,14 +226,18 @@ class GapFilling(Program):
     def _end(self, canvas: MaskedCanvas) -> None:
         """Answer with the tokens of the open places, in order."""
         self.edits += canvas.edits
-        answer = [(canvas.ids[i] or 0, canvas.readings[i]) for i in self._open]
-        if self.task.seeds is None:
+        places = range(len(self.settled), len(canvas.ids)) if self._grows else self._open
+        answer = [(canvas.ids[i] or 0, canvas.readings[i]) for i in places]
+        if self.task.suffix:
             ends = self.task.eos | {self.traits.mask_token_id}
             answer = answer[: len(trimmed([token for token, _ in answer], self.task.suffix, ends))]
         for token, reading in answer:
             self._settle(reading, token)
+            if self._answers and self.finish is not None:
+                return
         self.finish = "stop"
 
     def canvas(self) -> list[Open]:
-        """The whole canvas, given tokens included, once it has been read."""
-        return [] if self._canvas is None or self.finish is not None else self._canvas.view()
+        """The canvas, given tokens included, once it has been read; without what is settled of it."""
+        over = self._canvas is None or self.finish is not None
+        return [] if over or self._canvas is None else self._canvas.view(len(self.settled))

@@ -97,6 +97,8 @@ class Read:
     position."""
     may_mask: bool = False
     """Whether the mask token may be chosen."""
+    banned: tuple[int, ...] = ()
+    """Tokens that may not be chosen."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,11 @@ def needed(sampling: Sampling) -> bool:
     )
 
 
+def bans(tokens: Iterable[int]) -> Adjustments:
+    """What forbids `tokens` and changes nothing else."""
+    return Adjustments.of([Adjustment(token, 1.0, BAN) for token in sorted(set(tokens))])
+
+
 class Penalties:
     """The adjustments of one answer, kept up with its tokens: a read costs what its history adds, and one
     scan of the vocabulary. Equal to `adjustments` over the same tokens."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from vermilion.decoding.anchored_blocks import AnchoredBlocks
 from vermilion.decoding.blocks import Blocks
 from vermilion.decoding.decoders import DECODERS
+from vermilion.decoding.filling import GapFilling
 from vermilion.decoding.grammar import Constraint
 from vermilion.decoding.program import Program, Task
 from vermilion.decoding.renoising import Renoising
@@ -18,6 +19,7 @@ from vermilion.models.families.family_presets import WITH_BASE
 _PROGRAMS: dict[str, type[Program]] = {
     "speculative": Speculative,
     "blocks": Blocks,
+    "filling": GapFilling,
     "renoising": Renoising,
     "reordering": Reordering,
 }

@@ -5,7 +5,7 @@ Whatever passes here cannot fail the step that it shares with others.
 
 from __future__ import annotations
 
-from vermilion.decoding.decoders import check_decoding
+from vermilion.decoding.decoders import DECODERS, check_decoding
 from vermilion.decoding.knobs import MAX_LOGPROBS, check_sampling
 from vermilion.decoding.program import Program
 from vermilion.errors import BadParameter, BadRequest, ContextLengthExceeded
@@ -36,6 +36,10 @@ def check_request(request: Request, model: ModelInfo, traits: Traits, num_slots:
     if request.decoding.cache != "none" and traits.context != "full":
         why = "Its own is exact; others are for models that see everything."
         raise BadParameter("decoding.cache", request.decoding.cache, f"none for {model.id}", why)
+    decoder = request.decoding.decoder
+    if request.decoding.cache != "none" and (DECODERS[decoder].grows or DECODERS[decoder].leaves_out):
+        why = "Its passes compare the whole text, or change how long it is."
+        raise BadParameter("decoding.cache", request.decoding.cache, f"none for {decoder}", why)
     total = len(request.prompt) + len(request.suffix)
     if total >= model.context_length:
         raise ContextLengthExceeded(model.context_length, total)

@@ -20,7 +20,7 @@ from vermilion.decoding.forward_jobs import Job, Wanted
 from vermilion.decoding.grammar import Grammars
 from vermilion.decoding.infill import Infill, continued, not_empty
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
-from vermilion.decoding.penalties import Penalties, needed
+from vermilion.decoding.penalties import Penalties, bans, needed
 from vermilion.decoding.program import CLOSING_TOKENS, Program, Task
 from vermilion.decoding.programs import constrained, program_of
 from vermilion.decoding.speculative import Speculative
@@ -366,7 +366,9 @@ class Engine:
             changes, allowed = None, b""
             if penalties is not None:
                 banned = task.eos if constraint is None and read.position < first_end else ()
-                changes = penalties.at(read.history, banned)
+                changes = penalties.at(read.history, (*banned, *read.banned))
+            elif read.banned:
+                changes = bans(read.banned)
             if constraint is not None and read.purpose == "next":
                 allowed = constraint.allowed(read.history, program.limit - read.position <= reserve)
             wanted.append(

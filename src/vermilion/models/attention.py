@@ -213,13 +213,13 @@ def explicit(
 
 @dataclass(frozen=True, slots=True)
 class _Intervals:
-    """A batch's intervals on the device; `also` padded with -1."""
+    """A batch's intervals on the device; `also` as (request, row, slot) of each pair."""
 
     sees_GQ: Tensor
     start_GQ: Tensor
     end_GQ: Tensor
     lowest_GQ: Tensor
-    also_GQE: Tensor
+    also_3P: Tensor
 
     def visible(self, first: int, end: int) -> Tensor:
         """bool [G, Q, end - first]: which of the slots from `first` on each row sees."""
@@ -228,16 +228,23 @@ class _Intervals:
             each[..., None] for each in (self.sees_GQ, self.start_GQ, self.end_GQ, self.lowest_GQ)
         )
         seen = (key < sees) | ((key >= start) & (key < stop))
-        for also in self.also_GQE.unbind(-1):
-            seen |= key == also[..., None]
+        if self.also_3P.shape[1]:
+            g, q, slot = self.also_3P[:, self.also_3P[2] >= first]
+            seen[g, q, slot - first] = True
         return seen & (key >= lowest)
 
     def mask_mod(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        listed = bool(self.also_3P.shape[1])
+        size = int(self.also_3P[2].max()) + 1 if listed else 1
+        also_GQS = self.sees_GQ.new_zeros(*self.sees_GQ.shape, size, dtype=torch.bool)
+        if listed:
+            also_GQS[tuple(self.also_3P)] = True
+
         def visible(g: Tensor, h: Tensor, q: Tensor, key: Tensor) -> Tensor:
             own = (key >= self.start_GQ[g, q]) & (key < self.end_GQ[g, q])
             seen = (key < self.sees_GQ[g, q]) | own
-            for index in range(self.also_GQE.shape[-1]):
-                seen = seen | (key == self.also_GQE[g, q, index])
+            if listed:
+                seen = seen | ((key < size) & also_GQS[g, q, key.clamp(max=size - 1)])
             return seen & (key >= self.lowest_GQ[g, q])
 
         return visible
@@ -245,20 +252,11 @@ class _Intervals:
 
 def _intervals(batch: Sequence[Visibility], device: torch.device) -> _Intervals:
     count = len(batch[0].rows)
-    also: list[list[list[int]]] = [[[] for _ in range(count)] for _ in batch]
-    for g, request in enumerate(batch):
-        for row, slot in request.also:
-            also[g][row].append(slot)
-    most = max(len(slots) for rows in also for slots in rows)
-    # One transfer for all of them.
-    packed: list[list[tuple[int, ...]]] = []
-    for one, rows in zip(batch, also, strict=True):
-        columns = one.sees, one.own_start, one.own_end, one.lowest or [0] * count
-        padded = ([*slots, *[-1] * (most - len(slots))] for slots in rows)
-        packed.append([(*row, *slots) for *row, slots in zip(*columns, padded, strict=True)])
-    packed_GQC = torch.tensor(packed, device=device)
-    sees, start, end, lowest = packed_GQC[..., :4].unbind(-1)
-    return _Intervals(sees, start, end, lowest, packed_GQC[..., 4:])
+    columns = [(one.sees, one.own_start, one.own_end, one.lowest or [0] * count) for one in batch]
+    sees, start, end, lowest = torch.tensor(columns, device=device).unbind(1)
+    also = [(g, row, slot) for g, request in enumerate(batch) for row, slot in request.also]
+    also_P3 = torch.tensor(also, dtype=torch.long, device=device).reshape(-1, 3)
+    return _Intervals(sees, start, end, lowest, also_P3.T)
 
 
 def _batched(requests: Sequence[Visibility]) -> list[list[Visibility]]:

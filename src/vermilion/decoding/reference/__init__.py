@@ -2,7 +2,7 @@
 
 from vermilion.decoding.reference.reference_answer import Reference, Result
 from vermilion.decoding.reference.reference_canvases import denoise
-from vermilion.decoding.reference.reference_filling import fill_gap, fill_seeds, read_seeds
+from vermilion.decoding.reference.reference_filling import fill_gap, fill_seeds, grow, read_seeds
 from vermilion.decoding.reference.reference_infill import infill
 
-__all__ = ["Reference", "Result", "denoise", "fill_gap", "fill_seeds", "infill", "read_seeds"]
+__all__ = ["Reference", "Result", "denoise", "fill_gap", "fill_seeds", "grow", "infill", "read_seeds"]

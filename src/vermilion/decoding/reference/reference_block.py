@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from vermilion.decoding.canvas import step_cap, wanted_places
+from vermilion.decoding.canvas import banned_tokens, step_cap, wanted_places
 from vermilion.decoding.decoders import DECODERS, Decoder, settle
 from vermilion.decoding.editing import EditStep
 from vermilion.decoding.passes import Reading
@@ -24,6 +24,9 @@ class Question:
     moves: bool = False
     """Whether it is wanted how far the distribution has moved since the last pass."""
     may_mask: bool = False
+    banned: tuple[int, ...] = ()
+    unseen: bool = False
+    """Whether the token that stands there is to be left out of sight."""
 
 
 @dataclass
@@ -45,6 +48,10 @@ class ReferenceBlock:
     done: bool = False
     memory: object = None
     past: dict[int, list[Reading]] = field(default_factory=dict)
+    most: int = 0
+    """How long it may become."""
+    grown: int = 0
+    final: int = 0
 
     def __post_init__(self) -> None:
         self.opened = [i for i, token in enumerate(self.ids) if token is None]
@@ -86,25 +93,41 @@ class ReferenceBlock:
         self.number += 1
 
     def _question(self, place: int) -> Question:
-        others = (token for i, token in enumerate(self.ids) if i >= self.settled and i != place)
+        settled = max(self.settled, self.final)
+        others = (token for i, token in enumerate(self.ids) if i >= settled and i != place)
+        token = self.ids[place]
+        unseen = self.decoder.leaves_out and token is not None
         wanted = earlier_leaders(self.past.get(place, [])) if self.decoder.top else ()
+        if unseen and token is not None:
+            wanted = (token,)
         return Question(
             place,
             tuple(token for token in others if token is not None),
             wanted,
             "max_divergence" in self.decoder.knobs,
             "delete_token_id" in self.decoder.needs,
+            banned_tokens(self.traits, self.decoding, self._room > 0 and self.cap - self.number > 1),
+            unseen,
         )
+
+    @property
+    def _room(self) -> int:
+        return max(0, self.most - max(len(self.ids), self.grown))
 
     def _edit(self, end: int, readings: dict[int, Reading], left: int) -> None:
         assert self.decoder.edit is not None
         old = tuple(self.ids[:end])
-        tokens = (self.traits.mask_token_id, self.traits.delete_token_id, self.traits.split_token_id)
+        traits = self.traits
+        tokens = (
+            traits.mask_token_id, traits.delete_token_id, traits.split_token_id, traits.expand_token_id,
+        )  # fmt: skip
         step = EditStep(
             self.decoding, old, readings, left, self.number, frozenset(self.fixed), self.start, self.seed,
-            self.memory, *tokens,
+            self.memory, *tokens, traits.eos_token_ids, self._room,
         )  # fmt: skip
         edit = self.decoder.edit(step)
         self.ids[:end] = edit.ids
+        self.grown += max(0, len(edit.ids) - len(old))
+        self.final = edit.final
         self.edits += edit.taken_back(old)
         self.memory, self.done = edit.memory, edit.done

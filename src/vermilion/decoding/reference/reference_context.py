@@ -112,8 +112,13 @@ class ReferenceContext:
         else:
             logits = self._cached_logits(context, block, step)
         positions = [len(context) + question.place for question in questions]
+        if any(question.unseen for question in questions):
+            logits, unseen = logits.clone(), self._shadow_logits(context, block, positions)
+            for position, question, row in zip(positions, questions, unseen, strict=True):
+                if question.unseen:
+                    logits[position] = row
         wanted = [
-            replace(self._wanted(p, q.history, q.targets, len(self.tokens)), may_mask=q.may_mask)
+            replace(self._wanted(p, q.history, q.targets, len(self.tokens), q.banned), may_mask=q.may_mask)
             for p, q in zip(positions, questions, strict=True)
         ]
         logits = logits[[p - int(self.traits.shift) for p in positions]]
@@ -133,7 +138,32 @@ class ReferenceContext:
                 self._seen[position] = now
         return readings
 
+    def _shadow_logits(
+        self, context: Sequence[int], block: Sequence[int | None], positions: Sequence[int]
+    ) -> Tensor:
+        """Logits of masks beside the text, one for each of `positions`: each sees the text without what
+        stands at its position, and the others. No row of the text sees them."""
+        ids, masked, where, num_clean, visible = self._layout(context, block)
+        count, more = len(ids), len(positions)
+        around = torch.zeros(count + more, count + more, dtype=torch.bool)
+        around[:count, :count] = visible
+        around[count:] = True
+        for row, position in enumerate(positions):
+            around[count + row, where.index(position)] = False
+        mask = [self.traits.mask_token_id] * more
+        logits = self._forward(
+            [*ids, *mask], [*masked, *([True] * more)], [*where, *positions], num_clean, around
+        )
+        return logits[count:]
+
     def _canvas_logits(self, context: Sequence[int], block: Sequence[int | None]) -> Tensor:
+        return self._forward(*self._layout(context, block))
+
+    def _layout(
+        self, context: Sequence[int], block: Sequence[int | None]
+    ) -> tuple[list[int], list[bool], list[int], int, Tensor]:
+        """Of a text with noisy rows: its ids, which of them are masked, their positions, how many are clean,
+        and who sees whom."""
         mask = self.traits.mask_token_id
         start = len(context)
         noisy = [mask if token is None else token for token in block]
@@ -156,7 +186,7 @@ class ReferenceContext:
         visible = torch.where(clean[:, None], clean & (at[None, :] // span <= at[:, None] // span), True)
         if self.traits.canvas == "causal":
             visible &= at[None, :] <= at[:, None]
-        return self._forward(ids, [*([False] * num_clean), *masked], where, num_clean, visible)
+        return ids, [*([False] * num_clean), *masked], where, num_clean, visible
 
     def _cached_logits(self, context: Sequence[int], block: Sequence[int | None], step: int) -> Tensor:
         """Logits by position where a pass computes them, zeros elsewhere: the rows of a window, or all of
@@ -193,12 +223,20 @@ class ReferenceContext:
         found[list(run)] = logits
         return found
 
-    def _wanted(self, position: int, history: Sequence[int], targets: Sequence[int], settled: int) -> Wanted:
+    def _wanted(
+        self,
+        position: int,
+        history: Sequence[int],
+        targets: Sequence[int],
+        settled: int,
+        banned: Sequence[int] = (),
+    ) -> Wanted:
         changes = None
-        if needed(self.sampling):
-            banned = self.eos if position < len(self.prompt) + self.sampling.min_tokens else ()
+        if needed(self.sampling) or banned:
+            ends = self.eos if position < len(self.prompt) + self.sampling.min_tokens else ()
             answer = Counter(self.tokens[len(self.prompt) : settled])
-            changes = Adjustments.of(adjustments(self.sampling, self.prompt, answer, history, banned))
+            bans = (*ends, *banned)
+            changes = Adjustments.of(adjustments(self.sampling, self.prompt, answer, history, bans))
         return Wanted(self.sampling, position, targets, changes, entropy=True, top=8)
 
     @torch.inference_mode()

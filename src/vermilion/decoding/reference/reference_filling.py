@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vermilion.decoding.canvas import step_cap
+from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.filling import (
     SUFFIX_HEAD,
     filling_decoding,
     first_row,
+    growing_canvas,
     lengths,
     surest,
     trimmed,
@@ -43,7 +45,7 @@ def read_seeds(model: Transformer, traits: Traits, request: Request) -> list[lis
 def fill_seeds(model: Transformer, traits: Traits, request: Request) -> Result:
     """The tokens of the open places, and what it took."""
     assert request.seeds is not None
-    decoding = filling_decoding(request.decoding)
+    decoding = filling_decoding(request.decoding, gap=False)
     answer = ReferenceAnswer(model, traits, list(request.prompt), request.sampling, decoding)
     answer.limit = 0
     ids = request.seeds.ids
@@ -93,7 +95,9 @@ def _look(
 
 def fill_gap(model: Transformer, traits: Traits, request: Request) -> Result:
     """The middle of `request` on a model without a base, and what it took."""
-    decoding = filling_decoding(request.decoding)
+    decoding = filling_decoding(request.decoding, gap=True)
+    if DECODERS[decoding.decoder].grows:
+        return grow(model, traits, request)
     answer = ReferenceAnswer(model, traits, list(request.prompt), request.sampling, decoding)
     answer.adapter = request.adapter
     answer.limit = 0  # No masks behind the suffix.
@@ -107,6 +111,37 @@ def fill_gap(model: Transformer, traits: Traits, request: Request) -> Result:
     ends = frozenset((*answer.eos, answer.traits.mask_token_id))
     # The pass that found its length is its first step.
     return Result(trimmed(filled.tokens, suffix, ends), filled.passes + looks - 1, filled.edits)
+
+
+def grow(model: Transformer, traits: Traits, request: Request) -> Result:
+    """The answer of `request`, or its middle, by a decoder that finds its length."""
+    sampling, decoding, known = request.sampling, request.decoding, len(request.prompt)
+    answer = ReferenceAnswer(model, traits, list(request.prompt), sampling, decoding)
+    answer.adapter = request.adapter
+    answer.limit = 0
+    opened = growing_canvas(decoding, traits, known, sampling.max_tokens, request.suffix)
+    canvas = answer.block(opened.ids, known)
+    canvas.most = sampling.max_tokens
+    canvas.cap = step_cap(decoding, sampling.max_tokens + len(opened.ids))
+    passes = 0
+    while not canvas.done:
+        text = [*answer.tokens[:known], *canvas.ids, *opened.right]
+
+        def ask(questions: Sequence[Question], text: Sequence[int | None] = text) -> list[Reading]:
+            return answer.ask([], text, [replace(each, place=each.place + known) for each in questions])
+
+        canvas.step(len(canvas.ids), ask)
+        passes += 1
+        # What is final is text already, and counts as such for the penalties.
+        answer.tokens[known:] = [token for token in canvas.ids[: canvas.final] if token is not None]
+        ended = [i for i, token in enumerate(answer.tokens[known:]) if token in answer.eos]
+        if ended:
+            return Result(tuple(answer.tokens[known : known + ended[0] + 1]), passes, canvas.edits)
+    tokens = tuple(token for token in canvas.ids if token is not None)
+    if request.suffix:
+        return Result(trimmed(tokens, request.suffix, frozenset(answer.eos)), passes, canvas.edits)
+    ends = [i + 1 for i, token in enumerate(tokens) if token in answer.eos]
+    return Result(tokens[: min(ends, default=len(tokens))], passes, canvas.edits)
 
 
 def _look_between(

@@ -59,6 +59,16 @@ DREAM: Presets = MappingProxyType(
 )
 """Dream's own sampler (`alg=entropy`) over a canvas of the whole answer, and both rules of Fast-dLLM."""
 
+DREAMON: Presets = MappingProxyType(
+    {
+        "quality": Decoding(decoder="dreamon", first_length=4),
+        "balanced": Decoding(decoder="dreamon", first_length=4),
+        "fast": Decoding(decoder="threshold", block_length=_WINDOW, threshold=0.9),
+    }
+)
+"""DreamOn's own sampler, which fills one position a pass and finds the length; several positions a pass, with
+a length that is searched before."""
+
 SDAR: Presets = MappingProxyType(
     {
         "quality": Decoding(decoder="schedule"),

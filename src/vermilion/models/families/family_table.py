@@ -9,6 +9,7 @@ from vermilion.models.families.dhara import DHARA
 from vermilion.models.families.family import HUGGING_FACE, Family, GGUFKind
 from vermilion.models.families.family_presets import (
     DREAM,
+    DREAMON,
     FAST_DLLM_V2,
     LLADA,
     LLADA2,
@@ -209,7 +210,7 @@ FAMILIES: list[Family] = [
         marks=("dreamon",),
         fixed=_QWEN2,
         traits=Traits("full", True, 151666, (151643,), expand_token_id=151667),
-        presets=DREAM,
+        presets=DREAMON,
     ),
     Family(
         "dream",
