@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from vermilion.decoding.forward_jobs import Wanted
-from vermilion.decoding.passes import Pass, Reading
+from vermilion.decoding.passes import Pass, Reading, Segment
 from vermilion.decoding.penalties import bans
 from vermilion.decoding.sampling import read
 from vermilion.types import Sampling
@@ -59,10 +59,10 @@ class ScriptedRunner:
         self.rows += len(rows)
         logits, wanted = [], []
         for one in asked.reads:
-            segment, i = rows[one.row]
-            own = range(segment.slot, segment.slot + segment.reach(i))
-            slots = {*range(segment.sees), *own, *segment.also}
-            logits.append(self._model.logits(segment.start + i, [self._slots[slot] for slot in slots]))
+            logits.append(self._logits(*rows[one.row]))
+            if one.against >= 0:
+                against = self._logits(*rows[one.against])
+                logits[-1] = against + (1 + one.guidance) * (logits[-1] - against)
             wanted.append(
                 Wanted(
                     Sampling(),
@@ -75,3 +75,8 @@ class ScriptedRunner:
                 )
             )
         return read(torch.tensor(np.array(logits)), wanted, MASK) if logits else []
+
+    def _logits(self, segment: Segment, row: int) -> NDArray[np.float64]:
+        own = range(segment.slot, segment.slot + segment.reach(row))
+        slots = {*range(segment.sees), *own, *segment.also}
+        return self._model.logits(segment.start + row, [self._slots[slot] for slot in slots])

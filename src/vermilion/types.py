@@ -83,15 +83,16 @@ class Decoding:
     post_steps: int = 16
     """`joint`, `indel`: most passes of edits once a block is full."""
     first_length: int = 64
-    """`dreamon`, `daedal`: masks that an answer of unknown length begins with; it grows up to its limit."""
+    """`dreamon`, `daedal`: masks that a text of unknown length begins with; it grows up to its limit."""
     growth: int = 8
-    """`daedal`: how many masks are added at a time."""
     end_confidence: float = 0.5
-    """`daedal`: mean probability of ends of text in the last `end_window` places at which the answer is long
-    enough to be begun ..."""
     last_growth: float = 0.9
-    """... and at which it grows no more."""
     end_window: int = 32
+    """`daedal`: masks added at a time, and how probable ends of text are, on average over so many places at
+    the tail, where a text is long enough to be begun and where it grows no more."""
+    guidance: float = 0.0
+    """Of fully bidirectional models: how much more the given text counts than by itself, against what the
+    model says without it (classifier-free guidance)."""
     remask: float = 0.02
     """`remdm-*`: how readily a filled position is masked again."""
     cache: str = "none"

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vermilion.decoding import decoders
+from vermilion.decoding import settling
 from vermilion.decoding.caches import CACHE_SETTINGS
 from vermilion.decoding.decoders import DECODERS, available, described
 from vermilion.decoding.knobs import KNOBS
@@ -23,7 +23,7 @@ from vermilion.types import Decoding
 def settle(
     decoding: Decoding, readings: Sequence[Reading], forced: Reading | None, steps_left: int
 ) -> tuple[int, ...]:
-    return tuple(decoders.settle(Step(decoding, readings, steps_left, forced)))
+    return tuple(settling.settle(Step(decoding, readings, steps_left, forced)))
 
 
 # Few values, so that ties are common.
@@ -138,16 +138,20 @@ def test_the_table_names_every_setting_and_who_reads_it() -> None:
     standing = {name for name, decoder in DECODERS.items() if decoder.stands}
     assert base == {"ar", "lossless", "relaxed"} and {"stable", "joint", "dream-margin"} < standing
     assert set(available(Traits("causal", True, 9, ()))) == set(DECODERS) - standing - others
-    assert set(available(Traits("full", True, 9, ()))) == set(DECODERS) - base - others - {"indel"}
+    tokens = {"indel", "dreamon"}
+    assert set(available(Traits("full", False, 9, ()))) == set(DECODERS) - base - others - tokens
+    assert set(available(Traits("full", True, 9, ()))) == set(DECODERS) - base - others - tokens - {"wino"}
+    expands = Traits("full", True, 9, (), expand_token_id=7)
+    assert "dreamon" in available(expands)
     edits = Traits("block", False, 9, (), 4, delete_token_id=7, split_token_id=8)
-    assert set(available(edits)) == set(DECODERS) - base - others
+    assert set(available(edits)) == set(DECODERS) - base - others - {"dreamon", "daedal"}
     assert available(Traits("causal", False, -1, (), noise="uniform")) == ("renoise",)
     assert available(Traits("causal", False, 9, (), canvas="causal")) == ("reorder",)
     assert all(f"`{name}`" in described() for name in (*DECODERS, *KNOBS))
 
 
 def chosen(decoding: Decoding, readings: Sequence[Reading], **more: object) -> set[int]:
-    return set(decoders.settle(Step(decoding, readings, 9, **more)))  # type: ignore[arg-type]
+    return set(settling.settle(Step(decoding, readings, 9, **more)))  # type: ignore[arg-type]
 
 
 @given(READINGS, st.sampled_from([0.3, 1.0, 1.7, 4.0]))
@@ -188,16 +192,16 @@ def test_what_earlier_passes_said_counts() -> None:
     led = Reading(5, math.log(0.5), top=((5, math.log(0.5)),))
     now = Reading(4, math.log(0.42), target_logprobs=(math.log(0.4),), top=((4, math.log(0.42)),))
     credit = Decoding("credit", threshold=0.45, credit_weight=0.7)
-    settled = decoders.settle(Step(credit, [now], 9, past=((led, led),)))
+    settled = settling.settle(Step(credit, [now], 9, past=((led, led),)))
     assert settled[0].token == 5 and math.exp(settled[0].logprob) > 0.45
     assert (
-        decoders.settle(Step(replace(credit, credit_weight=0.0), [now], 9, past=((led, led),)))[0].token == 4
+        settling.settle(Step(replace(credit, credit_weight=0.0), [now], 9, past=((led, led),)))[0].token == 4
     )
 
 
 def test_an_end_settles_last_where_it_is_to() -> None:
     readings = [Reading(1, -0.01), Reading(4, -2.0), Reading(1, -0.02)]
     decoding = Decoding("schedule", eos_last=1)
-    assert set(decoders.settle(Step(decoding, readings, 3, ends=frozenset({1})))) == {1}
-    assert set(decoders.settle(Step(replace(decoding, eos_last=0), readings, 3, ends=frozenset({1})))) == {0}
-    assert set(decoders.settle(Step(decoding, readings, 1, ends=frozenset({1})))) == {0, 1, 2}
+    assert set(settling.settle(Step(decoding, readings, 3, ends=frozenset({1})))) == {1}
+    assert set(settling.settle(Step(replace(decoding, eos_last=0), readings, 3, ends=frozenset({1})))) == {0}
+    assert set(settling.settle(Step(decoding, readings, 1, ends=frozenset({1})))) == {0, 1, 2}

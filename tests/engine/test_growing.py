@@ -90,7 +90,7 @@ def test_a_canvas_that_always_deletes_is_empty() -> None:
 
 @pytest.mark.parametrize("decoder", ["threshold", "dreamon", "daedal"])
 def test_holes_keep_their_number_and_never_hold_an_expansion(decoder: str) -> None:
-    biased = Sampling(max_tokens=9, logit_bias={EXPAND: 100.0})
+    biased = Sampling(max_tokens=9, min_tokens=9, logit_bias={EXPAND: 100.0})
     seeds = Seeds((None, 5, None, None, 9))
     request = Request("x", prompt(5, 1), biased, Decoding(decoder), seeds=seeds)
     [result] = outcome(tiny_engine(TRAITS, tiny.model("full")), [request])

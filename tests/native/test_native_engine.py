@@ -28,6 +28,7 @@ tiny_native.available_sets()
 CASES = [(kind, decoding) for kind in tiny.TRAITS for decoding in BLOCK_DECODINGS[:4]] + [
     ("causal-shift", decoding) for decoding in [*REVISING, *LOSSLESS]
 ]
+CASES += [("full", Decoding("threshold", threshold=0.2, block_length=8, guidance=1.5))]
 CASES += [
     (kind, Decoding("wino", threshold=0.1, keep_threshold=0.3, block_length=8)) for kind in ("block", "full")
 ]

@@ -20,6 +20,7 @@ from dataclasses import replace
 from vermilion.decoding.caches import runs_all, window
 from vermilion.decoding.canvas import UNREAD, MaskedCanvas
 from vermilion.decoding.commit import reopen
+from vermilion.decoding.companion_rows import guided, leave_one_out, unconditional
 from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
@@ -47,7 +48,8 @@ class Blocks(Program):
     def max_slots(self) -> int:
         # The last block may reach past the limit, and an anchor repeats the token before the canvas.
         longest = self.traits.block_grid or min(self.task.decoding.block_length, self.task.max_tokens)
-        return self.limit + self.traits.block_grid + 1 + (longest if self._decoder.leaves_out else 0)
+        beside = longest if self._decoder.leaves_out else self.limit if self.task.decoding.guidance else 0
+        return self.limit + self.traits.block_grid + 1 + beside
 
     @property
     def cacheable(self) -> int:
@@ -161,9 +163,15 @@ class Blocks(Program):
             else tuple(token for token in canvas.ids[len(self.tokens) - canvas.start :] if token is not None)
         )
         row, cap = before + canvas.start - segments[-1].start, len(canvas.ids)
+        mask, guidance = self.traits.mask_token_id, self.task.decoding.guidance
         if self._decoder.leaves_out:
-            segments += canvas.without(self.traits, whole)
+            positions = [canvas.start + i for i in canvas.changing()]
+            segments += leave_one_out(whole, positions, mask)
+        elif guidance:
+            segments.append(unconditional(whole, range(len(self.task.prompt), self.limit), mask))
         reads = canvas.reads(row, self.traits, history, self.task.decoding, cap)
+        if guidance:
+            reads = guided(reads, whole, guidance)
         return reads[1:] if self._from_base(canvas) else reads
 
     def _window(self, canvas: MaskedCanvas, length: int) -> range:

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp
 
-from vermilion.decoding.decoders import DECODERS, settle
+from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.editing import EditStep
 from vermilion.decoding.passes import Read, Reading, Segment
 from vermilion.decoding.program import Open, Task
 from vermilion.decoding.rules import Step, earlier_leaders
+from vermilion.decoding.settling import settle
 from vermilion.models.families import Traits
 from vermilion.types import Decoding
 
@@ -133,29 +134,10 @@ class MaskedCanvas:
             masked=(*([False] * len(left)), *(token is None for token in noisy)),
         )
 
-    def without(self, traits: Traits, rows: Segment) -> list[Segment]:
-        """Behind its noisy `rows`, one more for each position that may change: a mask that sees them all but
-        the one at its own position, and the other masks here, and is seen by none of them (WINO's shadow
-        block)."""
-        places = [i for i in range(self.end) if i not in self._fixed()]
-        first = rows.slot + len(rows.ids)
-        also = range(rows.slot, first + len(places))
-        segments = []
-        for k, i in enumerate(places):
-            hidden = rows.slot + self.start + i - rows.start, first + k
-            segments.append(
-                Segment(
-                    (traits.mask_token_id,),
-                    self.start + i,
-                    first + k,
-                    rows.sees,
-                    span=1,
-                    noisy=True,
-                    masked=(True,),
-                    also=tuple(slot for slot in also if slot not in hidden),
-                )
-            )
-        return segments
+    def changing(self) -> list[int]:
+        """Its places that are not given."""
+        fixed = self._fixed()
+        return [i for i in range(self.end) if i not in fixed]
 
     def places(self, decoding: Decoding, cap: int) -> list[int]:
         """Which of its positions the next pass reads."""

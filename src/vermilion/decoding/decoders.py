@@ -7,8 +7,8 @@ it has settled, and a row here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Literal
 
@@ -16,8 +16,7 @@ from vermilion.decoding import editing, growing, rules
 from vermilion.decoding.caches import CACHES
 from vermilion.decoding.editing import EditRule
 from vermilion.decoding.knobs import KNOBS
-from vermilion.decoding.passes import Reading
-from vermilion.decoding.rules import Rule, Step
+from vermilion.decoding.rules import Rule
 from vermilion.errors import BadParameter
 from vermilion.models.families import Traits
 from vermilion.types import Decoding
@@ -90,17 +89,16 @@ class Decoder:
         return "draft_nodes" in self.knobs
 
 
-NO_CONFIDENCE = -1e30
-"""Log-probability that ranks a reading behind all others."""
-
 _DRAFTING = ("block_length", "first_block", "draft_nodes", "branches")
 _SIZES = ("block_length", "first_block", "max_steps")
-_CANVAS = (*_SIZES, "revise_below", "max_revisions", "eos_last", "sub_block")
-_STANDING = (*_SIZES, "eos_last", "sub_block")
+_MASKED = (*_SIZES, "guidance")
+_CANVAS = (*_MASKED, "revise_below", "max_revisions", "eos_last", "sub_block")
+_STANDING = (*_MASKED, "eos_last", "sub_block")
 _RENOISING = ("max_temperature", "min_temperature", "stop_entropy", "stable_steps")
-_DREAM = (*_SIZES, "eos_last", "position_temperature")
+_DREAM = (*_MASKED, "eos_last", "position_temperature")
 _GROWING = (
     "block_length", "max_steps", "first_length", "growth", "end_confidence", "last_growth", "end_window",
+    "guidance",
 )  # fmt: skip
 
 DECODERS: Mapping[str, Decoder] = MappingProxyType(
@@ -256,21 +254,21 @@ DECODERS: Mapping[str, Decoder] = MappingProxyType(
         ),
         "dream-origin": Decoder(
             "settle each position at a random time (`origin`)",
-            (*_SIZES, "eos_last"),
+            (*_MASKED, "eos_last"),
             rules.at_random_times,
             source="MDLM, arXiv 2406.07524; Dream, arXiv 2508.15487",
             keeps_past=True,
         ),
         "joint": Decoder(
             "settle all of enough confidence, and replace a filled token where another is as sure",
-            ("threshold", "edit_threshold", "post_steps", *_SIZES),
+            ("threshold", "edit_threshold", "post_steps", *_MASKED),
             edit=editing.joint,
             reads_filled=True,
             source="LLaDA2.1, arXiv 2602.08676",
         ),
         "indel": Decoder(
             "`joint` with tokens that delete and insert positions",
-            ("threshold", "edit_threshold", "post_steps", *_SIZES),
+            ("threshold", "edit_threshold", "post_steps", *_MASKED),
             edit=editing.indel,
             reads_filled=True,
             source="LLaDA2.2",
@@ -289,7 +287,7 @@ DECODERS: Mapping[str, Decoder] = MappingProxyType(
         "dreamon": Decoder(
             "fill one position a pass of a text whose length is not known: one token makes two masks of its "
             "place, an end takes out its place and the masks behind it",
-            ("first_length", "max_steps"),
+            ("first_length", "max_steps", "guidance"),
             edit=growing.dreamon,
             source="DreamOn, arXiv 2602.01326",
             uses_entropy=True,
@@ -309,62 +307,31 @@ DECODERS: Mapping[str, Decoder] = MappingProxyType(
         ),
         "remdm-cap": Decoder(
             "mask filled positions again with a probability of at most `remask`",
-            ("remask", *_SIZES),
+            ("remask", *_MASKED),
             edit=editing.remask_capped,
             source="ReMDM, arXiv 2503.00307",
         ),
         "remdm-rescale": Decoder(
             "mask filled positions again with a share of what the noise schedule allows",
-            ("remask", *_SIZES),
+            ("remask", *_MASKED),
             edit=editing.remask_rescaled,
             source="ReMDM, arXiv 2503.00307",
             defaults={"remask": 0.015},
         ),
         "remdm-conf": Decoder(
             "mask filled positions again, the less sure the likelier",
-            _SIZES,
+            _MASKED,
             edit=editing.remask_by_confidence,
             source="ReMDM, arXiv 2503.00307",
         ),
         "remdm-loop": Decoder(
             "fill most, then mask and fill again for a while, then fill the rest",
-            ("remask", *_SIZES),
+            ("remask", *_MASKED),
             edit=editing.remask_in_loop,
             source="ReMDM, arXiv 2503.00307",
         ),
     }
 )
-
-
-def settle(step: Step) -> dict[int, Reading]:
-    """Which of a step's readings to accept, by the decoder's rule, each as it settles.
-
-    With a forced reading the rule may accept nothing more. Without it at least one position settles. In the
-    last step everything does: no block outlives its cap.
-    """
-    if not step.readings:
-        return {}
-    decoding = step.decoding
-    decoder = DECODERS[decoding.decoder]
-    assert decoder.rule is not None
-    readings = rules.credited(step) if decoding.decoder == "credit" else step.readings
-    if step.steps_left <= 1:
-        return dict(enumerate(readings))
-    ranked = replace(step, readings=_ends_last(readings, step.ends) if decoding.eos_last else readings)
-    chosen = decoder.rule(ranked)
-    if not chosen and step.forced is None:
-        chosen = rules.surest(ranked.readings)[:1]
-    return {i: readings[i] for i in sorted(chosen)}
-
-
-def _ends_last(readings: Sequence[Reading], ends: frozenset[int]) -> list[Reading]:
-    """The readings, with no confidence in what would end the text."""
-    return [
-        replace(one, logprob=NO_CONFIDENCE, entropy=-NO_CONFIDENCE, top=((one.token, NO_CONFIDENCE),))
-        if one.token in ends
-        else one
-        for one in readings
-    ]
 
 
 def check_decoding(decoding: Decoding) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vermilion.decoding.canvas import MaskedCanvas
+from vermilion.decoding.companion_rows import guided, leave_one_out, unconditional
 from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
@@ -55,6 +56,13 @@ def first_row(traits: Traits, known: int, begins_open: bool = True) -> int:
     return 0 if traits.context == "full" else (known - 1) // grid * grid
 
 
+def num_rows(decoding: Decoding, length: int, fixed: int) -> int:
+    """Rows that reading a canvas of `length` beside `fixed` tokens takes."""
+    if decoding.guidance:
+        return 2 * (length + fixed)
+    return fixed + (2 if DECODERS[decoding.decoder].leaves_out else 1) * length
+
+
 def surest(tried: Sequence[Sequence[Reading]]) -> int:
     """Which canvas has the highest mean log-probability; the shortest of equals."""
     means = [sum(reading.logprob for reading in readings) / len(readings) for readings in tried]
@@ -74,10 +82,12 @@ def filling_decoding(decoding: Decoding, *, gap: bool) -> Decoding:
     """How open places are filled: `ar` one a pass, other decoders that need a base by confidence. Where they
     are no `gap` of unknown length their number stays."""
     decoding = replace(decoding, sub_block=0)
-    if decoding.decoder == "dreamon":
-        return decoding if gap else replace(decoding, decoder="entropy", threshold=0.0)
-    if decoding.decoder == "daedal":
-        return replace(decoding, decoder="threshold")
+    decoder = DECODERS[decoding.decoder]
+    if decoder.grows:
+        if gap and decoder.needs:
+            return decoding
+        one = replace(decoding, decoder="entropy", threshold=0.0)
+        return one if decoder.uses_entropy else replace(decoding, decoder="threshold")
     if decoding.decoder == "ar":
         return replace(decoding, decoder="cumulative", threshold=1.0, max_steps=0)
     if DECODERS[decoding.decoder].needs:
@@ -104,9 +114,9 @@ def likeliest(candidates: Sequence[int], reading: Reading) -> Reading:
 def growing_canvas(
     decoding: Decoding, traits: Traits, start: int, most: int, suffix: Sequence[int]
 ) -> MaskedCanvas:
-    """The canvas at `start` that may become `most` long. DreamOn's text is closed by an end, as in training;
-    there EXPAND and ends say where the canvas is too short and too long."""
-    ends = traits.eos_token_ids[:1] if decoding.decoder == "dreamon" else ()
+    """The canvas at `start` that may become `most` long. Where the model has tokens of its own for that, the
+    text is closed by an end, as in DreamOn's training."""
+    ends = traits.eos_token_ids[:1] if DECODERS[decoding.decoder].needs else ()
     masks: list[int | None] = [None] * min(decoding.first_length, most)
     return MaskedCanvas(start, masks, right=(*suffix, *ends), most=most)
 
@@ -143,8 +153,7 @@ class GapFilling(Program):
 
     def _num_rows(self, canvas: MaskedCanvas) -> int:
         length = max(len(canvas.ids), canvas.most)
-        looks = 2 if DECODERS[self.task.decoding.decoder].leaves_out else 1
-        return canvas.start - self._begin + looks * length + len(canvas.right)
+        return num_rows(self.task.decoding, length, canvas.start - self._begin + len(canvas.right))
 
     @property
     def max_slots(self) -> int:
@@ -160,20 +169,28 @@ class GapFilling(Program):
         if self.cached < self._begin:
             segments.append(self._clean(self.tokens, self._begin))
         self._asked = self._next_tries() if self._canvas is None else [self._canvas]
+        decoding = self.task.decoding
         slot, left = self._begin, self.task.prompt[self._begin :]
         for canvas in self._asked:
             row = sum(len(earlier.ids) for earlier in segments) + len(left)
             segments.append(canvas.rows(self.traits, left, slot))
-            if DECODERS[self.task.decoding.decoder].leaves_out and not self._candidates:
-                segments += canvas.without(self.traits, segments[-1])
+            rows = segments[-1]
+            segments += self._beside(canvas, rows)
             slot = segments[-1].slot + len(segments[-1].ids)
             filled = canvas.ids[len(self.settled) :]
             history = () if self._candidates else tuple(token for token in filled if token is not None)
-            reads += canvas.reads(row, self.traits, history, self.task.decoding, self._cap(canvas))
+            asked = canvas.reads(row, self.traits, history, decoding, self._cap(canvas))
+            reads += guided(asked, rows, decoding.guidance) if decoding.guidance else asked
         if self._candidates:
             pairs = zip(reads, self._candidates, strict=True)
             reads = [replace(read, targets=targets, banned=()) for read, targets in pairs]
         return Pass(tuple(segments), tuple(reads))
+
+    def _beside(self, canvas: MaskedCanvas, rows: Segment) -> list[Segment]:
+        mask, positions = self.traits.mask_token_id, [canvas.start + i for i in canvas.changing()]
+        if DECODERS[self.task.decoding.decoder].leaves_out and not self._candidates:
+            return leave_one_out(rows, positions, mask)
+        return [unconditional(rows, frozenset(positions), mask)] if self.task.decoding.guidance else []
 
     def _next_tries(self) -> list[MaskedCanvas]:
         """As many canvases as fit a pass, at least one."""

@@ -95,6 +95,7 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
         "last_growth": Knob(0, 1, "mean probability of ends at the tail above which nothing is added"),
         "end_window": Knob(1, 256, "places at the tail that are looked at for ends", integer=True),
         "remask": Knob(0, 1, "how readily a filled position is masked again"),
+        "guidance": Knob(0, 10, "how much more the given text counts than without guidance"),
         "cache_window": Knob(0, 1024, "positions beside a block that every pass computes", integer=True),
         "refresh_every": Knob(0, 1024, "passes after which all is computed again; 0 for never", integer=True),
         "warm_steps": Knob(0, 64, "passes of a block that compute all at first", integer=True),

@@ -99,6 +99,10 @@ class Read:
     """Whether the mask token may be chosen."""
     banned: tuple[int, ...] = ()
     """Tokens that may not be chosen."""
+    against: int = -1
+    """A row whose logits count against this one's (classifier-free guidance), as `row` is; -1 for none."""
+    guidance: float = 0.0
+    """How much: the logits are those `against` and 1 + guidance times what this row adds to them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,17 @@ def check_request(request: Request, model: ModelInfo, traits: Traits, num_slots:
     if request.decoding.cache != "none" and (DECODERS[decoder].grows or DECODERS[decoder].leaves_out):
         why = "Its passes compare the whole text, or change how long it is."
         raise BadParameter("decoding.cache", request.decoding.cache, f"none for {decoder}", why)
+    if request.decoding.guidance and (
+        traits.context != "full"
+        or "guidance" not in DECODERS[decoder].knobs
+        or request.decoding.cache != "none"
+    ):
+        raise BadParameter(
+            "decoding.guidance",
+            request.decoding.guidance,
+            f"0 for {model.id} with {decoder} and the cache {request.decoding.cache}",
+            "It is for models that see everything, in whole passes: each runs again without the given text.",
+        )
     total = len(request.prompt) + len(request.suffix)
     if total >= model.context_length:
         raise ContextLengthExceeded(model.context_length, total)

@@ -363,12 +363,10 @@ class Engine:
             penalties.follow(program.tokens[start:])
         wanted = []
         for read in work.rows.reads:
-            changes, allowed = None, b""
+            changes, allowed = bans(read.banned) if read.banned else None, b""
             if penalties is not None:
                 banned = task.eos if constraint is None and read.position < first_end else ()
                 changes = penalties.at(read.history, (*banned, *read.banned))
-            elif read.banned:
-                changes = bans(read.banned)
             if constraint is not None and read.purpose == "next":
                 allowed = constraint.allowed(read.history, program.limit - read.position <= reserve)
             wanted.append(

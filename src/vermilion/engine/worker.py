@@ -94,11 +94,14 @@ class Worker:
         began = time.perf_counter()
         self._move(jobs)
         rows, read_rows = self._gather(jobs)
+        guides = _guides(jobs)
         prepared = time.perf_counter()
         hidden_NH = model(rows, self.pool)
         wanted = [want for job in jobs for want in job.wanted]
         hidden_RH = hidden_NH[self._tensor(read_rows)] if wanted else None
         logits_RV = None if hidden_RH is None else widened(model.logits(hidden_RH))
+        if guides and logits_RV is not None:
+            logits_RV = _guided(logits_RV, guides)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         computed = time.perf_counter()
@@ -189,8 +192,10 @@ class Worker:
             num_clean=num_clean,
             neighbours=self._neighbours(flat, positions_N),
         )
-        read_rows = [mine[r.row] for job, mine in zip(jobs, row_of, strict=True) for r in job.rows.reads]
-        return rows, read_rows
+        asked = [(mine, read) for job, mine in zip(jobs, row_of, strict=True) for read in job.rows.reads]
+        read_rows = [mine[read.row] for mine, read in asked]
+        # Behind them those whose logits count against theirs.
+        return rows, read_rows + [mine[read.against] for mine, read in asked if read.against >= 0]
 
     def _note_neighbours(self, flat: _Flat, pages: Sequence[int], segment: Segment) -> None:
         reach, size = self._reach, self._routing_block
@@ -265,6 +270,22 @@ def before(segment: Segment, count: int) -> Iterator[list[int]]:
     text += range(segment.slot, segment.slot + len(segment.ids))
     for row in range(num_before, len(text)):
         yield text[max(0, row - count) : row]
+
+
+def _guided(logits_RV: Tensor, guides: Sequence[tuple[int, float]]) -> Tensor:
+    """The logits of all reads: of those in `guides`, (read, guidance), against the rows behind the reads."""
+    reads = [read for read, _ in guides]
+    against_GV = logits_RV[len(logits_RV) - len(guides) :]
+    guidance_G1 = logits_RV.new_tensor([guidance for _, guidance in guides])[:, None]
+    logits_RV = logits_RV[: len(logits_RV) - len(guides)].clone()
+    logits_RV[reads] = against_GV + (1 + guidance_G1) * (logits_RV[reads] - against_GV)
+    return logits_RV
+
+
+def _guides(jobs: Sequence[Job]) -> list[tuple[int, float]]:
+    """Which reads of all jobs are guided, and how much."""
+    reads = [read for job in jobs for read in job.rows.reads]
+    return [(i, read.guidance) for i, read in enumerate(reads) if read.against >= 0]
 
 
 def _drafts(jobs: Sequence[Job]) -> list[Draft]:

@@ -23,12 +23,13 @@ from vermilion.decoding.penalties import Adjustments
 from vermilion.models.families import Architecture
 from vermilion.native import library
 from vermilion.native.checkpoint_packing import PackedAdapter, layer_products
+from vermilion.native.kept_logits import divergence, guide, log_softmax
 from vermilion.native.library import AnswersStruct, LowRankStruct, PassStruct
 from vermilion.native.model_table import ModelTable
 from vermilion.native.packed_file import PackedFile
 from vermilion.native.signals import Signals
 from vermilion.native.stored_sizes import filled_up
-from vermilion.types import EngineInfo, Timing
+from vermilion.types import EngineInfo, Sampling, Timing
 
 # The structures of kernels/interface.h that come in arrays.
 _SEGMENT = struct.Struct("=10i")
@@ -190,10 +191,12 @@ class NativeRunner:
             _list_reads(lists, job, row)
             row += job.rows.num_rows
         lists.first_page.append(len(lists.pages))
+        guides = _list_guides(lists, jobs)
         moving = any(want.divergence for job in jobs for want in job.wanted)
+        kept = self.keep_logits or moving or bool(guides)
         outcome = _Outcome(
             lists,
-            self.architecture.vocab_size if self.keep_logits or moving else 0,
+            self.architecture.vocab_size if kept else 0,
             0 if self._signals is None else self._signals.size,
         )
         if self.taps and not drafting:
@@ -214,36 +217,29 @@ class NativeRunner:
             self.logits = outcome.logits
         if self._signals is not None:
             self._signals.keep(jobs, outcome.signals)
-        return self._moved(jobs, outcome) if moving else outcome.readings(jobs)
+        readings = outcome.readings(jobs)
+        if guides:
+            guide(jobs, readings, outcome.logits, guides, self._mask_token_id)
+        return self._moved(jobs, outcome, readings) if moving else readings
 
-    def _moved(self, jobs: Sequence[Job], outcome: _Outcome) -> list[list[Reading]]:
-        """The readings with how far the distributions of those who ask have moved since their last pass."""
-        answers = outcome.readings(jobs)
+    def _moved(
+        self, jobs: Sequence[Job], outcome: _Outcome, answers: list[list[Reading]]
+    ) -> list[list[Reading]]:
+        """The answers with how far the distributions of those who ask have moved since their last pass."""
         row = 0
         for job, readings in zip(jobs, answers, strict=True):
             now = {}
             before = self._distributions.get(job.request, {})
             for i, want in enumerate(job.wanted):
                 if want.divergence:
-                    now[want.position] = _log_softmax(outcome.logits[row + i], self._mask_token_id)
+                    now[want.position] = log_softmax(outcome.logits[row + i], self._mask_token_id)
                     earlier = before.get(want.position)
-                    moved = math.inf if earlier is None else _divergence(now[want.position], earlier)
+                    moved = math.inf if earlier is None else divergence(now[want.position], earlier)
                     readings[i] = replace(readings[i], divergence=moved)
             if now:
                 self._distributions[job.request] = now
             row += len(readings)
         return answers
-
-
-def _log_softmax(logits: Any, mask_token: int) -> Any:
-    logits = logits.astype(np.float64)
-    logits[mask_token] = -np.inf
-    return logits - np.logaddexp.reduce(logits)
-
-
-def _divergence(now: Any, before: Any) -> float:
-    kept = now > -np.inf
-    return float((np.exp(now[kept]) * (now[kept] - before[kept])).sum())
 
 
 def _list_rows(lists: _Lists, job: Job, request: int, adapter: int, page_size: int) -> None:
@@ -276,6 +272,20 @@ def _list_reads(lists: _Lists, job: Job, first_row: int) -> None:
         befores.append(before)
         lists.num_given += before
         lists.num_choices += before * read.top
+
+
+def _list_guides(lists: _Lists, jobs: Sequence[Job]) -> list[int]:
+    """List, behind all other reads, the rows that count against some; the indexes of these."""
+    guides, first_row, index = list[int](), 0, 0
+    for job in jobs:
+        for read in job.rows.reads:
+            if read.against >= 0:
+                guides.append(index)
+                blind = Read(read.against, read.position, "mask")
+                _list_read(lists, blind, Wanted(Sampling(), read.position), (first_row, 0))
+            index += 1
+        first_row += job.rows.num_rows
+    return guides
 
 
 def _list_read(lists: _Lists, read: Read, want: Wanted, first: tuple[int, int]) -> None:

@@ -20,7 +20,7 @@ from vermilion.decoding.commit import (
     likeliest_ends,
     reopen,
 )
-from vermilion.decoding.decoders import DECODERS, settle
+from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.prompt_lookup import NGRAM_LENGTH
 from vermilion.decoding.reference.reference_block import ReferenceBlock
@@ -28,6 +28,7 @@ from vermilion.decoding.reference.reference_context import ReferenceContext
 from vermilion.decoding.reference.reference_drafts import levels_of
 from vermilion.decoding.repetition import RepetitionWatch
 from vermilion.decoding.rules import Step
+from vermilion.decoding.settling import settle
 from vermilion.models.families import Traits
 from vermilion.models.transformer import Transformer
 from vermilion.types import Decoding, Sampling

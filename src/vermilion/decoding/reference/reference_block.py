@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from vermilion.decoding.canvas import banned_tokens, step_cap, wanted_places
-from vermilion.decoding.decoders import DECODERS, Decoder, settle
+from vermilion.decoding.decoders import DECODERS, Decoder
 from vermilion.decoding.editing import EditStep
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.rules import Step, earlier_leaders
+from vermilion.decoding.settling import settle
 from vermilion.models.families import Traits
 from vermilion.types import Decoding
 

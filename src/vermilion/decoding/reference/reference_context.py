@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 import torch
@@ -36,6 +36,8 @@ class ReferenceContext:
         self.limit = len(tokens) + sampling.max_tokens
         self.eos = () if sampling.ignore_eos else traits.eos_token_ids
         self.ended = False
+        self.given: Container[int] = range(len(tokens))
+        """Positions that guidance is against a text without."""
         self.adapter = ""
         self.watch: RepetitionWatch | None = None
         self.hidden_NH = torch.empty(0)
@@ -157,7 +159,15 @@ class ReferenceContext:
         return logits[count:]
 
     def _canvas_logits(self, context: Sequence[int], block: Sequence[int | None]) -> Tensor:
-        return self._forward(*self._layout(context, block))
+        ids, masked, where, num_clean, visible = self._layout(context, block)
+        logits = self._forward(ids, masked, where, num_clean, visible)
+        if not self.decoding.guidance:
+            return logits
+        blind = [i in self.given for i in range(len(ids))]
+        ids = [self.traits.mask_token_id if hide else token for token, hide in zip(ids, blind, strict=True)]
+        masked = [mask or hide for mask, hide in zip(masked, blind, strict=True)]
+        without = self._forward(ids, masked, where, num_clean, visible)
+        return without + (1 + self.decoding.guidance) * (logits - without)
 
     def _layout(
         self, context: Sequence[int], block: Sequence[int | None]

@@ -17,6 +17,7 @@ from vermilion.decoding.filling import (
     first_row,
     growing_canvas,
     lengths,
+    num_rows,
     surest,
     trimmed,
 )
@@ -25,7 +26,7 @@ from vermilion.decoding.reference.reference_answer import ReferenceAnswer, Resul
 from vermilion.decoding.reference.reference_block import Question, ReferenceBlock
 from vermilion.models.families import Traits
 from vermilion.models.transformer import Transformer
-from vermilion.types import Request
+from vermilion.types import Decoding, Request
 
 
 def read_seeds(model: Transformer, traits: Traits, request: Request) -> list[list[float]]:
@@ -60,6 +61,8 @@ def _filled(
     canvas.cap = step_cap(canvas.decoding, len(opened))
     start = first_row(answer.traits, len(answer.tokens), begins_open)
     left = len(answer.tokens) - start
+    length = len(answer.tokens) + len(canvas.ids) + len(right)
+    answer.given = {*range(length)} - {len(answer.tokens) + i for i in opened}
 
     def ask(questions: Sequence[Question]) -> list[Reading]:
         moved = [replace(question, place=question.place + left) for question in questions]
@@ -85,6 +88,9 @@ def _look(
     # An open first place is predicted by the token before it, which then is part of the canvas.
     start = first_row(answer.traits, len(prompt), begins_open)
     wanted = [len(prompt) + i for i in places]
+    answer.given = {*range(len(prompt) + len(ids))} - {
+        len(prompt) + i for i, it in enumerate(ids) if it is None
+    }
     history = [token for token in ids if token is not None]
     block = [*prompt[start:], *ids]
     if target is None:
@@ -105,7 +111,7 @@ def fill_gap(model: Transformer, traits: Traits, request: Request) -> Result:
     right = suffix if answer.traits.context == "full" else suffix[:SUFFIX_HEAD]
     sizes = lengths(request.sampling.max_tokens)
     tried = [_look_between(answer, [None] * size, right) for size in sizes]
-    looks = _passes_of(known - first_row(answer.traits, known) + len(right), sizes)
+    looks = _passes_of(decoding, known - first_row(answer.traits, known) + len(right), sizes)
     canvas = answer.block([None] * sizes[surest(tried)], known)
     filled = _filled(answer, canvas, True, right)
     ends = frozenset((*answer.eos, answer.traits.mask_token_id))
@@ -126,6 +132,7 @@ def grow(model: Transformer, traits: Traits, request: Request) -> Result:
     passes = 0
     while not canvas.done:
         text = [*answer.tokens[:known], *canvas.ids, *opened.right]
+        answer.given = {*range(len(text))} - {*range(known, known + len(canvas.ids))}
 
         def ask(questions: Sequence[Question], text: Sequence[int | None] = text) -> list[Reading]:
             return answer.ask([], text, [replace(each, place=each.place + known) for each in questions])
@@ -149,15 +156,18 @@ def _look_between(
 ) -> list[Reading]:
     start = first_row(answer.traits, len(answer.tokens))
     wanted = [len(answer.tokens) + i for i, token in enumerate(middle) if token is None]
+    length = len(answer.tokens) + len(middle) + len(right)
+    answer.given = {*range(length)} - {*wanted}
     history = [token for token in middle if token is not None]
     return answer.canvas(answer.tokens[:start], [*answer.tokens[start:], *middle, *right], wanted, history)
 
 
-def _passes_of(fixed: int, sizes: Sequence[int], rows: int = 96) -> int:
+def _passes_of(decoding: Decoding, fixed: int, sizes: Sequence[int], rows: int = 96) -> int:
     """Forwards that trying `sizes` takes, as many as fit in each."""
     passes, used = 0, rows + 1
     for size in sizes:
-        if used + size + fixed > rows:
+        more = num_rows(decoding, size, fixed)
+        if used + more > rows:
             passes, used = passes + 1, 0
-        used += size + fixed
+        used += more
     return passes
