@@ -5,7 +5,9 @@ It needs no weights, so a reference sampler elsewhere can be run over the very s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -48,6 +50,7 @@ class ScriptedRunner:
     def __init__(self, model: ScriptedModel) -> None:
         self._model = model
         self._slots: dict[int, tuple[int, int]] = {}
+        self._seen: dict[int, NDArray[np.float64]] = {}
         self.rows = 0
 
     def run(self, asked: Pass, *, entropy: bool = False) -> list[Reading]:
@@ -74,7 +77,19 @@ class ScriptedRunner:
                     may_mask=one.may_mask,
                 )
             )
-        return read(torch.tensor(np.array(logits)), wanted, MASK) if logits else []
+        readings = read(torch.tensor(np.array(logits)), wanted, MASK) if logits else []
+        return [
+            replace(reading, divergence=self._moved(one.position, row)) if one.divergence else reading
+            for reading, one, row in zip(readings, asked.reads, logits, strict=True)
+        ]
+
+    def _moved(self, position: int, logits: NDArray[np.float64]) -> float:
+        """KL divergence from what the position was read as before, without the mask."""
+        weights = np.exp(np.delete(logits, MASK))
+        now = weights / weights.sum()
+        before = self._seen.get(position)
+        self._seen[position] = now
+        return math.inf if before is None else float((now * np.log(now / before)).sum())
 
     def _logits(self, segment: Segment, row: int) -> NDArray[np.float64]:
         own = range(segment.slot, segment.slot + segment.reach(row))

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.scripted import MASK, ScriptedModel, ScriptedRunner
@@ -56,3 +58,52 @@ def test_a_trajectory_is_the_reference_sampler_s(
     for name, key in (("family", "family"), ("trajectory", "algorithm"), ("reference", "reference")):
         record_property(name, told[key])
     assert states(told) == told["states"]
+
+
+def local_leap(
+    model: ScriptedModel, prompt: list[int], sizes: tuple[int, int], decoding: Decoding
+) -> list[Any]:
+    """LocalLeap as its paper states it (arXiv 2510.07081), block by block of (whole, block): an anchor is a
+    mask of enough confidence; what is near one needs less."""
+    whole, block = sizes
+    text: list[int | None] = [*prompt, *([None] * whole)]
+    seen = [text[len(prompt) :]]
+    for start in range(len(prompt), len(text), block):
+        places = range(start, min(start + block, len(text)))
+        while any(text[place] is None for place in places):
+            known = {place: MASK if token is None else token for place, token in enumerate(text)}
+            looks = {}
+            for place in places:
+                if text[place] is None:
+                    logits = model.logits(place, known)
+                    logits[MASK] = -np.inf
+                    chances = np.exp(logits - logits.max())
+                    looks[place] = int(chances.argmax()), float(chances.max() / chances.sum())
+            anchors = [place for place, (_, chance) in looks.items() if chance >= decoding.threshold]
+            chosen = {
+                place
+                for place, (_, chance) in looks.items()
+                for anchor in anchors
+                if place == anchor
+                or (abs(place - anchor) <= decoding.radius and chance >= decoding.min_threshold)
+            }
+            for place in chosen or {max(looks, key=lambda place: (looks[place][1], -place))}:
+                text[place] = looks[place][0]
+            seen.append(text[len(prompt) :])
+    return seen
+
+
+def test_near_is_local_leap_as_stated() -> None:
+    prompt, decoding = [3, 14, 15, 9], Decoding("near", threshold=0.7, min_threshold=0.3, block_length=16)
+    told = {
+        "decoding": asdict(decoding),
+        "traits": {"context": "full", "shift": False},
+        "prompt": prompt,
+        "max_tokens": 32,
+        "seed": 5,
+        "sharpness": 2.0,
+    }
+    expected = local_leap(ScriptedModel(5), prompt, (32, 16), decoding)
+    assert states(told) == expected
+    alone = {**told, "decoding": asdict(replace(decoding, decoder="threshold"))}
+    assert states(alone) != expected
