@@ -75,6 +75,19 @@ class Switchboard:
             "errors": sum(len(record.errors) for record in records),
         }
 
+    def calls(self) -> list[dict[str, Any]]:
+        """What was measured of each call, the last ones; nothing of what was said."""
+        return [
+            {
+                "turns": [
+                    {"total_ms": turn.total_ms, "stages_ms": turn.stages_ms} for turn in record.latencies
+                ],
+                "interruptions": record.interruptions,
+                "errors": record.errors,
+            }
+            for record in [*self.finished, *(call.record for call in self.running)]
+        ]
+
 
 def create_voice_app(agent: Agent) -> FastAPI:
     """Answers calls with `agent`; bind it to 127.0.0.1, there is no login."""
@@ -89,20 +102,25 @@ def create_voice_app(agent: Agent) -> FastAPI:
 
     app = FastAPI(title="Vermilion voice", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.switchboard = board
+    app.get("/api/status")(board.status)
+    app.get("/api/calls")(board.calls)
+    _add_webrtc(app, board, webrtc)
+    _add_sockets(app, board)
+    if PAGE.is_dir():
+        app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
 
-    @app.get("/api/status")
-    def status() -> dict[str, Any]:
-        return board.status()
 
+def _add_webrtc(app: FastAPI, board: Switchboard, webrtc: SmallWebRTCRequestHandler) -> None:
     @app.post("/api/offer")
     async def offer(request: Request, background: BackgroundTasks) -> Any:
         asked = SmallWebRTCRequest.from_dict(await request.json())
 
         async def begin(connection: SmallWebRTCConnection) -> None:
-            rate = agent.synthesizer.sample_rate
             params = TransportParams(audio_in_enabled=True, audio_out_enabled=True)
             transport = SmallWebRTCTransport(webrtc_connection=connection, params=params)
-            background.add_task(board.answer, transport, _rates(SAMPLE_RATE, rate), watched=True)
+            rates = _rates(SAMPLE_RATE, board.agent.synthesizer.sample_rate)
+            background.add_task(board.answer, transport, rates, watched=True)
 
         return await webrtc.handle_web_request(asked, begin)
 
@@ -113,14 +131,18 @@ def create_voice_app(agent: Agent) -> FastAPI:
         await webrtc.handle_patch_request(SmallWebRTCPatchRequest(body["pc_id"], found))
         return {"status": "success"}
 
+
+def _add_sockets(app: FastAPI, board: Switchboard) -> None:
+    spoken_rate = board.agent.synthesizer.sample_rate
+
     @app.websocket("/ws")
     async def talk(socket: WebSocket, page: bool = False) -> None:
         await socket.accept()
         params = FastAPIWebsocketParams(
             audio_in_enabled=True, audio_out_enabled=True, serializer=ProtobufFrameSerializer()
         )
-        rates = _rates(SAMPLE_RATE, agent.synthesizer.sample_rate)
-        await board.answer(FastAPIWebsocketTransport(socket, params), rates, watched=page)
+        transport = FastAPIWebsocketTransport(socket, params)
+        await board.answer(transport, _rates(SAMPLE_RATE, spoken_rate), watched=page)
 
     @app.websocket("/line")
     async def line(socket: WebSocket) -> None:
@@ -130,12 +152,8 @@ def create_voice_app(agent: Agent) -> FastAPI:
         except BadRequest as error:
             await socket.close(_POLICY_VIOLATION, str(error)[:_MOST_REASON_BYTES])
             return
-        rate = PHONE_RATE if phone else agent.synthesizer.sample_rate
+        rate = PHONE_RATE if phone else spoken_rate
         await board.answer(transport, _rates(SAMPLE_RATE, rate), watched=not phone)
-
-    if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
-    return app
 
 
 def serve(agent: Agent, host: str, port: int, opened: Callable[[str], None]) -> None:
