@@ -15,6 +15,7 @@ import hmac
 import os
 import secrets
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from vermilion.accounts.database import Database
@@ -77,6 +78,7 @@ def key_id_of(access_key: str) -> str | None:
     return bare.lower() if bare != access_key and bare.isascii() and bare.isalnum() else None
 
 
+@lru_cache(1024)
 def secret_of(signing: bytes, key_id: str) -> str:
     """40 characters."""
     made = hmac.digest(signing, _USE + key_id.encode(), hashlib.sha256)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -291,7 +292,9 @@ def key_of(row: Any) -> Key:
     )
 
 
+@lru_cache(1024)
 def _subject(values: tuple[Any, ...]) -> Subject:
+    """Of a row of the statement `subjects`, which is read for every request and seldom another."""
     row = SimpleNamespace(**dict(zip(SUBJECT_COLUMNS, values, strict=True)))
     limits = RateLimits(*(getattr(row, f"organisation_{name}") for name in LIMITS))
     return Subject(key_of(row), row.plan, bool(row.disabled), limits)

@@ -57,6 +57,8 @@ class Writer:
         self._failures: tuple[type[Exception], ...] = (SQLAlchemyError, driver.Error)
         self._conflicts: tuple[type[Exception], ...] = (IntegrityError, driver.IntegrityError)
         self._connection: PoolProxiedConnection | None = None
+        self._durable: bool | None = None
+        """What SQLite's connection was last told of its transactions."""
         self._owed: list[Settlement | Release] = []
         """What could not be written yet; tried again with every renewal."""
         self._asks: queue.SimpleQueue[_Ask | None] = queue.SimpleQueue()
@@ -194,10 +196,13 @@ class Writer:
         """A transaction, on the disk once it has ended if it is `durable`."""
         if self._connection is None:
             self._connection = self._store.engine.raw_connection()
+            self._durable = None
         connection = self._connection
         cursor = StatementCursor(connection.cursor(), self._store.engine.dialect.name)
         if self._store.is_sqlite:
-            cursor.tell(_SQLITE_DURABLE if durable else _SQLITE_RELAXED)
+            if durable is not self._durable:
+                cursor.tell(_SQLITE_DURABLE if durable else _SQLITE_RELAXED)
+                self._durable = durable
             cursor.tell("BEGIN IMMEDIATE")
         elif not durable:
             cursor.tell(_POSTGRESQL_RELAXED)

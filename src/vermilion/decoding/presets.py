@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from vermilion.decoding.decoders import DECODERS, check_decoding, checked
 from vermilion.errors import BadParameter
@@ -37,12 +38,22 @@ def check(preset: str | None, knobs: Mapping[str, object] | None = None) -> None
 def with_knobs(decoding: Decoding, knobs: Mapping[str, object]) -> Decoding:
     """`decoding` with the knobs that a request set, and those that a decoder which it names has of its own.
     Raises `BadParameter`."""
+    if not knobs:
+        return _checked(decoding)
     decoder = knobs.get("decoder")
     defaults = DECODERS[decoder].defaults if isinstance(decoder, str) and decoder in DECODERS else {}
     for knob, value in {**defaults, **knobs}.items():
         decoding = replace(decoding, **{knob: checked(knob, value)})  # type: ignore[arg-type]
     check_decoding(decoding)
     return decoding
+
+
+@lru_cache(256)
+def _checked(preset: Decoding) -> Decoding:
+    """Once for each of a model's own presets, whatever asks for it. Not for what a request gave: there True
+    is no 1."""
+    check_decoding(preset)
+    return preset
 
 
 def _without_base(model: ModelInfo, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from vermilion.accounts.accounts_config import AccountsConfig
@@ -113,6 +114,7 @@ class ServeConfig:
             raise ConfigError(f"drain_timeout_s: {self.drain_timeout_s} is not allowed; allowed: 0 or more.")
 
 
+@lru_cache(256)
 def is_loopback(host: str) -> bool:
     """Whether only this computer can reach a service bound to `host`."""
     if host == "localhost":

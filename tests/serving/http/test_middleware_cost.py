@@ -15,7 +15,9 @@ import pytest
 
 from accounts import postgres
 from serving import middleware_cost
+from serving.fake import fake_service
 from vermilion.accounts.gate import Accounts
+from vermilion.serving.http.app import create_app
 
 pytestmark = pytest.mark.anyio
 REQUEST_LIMIT_MS = 10.0
@@ -54,6 +56,12 @@ async def test_the_protocols_of_the_clouds_add_little_too(name: str) -> None:
     request_ms = await middleware_cost.cloud_request_ms(name)
     print(f"\n{name}: {request_ms:.3f} ms")
     assert request_ms < REQUEST_LIMIT_MS
+
+
+def test_the_router_looks_at_each_route_once() -> None:
+    """FastAPI matches the routes of an included router twice, and adds up all their versions each time."""
+    paths = [route.path for route in create_app(fake_service()).router.routes]
+    assert "/v1/chat/completions" in paths and "/metrics" in paths
 
 
 async def test_the_measure_counts_work_and_not_waiting() -> None:

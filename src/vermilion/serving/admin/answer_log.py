@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vermilion.errors import VermilionError
-from vermilion.types import Finish, Request
+from vermilion.types import Finish, Request, Usage
 
 _KEPT = 10_000
 
@@ -31,16 +31,16 @@ class AnswerLog:
     """The figures of the last answers, by id."""
 
     def __init__(self) -> None:
-        self._rows: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._rows: OrderedDict[str, tuple[dict[str, Any], Usage]] = OrderedDict()
 
     def add(self, request: Request, model: str, finish: Finish) -> None:
-        self._rows[request.id] = {
+        row = {
             "model": request.adapter or model,
             "answered_at": int(time.time()),
             "finish_reason": finish.reason,
             "decoder": request.decoding.decoder,
-            "usage": asdict(finish.usage),
         }
+        self._rows[request.id] = row, finish.usage
         while len(self._rows) > _KEPT:
             self._rows.popitem(last=False)
 
@@ -49,4 +49,5 @@ class AnswerLog:
         found = self._rows.get(f"{id}-0") or self._rows.get(id)
         if found is None:
             raise UnknownAnswer(id)
-        return found
+        row, usage = found
+        return {**row, "usage": asdict(usage)}

@@ -122,6 +122,8 @@ def _not_taken(error: BaseException | None) -> bool:
 
 def together(usages: Sequence[Usage], num_prompts: int = 1) -> Usage:
     """Of the choices of one call; those that share one of its prompts count it once."""
+    if len(usages) == 1:
+        return usages[0]
     size = max(1, len(usages) // num_prompts)
     groups = [usages[start : start + size] for start in range(0, len(usages), size)]
     firsts = [next((usage for usage in group if usage.prompt_tokens), group[0]) for group in groups]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse, RedirectResponse, Response
@@ -115,11 +115,10 @@ def create_app(service: ServiceState) -> FastAPI:
         redirect_slashes=False,
     )
     routes = ROUTES if service.accounts is None else (*ROUTES, *account_routes.ROUTES)
-    router = APIRouter()
+    # Into the application's own router: one that is included is matched twice.
     for route in routes:
-        route.add(router, service)
-    router.add_api_route("/", root, methods=["GET", "HEAD"], include_in_schema=False)
-    app.include_router(router)
+        route.add(app.router, service)
+    app.add_api_route("/", root, methods=["GET", "HEAD"], include_in_schema=False)
     _add_error_handlers(app, service)
     # The last added is the outermost: error replies too must carry the CORS headers.
     app.add_middleware(EdgeMiddleware, service=service, table=RouteTable(routes))
