@@ -105,10 +105,10 @@ says that no test has recorded it. {invariances}
 
 *Cache*: `exact` keeps the keys and values of settled text, and decoding with them equals decoding without;
 `none` means that every pass is whole and exact, since all positions see each other; a request may ask for an
-approximation (docs/DECODING.md). *Infill*: `holes anywhere` is
-native, `gaps` fills one gap between two texts. *Grammars* work from left to right and need the next token's
-probabilities; what a family cannot honour is refused with a 400 that says why. *Tools* are offered to every
-family through its checkpoint's own chat template; how well they are called is the checkpoint's matter.
+approximation (docs/DECODING.md). *Infill*: `holes anywhere` is native, `gaps` fills one gap between two
+texts. *Grammars* are kept to exactly by all families: on `verified` drafts where there is an autoregressive
+base, else at the `left edge` of a canvas (docs/DECODING.md). *Tools* are offered to every family through its
+checkpoint's own chat template; how well they are called is the checkpoint's matter.
 *Backends*: `native` are the C++ kernels for CPUs (q4, q8), `torch` is PyTorch on CPUs and GPUs. Remote code
 of a checkpoint is never run.
 """
@@ -148,7 +148,7 @@ def _row(family: Family, shown: Shown) -> list[str]:
         _cache(traits),
         _infill(traits),
         "in its template",
-        "yes" if traits.has_next_token else "no",
+        "verified" if traits.has_next_token else "left edge",
         _context(family),
         ", ".join(_backends(family)),
     ]
@@ -167,6 +167,8 @@ def _cache(traits: Traits) -> str:
 def _infill(traits: Traits) -> str:
     if not traits.denoises or traits.noise == "uniform" or traits.canvas == "causal":
         return "no"
+    if traits.expand_token_id >= 0:
+        return "holes anywhere; a gap finds its length"
     return "holes anywhere" if traits.context == "full" else "gaps"
 
 
@@ -196,7 +198,7 @@ def _family_page(family: Family, shown: Shown) -> str:
         ("presets", f"{named}; `{default}` unless asked"),
         ("cache", _cache(traits)),
         ("infill", _infill(traits)),
-        ("grammars", "yes" if traits.has_next_token else "no"),
+        ("grammars", "verified drafts" if traits.has_next_token else "exact, from the left edge of a canvas"),
         ("backends", ", ".join(_backends(family))),
         *(("logits equal to", f"{each}, within {error:.1e}") for each in shown.get("logits_of", ())),
         *(("trajectory reproduced", each) for each in shown.get("trajectories", ())),

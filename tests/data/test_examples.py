@@ -183,7 +183,7 @@ def test_training_meets_what_the_service_tells_the_model(tmp_path: Path, base: c
     backend = FakeBackend()
     served = Served(backend, tokenizer, template)
     body = ChatBody.model_validate({"messages": CHAT[:-1], "tools": tools})
-    box = toolbox(body, ServeConfig(), backend.model)
+    box = toolbox(body, ServeConfig())
     told = asyncio.run(chat_tokens(body, served, box))
     assert list(document.ids[: document.num_prompt]) == told
     assert "weather" in tokenizer.decode(told)

@@ -62,13 +62,12 @@ DECODERS = {
     "nemotron-labs-diffusion": {"ar", "lossless", "threshold", "bound"},
 }
 NO_BASE: dict[str, dict[str, Any]] = {
-    "grammar": {"response_format": {"type": "json_object"}},
     "preset": {"extra_body": {"preset": "lossless"}},
     "decoder": {"extra_body": {"decoding": {"decoder": "threshold"}}},
 }
 REFUSED: dict[str, dict[str, dict[str, Any]]] = {
-    "bd3lm": {"grammar": NO_BASE["grammar"], "preset": NO_BASE["preset"]},
-    "mdlm": {"grammar": NO_BASE["grammar"], "preset": NO_BASE["preset"]},
+    "bd3lm": {"preset": NO_BASE["preset"]},
+    "mdlm": {"preset": NO_BASE["preset"]},
     "wedlm": NO_BASE,
     "diffusion-gemma": {**NO_BASE, "logprobs": {"logprobs": True}},
     "nemotron-labs-diffusion": {
@@ -119,6 +118,9 @@ async def test_it_answers_streams_and_shows_its_canvas(model: Path, tmp_path: Pa
         knobs = {"threshold": 0.5, "block_length": 4}
         more = await asked(client, model, temperature=0.8, extra_body={"decoding": knobs})
         assert more.choices[0].message.content
+        schema = {"type": "json_schema", "json_schema": {"name": "said", "schema": {"enum": ["yes", "no"]}}}
+        held = await asked(client, model, temperature=0.8, response_format=schema)
+        assert json.loads(held.choices[0].message.content) in ("yes", "no")
 
 
 async def test_what_it_cannot_honour_is_refused_with_the_reason(model: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from vermilion.decoding.commit import reopen
 from vermilion.decoding.companion_rows import guided, leave_one_out, unconditional
 from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.drafting import DraftBudget
+from vermilion.decoding.left_edge import held
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.decoding.repetition import RepetitionWatch
@@ -172,6 +173,9 @@ class Blocks(Program):
         reads = canvas.reads(row, self.traits, history, self.task.decoding, cap)
         if guidance:
             reads = guided(reads, whole, guidance)
+        if self.task.constraint is not None:
+            guesses = [reading.token for reading in canvas.readings[len(self.tokens) - canvas.start :]]
+            reads = held(reads, guesses, len(self.tokens), self.task.constraint)
         return reads[1:] if self._from_base(canvas) else reads
 
     def _window(self, canvas: MaskedCanvas, length: int) -> range:

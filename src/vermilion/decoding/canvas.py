@@ -13,6 +13,7 @@ from math import exp
 
 from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.editing import EditStep
+from vermilion.decoding.left_edge import edge
 from vermilion.decoding.passes import Read, Reading, Segment
 from vermilion.decoding.program import Open, Task
 from vermilion.decoding.rules import Step, earlier_leaders
@@ -233,7 +234,10 @@ class MaskedCanvas:
         )
         for place, reading in by_place.items():
             self.readings[place] = reading
-        for index, reading in settle(step).items():
+        chosen = settle(step)
+        if task.constraint is not None:
+            chosen = edge(chosen, readings, task.constraint)
+        for index, reading in chosen.items():
             self.readings[places[index]], self.ids[places[index]] = reading, reading.token
         if DECODERS[task.decoding.decoder].keeps_past:
             for place, reading in by_place.items():

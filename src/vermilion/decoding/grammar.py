@@ -107,6 +107,21 @@ class Constraint:
         """The one token that must come next; None where there is a choice, or the answer may end."""
         return self._place.forced[0] if self._place.forced else None
 
+    @property
+    def forced_run(self) -> tuple[int, ...]:
+        """The tokens that must come next, one behind the other."""
+        return self._place.forced
+
+    def kept(self, path: Sequence[int]) -> int:
+        """How many tokens of `path` may follow the settled answer; of an end, where one may stand, it is the
+        last."""
+        end = next((i for i, token in enumerate(path) if token == self._words.eos), len(path))
+        _, kept = self._followed(path[:end])
+        ends = kept == end < len(path) and (self._matcher.is_accepting() or self._matcher.is_stopped())
+        if kept:
+            self._matcher.rollback(kept)
+        return kept + int(ends)
+
     def allowed(self, path: Sequence[int] = (), closing: bool = False) -> bytes:
         """The tokens that may follow the settled answer and then `path`, as bits, lowest first.
 

@@ -97,12 +97,20 @@ class Read:
     position."""
     may_mask: bool = False
     """Whether the mask token may be chosen."""
+    path: tuple[int, ...] | None = None
+    """Of a canvas under a grammar: the tokens between the settled answer and `position`; None where they are
+    not known."""
     banned: tuple[int, ...] = ()
     """Tokens that may not be chosen."""
     against: int = -1
     """A row whose logits count against this one's (classifier-free guidance), as `row` is; -1 for none."""
     guidance: float = 0.0
     """How much: the logits are those `against` and 1 + guidance times what this row adds to them."""
+
+    @property
+    def grammar_path(self) -> tuple[int, ...] | None:
+        """Behind which tokens a grammar is asked what may follow; None for not at all."""
+        return self.history if self.purpose == "next" else self.path
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from vermilion.decoding.blocks import Blocks
 from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.filling import GapFilling
 from vermilion.decoding.grammar import Constraint
+from vermilion.decoding.left_edge import edge_decoding
 from vermilion.decoding.program import Program, Task
 from vermilion.decoding.renoising import Renoising
 from vermilion.decoding.reordering import Reordering
@@ -37,8 +38,11 @@ def program_of(task: Task, traits: Traits) -> Program:
 
 
 def constrained(task: Task, constraint: Constraint, traits: Traits) -> Program:
-    """A grammar decides from left to right, as verified drafting does; other decoders fall back to it."""
+    """A grammar decides from left to right, as verified drafting does; other decoders fall back to it where
+    there is a base, and else settle a canvas from its left edge."""
     decoding = task.decoding
+    if not traits.has_next_token:
+        return program_of(replace(task, decoding=edge_decoding(decoding), constraint=constraint), traits)
     if not DECODERS[decoding.decoder].needs_base:
         decoding = WITH_BASE["lossless"]
     return Speculative(replace(task, decoding=decoding, constraint=constraint), traits)

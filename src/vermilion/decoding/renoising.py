@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from vermilion.decoding.drafting import DraftBudget
+from vermilion.decoding.left_edge import edge, held
 from vermilion.decoding.noise import uniform_token
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
@@ -71,11 +72,14 @@ class Renoising(Program):
         )
         first = start - self.cached
         divisor = temperature(self.task.decoding, canvas.step)
-        reads = tuple(
+        reads = [
             Read(first + i, start + i, "canvas", top=1, divisor=divisor, draw=canvas.step)
             for i in range(len(canvas.ids))
-        )
-        return Pass((*clean, noisy), reads)
+        ]
+        if self.task.constraint is not None:
+            guesses = canvas.likeliest[-1] if canvas.likeliest else ()
+            reads = held(reads, guesses, start, self.task.constraint)
+        return Pass((*clean, noisy), tuple(reads))
 
     def _noise(self, position: int, draw: int) -> int:
         return uniform_token(self.task.seed, position, draw, self.task.vocab_size)
@@ -96,7 +100,10 @@ class Renoising(Program):
         canvas.likeliest.append(tuple(reading.token for reading in canvas.readings))
         if canvas.step >= steps(decoding) or stands_still(decoding, canvas.likeliest, entropies):
             self._canvas = None
-            for reading in canvas.readings:
+            settled = dict(enumerate(canvas.readings))
+            if self.task.constraint is not None:
+                settled = edge(settled, canvas.readings, self.task.constraint)
+            for reading in settled.values():
                 self._settle(reading)
                 if self.finish is not None:
                     return

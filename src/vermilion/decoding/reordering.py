@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vermilion.decoding.drafting import DraftBudget
+from vermilion.decoding.left_edge import edge, held
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.decoding.repetition import RepetitionWatch
@@ -51,6 +52,10 @@ class Reordering(Program):
             segments.append(Segment(mask, position, slot, slot, span=1, noisy=True, masked=(True,)))
             reads.append(Read(row, position, "mask", history=history))
             slot, row = slot + 1, row + 1
+        if self.task.constraint is not None:
+            known = len(self.tokens)
+            guesses = [self._guesses.get(known + i, -1) for i in range(len(reads))]
+            reads = held(reads, guesses, known, self.task.constraint)
         return Pass((*clean, *segments), tuple(reads))
 
     def _masks(self) -> list[int]:
@@ -65,8 +70,11 @@ class Reordering(Program):
         self._guesses = {position: reading.token for position, reading in zip(masks, readings, strict=True)}
         distances = [position - masks[0] for position in masks]
         entropies = [reading.entropy for reading in readings]
-        for i in near_and_sure(entropies, distances, decoding.threshold, decoding.distance_penalty):
-            self._filled[masks[i]] = readings[i]
+        sure = near_and_sure(entropies, distances, decoding.threshold, decoding.distance_penalty)
+        chosen = {i: readings[i] for i in sure}
+        if self.task.constraint is not None:
+            chosen = edge(chosen, readings, self.task.constraint)
+        self._filled |= {masks[i]: reading for i, reading in chosen.items()}
         while self.finish is None and len(self.tokens) in self._filled:
             self._settle(self._filled.pop(len(self.tokens)))
 

@@ -57,7 +57,7 @@ def check_request(request: Request, model: ModelInfo, traits: Traits, num_slots:
     room = model.context_length - total
     if not 1 <= request.sampling.max_tokens <= room:
         raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
-    _check_grammar(request, model, traits)
+    _check_grammar(request)
     _check_canvas(request, model, traits)
     _check_seeds(request, min(model.context_length, num_slots))
 
@@ -94,17 +94,9 @@ def _check_tokens(request: Request, model: ModelInfo) -> None:
             raise BadParameter(name, wrong, f"token ids from 0 to {model.vocab_size - 1}")
 
 
-def _check_grammar(request: Request, model: ModelInfo, traits: Traits) -> None:
-    if request.grammar is None:
-        return
-    if request.suffix:
+def _check_grammar(request: Request) -> None:
+    if request.grammar is not None and request.suffix:
         raise BadRequest("A text that fills a gap cannot be held to a grammar.", "response_format")
-    if not traits.has_next_token:
-        raise BadRequest(
-            f"{model.id} predicts no next token, so it cannot be held to a grammar.",
-            "response_format",
-            "unsupported_parameter",
-        )
 
 
 def _check_canvas(request: Request, model: ModelInfo, traits: Traits) -> None:

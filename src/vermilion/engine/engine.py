@@ -367,8 +367,8 @@ class Engine:
             if penalties is not None:
                 banned = task.eos if constraint is None and read.position < first_end else ()
                 changes = penalties.at(read.history, (*banned, *read.banned))
-            if constraint is not None and read.purpose == "next":
-                allowed = constraint.allowed(read.history, program.limit - read.position <= reserve)
+            if constraint is not None and (path := read.grammar_path) is not None:
+                allowed = constraint.allowed(path, program.limit - read.position <= reserve)
             wanted.append(
                 Wanted(
                     sampling, read.position, read.targets, changes,

@@ -17,13 +17,12 @@ from vermilion.serving.generation.forwarding import forwarded, forwarded_chat
 from vermilion.serving.generation.structured_output import grammar_of, wanted_form
 from vermilion.serving.generation.tools import Tool, Toolbox, offered
 from vermilion.serving.heavy_work import offload
-from vermilion.serving.http.notices import note_ignored
 from vermilion.serving.remote.remote_errors import UpstreamCannot
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.wire.mercury_bodies import untemplated
 from vermilion.serving.wire.openai_bodies import ChatBody, CompletionBody, Message, NamedTool, ToolsChoice
 from vermilion.serving.wire.tokenize_bodies import TokenizeBody
-from vermilion.types import ModelInfo, Request
+from vermilion.types import Request
 
 if TYPE_CHECKING:
     from vermilion.chat_template import ChatTemplate
@@ -51,7 +50,7 @@ async def chat_requests(
     model_names.check_model(body.model, served.backend.model, config)
     if body.top_logprobs is not None and not body.logprobs:
         raise BadParameter("top_logprobs", body.top_logprobs, "nothing, unless logprobs is true")
-    box = toolbox(body, config, served.backend.model)
+    box = toolbox(body, config)
     grammar = box.grammar if box and not served.forwards else None
     if grammar is None:
         grammar = grammar_of(wanted_form(body))
@@ -88,7 +87,7 @@ async def chat_requests(
 async def chat_prompt(body: ChatBody, served: Served, config: ServeConfig, begun: str = "") -> list[int]:
     """The tokens before the answer, of any number. Raises as `chat_requests` does."""
     model_names.check_model(body.model, served.backend.model, config)
-    prompt = await chat_tokens(body, served, toolbox(body, config, served.backend.model))
+    prompt = await chat_tokens(body, served, toolbox(body, config))
     return prompt + await _token_ids(begun, served)
 
 
@@ -103,16 +102,10 @@ def _check_known(served: Served) -> None:
         raise UpstreamCannot("model", "this model runs on another server, and its tokens are not known here.")
 
 
-def toolbox(body: ChatBody, config: ServeConfig, model: ModelInfo) -> Toolbox | None:
-    """The tools an answer may or must call; None where it cannot call any. Raises `BadParameter`.
-
-    A model that predicts no next token keeps to no grammar, so `strict` is left out, which a header says.
-    """
-    strict = not model.decoders or "ar" in model.decoders
-    if not strict:
-        note_ignored(f"{tool.function.name}#: strict" for tool in body.tools or () if tool.function.strict)
+def toolbox(body: ChatBody, config: ServeConfig) -> Toolbox | None:
+    """The tools an answer may or must call; None where it cannot call any. Raises `BadParameter`."""
     tools = [
-        Tool(tool.name, tool.description or "", tool.parameters or {}, bool(tool.strict) and strict)
+        Tool(tool.name, tool.description or "", tool.parameters or {}, bool(tool.strict))
         for tool in (offer.function for offer in body.tools or ())
     ]
     wanted = body.tool_choice

@@ -140,7 +140,7 @@ async def messages(context: RequestContext, body: MessagesBody) -> Response:
     id = f"msg_{secrets.token_hex(12)}"
     asked = await context.offload(lambda: body.chat)
     requests = await chat.chat_requests(asked, context.served, context.service.config, id, body.begun)
-    box = chat.toolbox(asked, context.service.config, context.model)
+    box = chat.toolbox(asked, context.service.config)
     name = context.answering(asked.model)
     if body.stream:
         num_prompt_tokens = len(requests[0].prompt)

@@ -196,7 +196,7 @@ async def _answer(context: RequestContext, id: str, body: ConverseBody, stream: 
     asked = await _asked(context, id, body)
     config, request_id = context.service.config, f"converse-{secrets.token_hex(12)}"
     requests = await chat.chat_requests(asked.chat, context.served, config, request_id, asked.anthropic.begun)
-    box = chat.toolbox(asked.chat, config, context.model)
+    box = chat.toolbox(asked.chat, config)
     paths = body.additional_model_response_field_paths or ()
     if stream:
         return context.stream(requests, ConverseStream(box, paths))

@@ -155,7 +155,7 @@ async def ollama_chat(context: RequestContext, body: OllamaChatBody) -> Response
         return _loaded(body.model, _say_message(""))
     id = f"ollama-{secrets.token_hex(12)}"
     requests = await chat.chat_requests(asked, context.served, context.service.config, id)
-    box = chat.toolbox(asked, context.service.config, context.model)
+    box = chat.toolbox(asked, context.service.config)
     return await _reply(context, requests, body, _say_message, box)
 
 

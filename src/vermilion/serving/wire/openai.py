@@ -46,7 +46,7 @@ async def _chat(context: RequestContext, body: ChatBody, figures: bool = False) 
     functions, body = body.names_functions, body.with_tools
     body, begun = _begun(body)
     requests = await chat.chat_requests(body, context.served, context.service.config, head.id, begun)
-    box = chat.toolbox(body, context.service.config, context.model)
+    box = chat.toolbox(body, context.service.config)
     if body.shows_canvas:
         canvases = DiffusionStream(head, body.wants_usage_chunk, len(requests), box, body.diffusing)
         return context.stream(requests, canvases)

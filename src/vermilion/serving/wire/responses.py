@@ -214,7 +214,7 @@ async def responses(context: RequestContext, body: ResponsesBody) -> Response:
         asked = await context.offload(lambda: body.chat)
     id, config = new_id("resp"), context.service.config
     tools = {tool.function.name: tool for tool in body.flat_tools}
-    box = chat.toolbox(asked, config, context.model)
+    box = chat.toolbox(asked, config)
     base = settings(id, context.answering(asked.model), body)
     stream = ResponseStream(base, box, tools, _keeper(context, body))
     try:
