@@ -59,11 +59,11 @@ def console_service(folder: Path) -> Iterator[ConsoleService]:
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium(*arguments: str) -> Iterator[Browser]:
     """The system's browser where there is one, else the one that Playwright brings."""
     found = next(filter(None, map(shutil.which, _BROWSERS)), None)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", *arguments])
         yield browser
         browser.close()
 

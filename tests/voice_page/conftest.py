@@ -1,0 +1,17 @@
+"""Tests in a browser need the extra and scripts/test-voice-page; the others run anywhere."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from importlib.util import find_spec
+
+if find_spec("pipecat") is None:
+    collect_ignore = ["test_voice_page_browser.py"]
+else:
+    with warnings.catch_warnings():
+        # pipecat warns of itself while it is imported.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("vermilion.voice.voice_app")
+    # It reports every frame.
+    importlib.import_module("loguru").logger.remove()

@@ -1,0 +1,177 @@
+"""Calls from the page in Chromium, with a recorded voice for a microphone (scripts/test-voice-page)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright", reason="scripts/test-voice-page installs it")
+pytest.importorskip("pipecat", reason="scripts/test-voice-page installs it")
+from console.driving import NARROW, WIDE
+from serving.fake import MODEL, FakeBackend
+from serving.threaded import threaded
+from vermilion.speech.recognizer import Recognizer, find_recognizer
+from vermilion.speech.synthesizer import Synthesizer, find_synthesizer
+from vermilion.voice.call import Agent
+from vermilion.voice.persona import Persona
+from voice_page.driving import Caller, caller, recording, voice_process, words
+
+pytestmark = [pytest.mark.browser, pytest.mark.voice]
+QUESTION = "What is the capital of France?"
+ANSWER = "The capital of France is Paris. It lies on the river Seine."
+TALE = "Once there was a river that ran to the sea and sang all night about the stones."
+
+
+@pytest.fixture(scope="module")
+def ear() -> Recognizer:
+    return find_recognizer()
+
+
+@pytest.fixture(scope="module")
+def mouth() -> Synthesizer:
+    return find_synthesizer("piper")
+
+
+@pytest.fixture(scope="module")
+def backend() -> FakeBackend:
+    return FakeBackend(step_s=0.03, model=replace(MODEL, context_length=4096))
+
+
+@pytest.fixture(scope="module")
+def url(ear: Recognizer, mouth: Synthesizer, backend: FakeBackend) -> Iterator[str]:
+    with threaded(backend) as service:
+        agent = Agent(ear, mouth, Persona(greeting=""), f"{service}/v1", MODEL.id)
+        agent.warm()
+        with voice_process(agent) as address:
+            yield address
+
+
+@pytest.fixture
+def asks(mouth: Synthesizer, tmp_path: Path) -> str:
+    """A caller who asks and then listens, and asks again where nobody listened."""
+    return str(recording(mouth, tmp_path / "asks.wav", 4.0, QUESTION, 20.0))
+
+
+@pytest.fixture
+def answer(backend: FakeBackend) -> Iterator[None]:
+    backend.words, backend.endless = tuple(f"{word} " for word in ANSWER.split()), False
+    yield
+
+
+@pytest.mark.usefixtures("answer")
+@pytest.mark.parametrize("connection", ["webrtc", "websocket"])
+def test_a_question_is_answered_so_that_it_can_be_heard(
+    url: str, asks: str, ear: Recognizer, connection: str
+) -> None:
+    with caller(url, asks) as here:
+        here.call(connection)
+        here.wait_for("you", "capital of france")
+        here.wait_for("agent", "seine")
+        here.state("Listening")
+        assert here.said("agent")[0] == ANSWER
+        here.page.locator(".canvas", has_text=ANSWER).wait_for()
+        stages = here.page.locator("table th").all_inner_texts()
+        assert {"recognition", "first text", "speech", "together"} <= set(stages)
+        heard = here.played_words(ear)
+        assert "capital" in heard and len(heard & words(ANSWER)) >= 0.6 * len(words(ANSWER)), heard
+        here.here.click("Hang up")
+        here.state("No call")
+
+
+def test_who_speaks_into_an_answer_ends_it(
+    url: str, mouth: Synthesizer, backend: FakeBackend, tmp_path: Path
+) -> None:
+    backend.words, backend.endless = tuple(f"{word} " for word in TALE.split()), True
+    cancelled = backend.cancelled
+    interrupts = recording(mouth, tmp_path / "two.wav", 4.0, QUESTION, 5.0, "Stop, please stop now.", 5.0)
+    with caller(url, str(interrupts)) as here:
+        here.call("websocket")
+        here.wait_for("agent", "river")
+        here.page.locator("li.agent .cut").first.wait_for()
+        assert "interrupted" in here.page.get_by_role("status").inner_text()
+        here.wait_for("you", "stop")
+        assert backend.cancelled > cancelled
+        here.here.click("Hang up")
+
+
+@pytest.mark.usefixtures("answer")
+def test_a_closed_microphone_hears_nothing_until_the_button_or_the_space_bar_is_held(
+    url: str, mouth: Synthesizer, tmp_path: Path
+) -> None:
+    """The caller speaks without end."""
+    speaks = recording(mouth, tmp_path / "speaks.wav", QUESTION, 1.5)
+    with caller(url, str(speaks)) as here:
+        here.call("webrtc", "push")
+        here.state("Microphone closed")
+        here.page.wait_for_timeout(5000)
+        assert here.said("you") == []
+        here.page.locator("main h1").click()
+        here.page.keyboard.down(" ")
+        here.page.wait_for_timeout(3500)
+        here.page.keyboard.up(" ")
+        here.wait_for("you", "capital|france")
+        talk = here.page.get_by_role("button", name="Hold to talk")
+        talk.focus()
+        here.page.keyboard.press("Enter")
+        assert here.page.get_by_role("button", name="Listening").get_attribute("aria-pressed") == "true"
+        here.page.keyboard.press("Enter")
+        assert talk.get_attribute("aria-pressed") == "false"
+
+
+def test_a_refused_microphone_is_told_in_words(url: str, asks: str) -> None:
+    with caller(url, asks, refused=True) as here:
+        here.here.click("Start the call")
+        told = here.page.get_by_role("alert")
+        told.wait_for()
+        assert "microphone was refused" in told.inner_text()
+        assert here.page.get_by_role("button", name="Start the call").is_visible()
+
+
+@pytest.mark.usefixtures("answer")
+def test_where_webrtc_finds_no_way_the_call_goes_over_a_websocket(url: str, asks: str) -> None:
+    with caller(url, asks) as here:
+        here.page.route("**/api/offer", lambda route: route.fulfill(status=403, json={}))
+        here.call("webrtc")
+        here.wait_for("agent", "seine")
+        assert here.page.get_by_label("Connection").input_value() == "websocket"
+        # The browser itself tells of the refused offer.
+        here.here.complaints[:] = [one for one in here.here.complaints if "403" not in one]
+
+
+@pytest.mark.usefixtures("answer")
+def test_axe_finds_nothing_and_nothing_is_too_wide(url: str, asks: str) -> None:
+    with caller(url, asks) as here:
+        _look(here)
+        here.call("websocket", "push")
+        here.page.get_by_label("Microphone").select_option("open")
+        here.wait_for("agent", "seine")
+        _look(here)
+
+
+def _look(here: Caller) -> None:
+    for scheme in ("light", "dark"):
+        here.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        for width, height in (WIDE, NARROW):
+            here.page.set_viewport_size({"width": width, "height": height})
+            assert here.here.violations() == [], (scheme, width)
+            assert not here.here.too_wide(), (scheme, width)
+
+
+@pytest.mark.usefixtures("answer")
+def test_a_call_can_be_made_with_the_keyboard_alone(url: str, asks: str) -> None:
+    with caller(url, asks) as here:
+        page, reached = here.page, []
+        for _ in range(5):
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate("document.activeElement.textContent.trim().slice(0, 14)"))
+        assert reached[:2] == ["Dark", "Start the call"]
+        assert page.evaluate("document.activeElement.getAttribute('role')") == "log"
+        page.get_by_role("button", name="Start the call").focus()
+        page.keyboard.press("Enter")
+        here.wait_for("agent", "paris")
+        page.get_by_role("button", name="Hang up").focus()
+        page.keyboard.press("Enter")
+        here.state("No call")
