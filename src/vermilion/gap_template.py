@@ -6,8 +6,9 @@ the prefix as any text does.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +28,9 @@ class GapTemplate:
     """Ids before the row, the suffix and the prefix, and behind the middle."""
     max_suffix: int
     """Tokens; of a longer suffix the first are read."""
+    end_bias: float = 0.0
+    """Added to the end's logit. Nothing marks the gap's start, so that an end of a line may be the prefix's
+    or the middle's, and an adapter hesitates to end there."""
 
     @classmethod
     def read(cls, folder: Path, vocab_size: int) -> Self:
@@ -42,7 +46,14 @@ class GapTemplate:
             raise ModelFileError(f"{path}: marks {marks!r}; allowed: four different ids below {vocab_size}.")
         if type(most) is not int or most < 1:
             raise ModelFileError(f"{path}: max_suffix {most!r}; allowed: 1 token or more.")
-        return cls((ids[0], ids[1], ids[2], ids[3]), most)
+        bias = given.get("end_bias", 0.0)
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise ModelFileError(f"{path}: end_bias {bias!r}; allowed: -100 to 100.")
+        return cls((ids[0], ids[1], ids[2], ids[3]), most, float(bias))
+
+    def write(self, folder: Path) -> None:
+        """Beside an adapter; replaces the file that may be there."""
+        (folder / FIM_FILE).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
     def prompt(self, prefix: Sequence[int], suffix: Sequence[int], most: int) -> tuple[int, ...]:
         """What the middle goes on from, in at most `most` tokens: the first ones of the prefix go."""

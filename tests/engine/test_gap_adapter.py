@@ -20,7 +20,7 @@ from vermilion.gap_template import GapTemplate, before_middle
 from vermilion.types import Decoding, Finish, Request, Sampling, Text
 
 KIND = "causal-shift"
-TEMPLATE = GapTemplate((91, 92, 93, tiny.EOS), max_suffix=6)
+TEMPLATE = GapTemplate((91, 92, 93, tiny.EOS), max_suffix=6, end_bias=0.5)
 DECODINGS = [
     Decoding("ar"),
     Decoding("lossless", block_length=4, draft_nodes=8),
@@ -71,7 +71,7 @@ def test_the_middle_is_the_templates_continuation_in_any_company(
     expected = []
     for one in wanted:
         asked = (91, 92, *one.suffix[:6], 93, *one.prompt)
-        sampling = replace(one.sampling, min_tokens=1)
+        sampling = replace(one.sampling, min_tokens=1, logit_bias={tiny.EOS: 0.5})
         expected.append(reference.generate(asked, sampling, Decoding("ar")).tokens)
     assert len(set(expected)) == len(expected)
     assert answers(engine(folder, other), wanted) == expected
@@ -102,6 +102,10 @@ def test_the_end_mark_ends_it_unless_ends_are_ignored(folder: Path, other: Path)
     ending = GapTemplate((91, 92, 93, whole[place]), 6)
     (cut,) = answers(engine(folder, other, ending), [request])
     assert cut == whole[: place + 1]
+    eager = replace(TEMPLATE, end_bias=100.0)
+    assert [len(middle) for middle in answers(engine(folder, other, eager), gaps(DECODINGS[1]))] == [2] * 4
+    chosen = replace(request, sampling=replace(request.sampling, logit_bias={tiny.EOS: -100.0}))
+    assert len(answers(engine(folder, other, eager), [chosen])[0]) == 18
     at_once = GapTemplate((91, 92, 93, whole[0]), 6)
     (middle,) = answers(engine(folder, other, at_once), [request])
     assert middle[0] != whole[0], "a middle is not empty"
@@ -142,6 +146,7 @@ def test_a_text_that_fills_the_context_loses_its_first_tokens(folder: Path, othe
         ({"marks": [1, 2, 3, 3], "max_suffix": 8}, "marks"),
         ({"marks": [1, 2, 3, 96], "max_suffix": 8}, "marks"),
         ({"marks": [1, 2, 3, 4], "max_suffix": 0}, "max_suffix"),
+        ({"marks": [1, 2, 3, 4], "max_suffix": 8, "end_bias": "high"}, "end_bias"),
     ],
 )
 def test_a_bad_template_is_refused_by_its_entry(content: object, named: str, tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ from tests import tiny
 from vermilion.data.corpus import Document, write_corpus
 from vermilion.evaluation import code_tasks, exact_tasks
 from vermilion.evaluation.code_tasks import gaps
+from vermilion.evaluation.gap_tasks import difference
 from vermilion.evaluation.reference_texts import problems
 from vermilion.evaluation.sampler import Ask, Reply, Sampler
 from vermilion.evaluation.suite import TASKS
 from vermilion.evaluation.task import Setting
 from vermilion.evaluation.text_quality import distinct, parses, parses_so_far, repetition, similarity
+from vermilion.gap_template import GapTemplate
 from vermilion.types import Decoding, Usage
 
 
@@ -115,6 +117,43 @@ def test_infill_reads_the_programs_of_a_corpus_as_training_does(tmp_path: Path) 
     figures = TASKS["infill"].measure(sampler, Setting(limit=2, held_out=(tmp_path,)))
     assert figures["by_group"][f"{tmp_path.name} line, both sides"]["count"] == 1
     assert figures["count"] == 8
+
+
+def test_lines_are_asked_for_in_each_way_and_compared_gap_by_gap(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(
+        "".join(f"def f{i}(value):\n    return value * {i}\n" for i in range(40))
+    )
+    sampler = scripted(lambda ask: str(ask.facts["gap"].middle))
+    engine = sampler.llm.engine
+    engine.gap_template = template = GapTemplate((1, 2, 3, 4), 8)
+    asked: list[tuple[str, bool]] = []
+
+    def fill(ask: Ask) -> str:
+        asked.append((ask.facts["way"], engine.gap_template is not None))
+        middle = str(ask.facts["gap"].middle)
+        return {"both sides": middle, "left alone": f"{middle}\nand more"}.get(ask.facts["way"], "\nwrong")
+
+    figures = TASKS["fim"].measure(replace(sampler, script=fill), Setting(limit=5, held_out=(tmp_path,)))
+    assert engine.gap_template is template
+    assert set(asked) == {("both sides", True), ("both sides, no adapter", False), ("left alone", True)}
+    assert len(asked) == 30
+    for source in ("humaneval", tmp_path.name):
+        assert figures["by_group"][f"{source} line, left alone"]["exact"] == 1.0
+        assert figures["differences"][f"{source}: both sides over left alone"]["mean"] == 0.0
+        over = figures["differences"][f"{source}: both sides over both sides, no adapter"]
+        assert over == {"mean": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_the_interval_of_a_difference_is_the_bootstraps() -> None:
+    ours, theirs = [True] * 60 + [False] * 40, [True] * 40 + [False] * 60
+    found = difference(ours, theirs)
+    # 20 gaps of 100 are won and none lost: the deviation of their share is 4 points.
+    approx = pytest.approx
+    assert (
+        found["mean"] == 0.2
+        and found["low"] == approx(0.12, abs=0.015)
+        and found["high"] == approx(0.28, abs=0.015)
+    )
 
 
 @pytest.mark.parametrize("kind", ["line", "lines", "span"])

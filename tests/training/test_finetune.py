@@ -19,6 +19,7 @@ from vermilion.config import EngineConfig, build
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import ConfigError
+from vermilion.gap_template import GapTemplate
 from vermilion.models import catalog
 from vermilion.models.adapters import DENOISER, pairs_of, read_pairs
 from vermilion.models.linear import AdapterRows
@@ -89,6 +90,7 @@ def test_only_the_lora_learns_and_it_is_written_as_peft_reads_it(
     model: Path, examples: Path, tmp_path: Path
 ) -> None:
     one = recipe(model, examples, tmp_path, target_modules=["q_proj", "down_proj"])
+    one = replace(one, data=replace(one.data, fim_token_ids=(3, 4, 5, 6)))
     run = finetune.prepare(one, catalog.find(one.base))
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     loop.train(run)
@@ -103,6 +105,8 @@ def test_only_the_lora_learns_and_it_is_written_as_peft_reads_it(
     config = json.loads((newest / "adapter" / "adapter_config.json").read_text())
     assert sorted(config["target_modules"]) == ["down_proj", "q_proj"]
     assert not (newest / "adapter" / "denoiser.json").exists()
+    template = GapTemplate.read(newest / "adapter", run.model.architecture.vocab_size)
+    assert template == GapTemplate((3, 4, 5, 6), max(1, one.data.length // 4))
 
 
 def test_every_row_runs_through_it_as_if_it_were_merged(model: Path, examples: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from vermilion.training.recipe import CONVERSIONS, Recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
 TOY = next(file for file in RECIPES if file.stem == "toy")
-NOT_OF_TRAINING = {"data", "smollm2-135m-drafter"}
+NOT_OF_TRAINING = {"data", "fim-data", "smollm2-135m-drafter"}
 """Of other kinds: tests/data/test_pipeline.py and tests/training/test_drafter_run.py run them."""
 
 

@@ -22,7 +22,7 @@ from vermilion.decoding.program import Open, Program, Task
 from vermilion.decoding.speculative import Speculative
 from vermilion.gap_template import GapTemplate
 from vermilion.models.families import Traits
-from vermilion.types import Decoding, Request
+from vermilion.types import Decoding, Sampling
 
 REACH = 16
 """Most tokens written before the suffix is tried; where it fits best behind the last, as many follow."""
@@ -58,11 +58,11 @@ def continued(task: Task, template: GapTemplate, context_length: int) -> Task:
     return replace(task, prompt=prompt, suffix=(), eos=eos, decoding=line_decoding(task.decoding))
 
 
-def not_empty(request: Request) -> Request:
-    """The same for a middle of at least a token: who asks for one wants one, and the adapter cannot tell the
-    gap's start from a place where it may end."""
-    sampling = request.sampling
-    return replace(request, sampling=replace(sampling, min_tokens=max(1, sampling.min_tokens)))
+def sampled_as(sampling: Sampling, template: GapTemplate) -> Sampling:
+    """How a middle is sampled: it has at least a token, for who asks for one wants one, and its end is as
+    likely as the template says, unless the request says so itself."""
+    bias = {template.marks[3]: template.end_bias, **sampling.logit_bias}
+    return replace(sampling, min_tokens=max(1, sampling.min_tokens), logit_bias=bias)
 
 
 def bridge_lengths(task: Task) -> list[int]:

@@ -18,7 +18,7 @@ from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.filling import GapFilling
 from vermilion.decoding.forward_jobs import Job, Wanted
 from vermilion.decoding.grammar import Grammars
-from vermilion.decoding.infill import Infill, continued, not_empty
+from vermilion.decoding.infill import Infill, continued, sampled_as
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.penalties import Penalties, bans, needed
 from vermilion.decoding.program import CLOSING_TOKENS, Program, Task
@@ -132,10 +132,10 @@ class Engine:
         program = program or self.check(request)
         if request.id in self._sequences:
             raise BadRequest(f"A request with id {request.id!r} is already running.", param="id")
-        fills = self._template_for(request) is not None
-        request = not_empty(request) if fills else request
-        output = Output(request, self.tokenizer, before_suffix=fills)
-        handle = FIM if fills else self.adapters.take(request.adapter)
+        gap = self._template_for(request)
+        request = replace(request, sampling=sampled_as(request.sampling, gap)) if gap else request
+        output = Output(request, self.tokenizer, before_suffix=bool(gap))
+        handle = FIM if gap else self.adapters.take(request.adapter)
         sequence = Sequence(request, program, output, adapter=handle)
         if needed(request.sampling):
             sequence.penalties = Penalties(request.sampling, request.prompt, self.model.vocab_size)

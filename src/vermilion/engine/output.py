@@ -35,8 +35,8 @@ class Output:
         self._detokenizer = Detokenizer(tokenizer)
         self._scanner = StopScanner(request.sampling.stop, request.sampling.stop_outside)
         ends = before_suffix and not request.sampling.ignore_eos
-        self._repeated = first_line(tokenizer.decode(request.suffix)) if ends else ""
-        self._repeats = StopScanner((self._repeated,))
+        self._repeated = repeats_of(tokenizer.decode(request.suffix)) if ends else ()
+        self._repeats = StopScanner(self._repeated)
         self._text: list[str] = []
         self._taken = 0
         self._progress = 0.0
@@ -111,7 +111,7 @@ class Output:
         if again is None:
             rest, _ = self._repeats.flush()
             # A line that ends the answer needs no break to be the suffix's.
-            tail += "" if rest and rest == self._repeated.rstrip("\r\n") else rest
+            tail += "" if rest in {line.rstrip("\r\n") for line in self._repeated} else rest
         tail, hit = self._scanner.push(tail)
         if hit is None:
             rest, hit = self._scanner.flush()
@@ -183,15 +183,15 @@ class Output:
         return tokens
 
 
-def first_line(suffix: str) -> str:
-    """The suffix up to the end of its first line that is not blank; empty where no break is before that line
-    or behind it: a bracket alone may well stand in the text before."""
-    taken = ""
-    for line in split_lines(suffix):
-        taken += line
-        if line.strip():
-            return taken if line_end(taken) or line != taken else ""
-    return ""
+def repeats_of(suffix: str) -> tuple[str, ...]:
+    """What a middle may not hold: the suffix up to the end of its first line that has text, also without the
+    blank lines before. None where no break is before that line or behind it: a bracket alone may well stand
+    in a middle."""
+    lines = split_lines(suffix)
+    blank = next((at for at, line in enumerate(lines) if line.strip()), len(lines))
+    if blank == len(lines) or not (blank or line_end(lines[0])):
+        return ()
+    return tuple(dict.fromkeys("".join(lines[at : blank + 1]) for at in {0, max(0, blank - 1)}))
 
 
 def _before_sentence_end(text: str) -> tuple[str, str]:

@@ -19,9 +19,9 @@ from vermilion.evaluation.text_quality import parses, similarity
 STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\nassert ", "\n```")
 """What begins something new behind a function's body."""
 _HUMANEVAL_TOKENS = 256
-_CONTEXT_CHARACTERS = (1500, 500)
+CONTEXT_CHARACTERS = (1500, 500)
 _MAX_LINES = 4
-_MAX_PROGRAM = 60_000
+MAX_PROGRAM = 60_000
 _FILE = "\n".join(f"def step_{n}(value):\n    return value + {n}\n" for n in range(12))
 _REPEATS = 5
 
@@ -123,9 +123,9 @@ def _from_project(sampler: Sampler, path: Path, setting: Setting) -> list[Gap]:
     sources = [
         (text, min(200, len(text) // 4))
         for text in programs(sampler.llm, path)
-        if 200 < len(text) < _MAX_PROGRAM and parses(text)
+        if 200 < len(text) < MAX_PROGRAM and parses(text)
     ]
-    left, right = _CONTEXT_CHARACTERS
+    left, right = CONTEXT_CHARACTERS
     return [
         Gap(gap.kind, gap.before[-left:], gap.middle, gap.after[:right], whole=False)
         for gap in (_cut_out(sources, setting.limit, setting.seed) if sources else ())

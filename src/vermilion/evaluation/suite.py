@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from vermilion.errors import BadParameter
-from vermilion.evaluation import code_tasks, exact_tasks, model_tasks, writing_tasks
+from vermilion.evaluation import code_tasks, exact_tasks, gap_tasks, model_tasks, writing_tasks
 from vermilion.evaluation.task import EvalTask
 
 TASKS: dict[str, EvalTask] = {
     task.name: task
-    for task in (*model_tasks.TASKS, *writing_tasks.TASKS, *code_tasks.TASKS, *exact_tasks.TASKS)
+    for module in (model_tasks, writing_tasks, code_tasks, gap_tasks, exact_tasks)
+    for task in module.TASKS
 }
 
 

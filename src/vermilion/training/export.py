@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vermilion.gap_template import GapTemplate
 from vermilion.models import adapters
 from vermilion.models.build import base_tensors, build, published
 from vermilion.models.catalog import ModelFiles
@@ -27,12 +28,17 @@ _SIDE_FILES = ("*.json", "*.jinja", "*.safetensors")
 
 
 def write_adapter(folder: Path, run: Run) -> None:
-    """What `models.build` reads beside a base: a fine-tuned LoRA under PEFT's names, or a denoiser (its
-    LoRA, its copy of the projections, or neither) with its mask embedding and denoiser.json."""
+    """What `models.build` reads beside a base: a fine-tuned LoRA under PEFT's names, with fim.json where it
+    learnt gaps, or a denoiser (its LoRA, its copy of the projections, or neither) with its mask embedding and
+    denoiser.json."""
     model, adapter = run.model, run.adapter
     folder.mkdir(parents=True, exist_ok=True)
     if run.recipe.method == "lora":
         _write_lora(folder, _peft(adapters.pairs_of(model, TUNED), adapter.dtype), adapter)
+        data = run.recipe.data
+        if data.fim_token_ids:
+            begin, suffix, prefix, end = data.fim_token_ids
+            GapTemplate((begin, suffix, prefix, end), max(1, data.length // 4)).write(folder)
         return
     kind: Weights = "tied"
     pairs = adapters.pairs_of(model, adapters.DENOISER)
