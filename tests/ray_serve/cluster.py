@@ -41,13 +41,19 @@ class Cluster:
 
     def engines(self) -> list[psutil.Process]:
         """The default model's."""
+        return self._named(f"engine-{MODEL.id}")
+
+    def ingresses(self) -> list[psutil.Process]:
+        return self._named(":ingress")
+
+    def _named(self, name: str) -> list[psutil.Process]:
         found = []
         for each in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 title = " ".join(each.cmdline())
             except psutil.Error:
                 continue
-            if f"engine-{MODEL.id}" in title:
+            if name in title:
                 found.append(each)
         return found
 

@@ -182,6 +182,30 @@ async def test_every_request_of_a_killed_engine_is_answered_or_ends_with_an_erro
     assert added["finished"] == ended["whole"] and added["failed"] == ended["error event"]
 
 
+async def test_an_http_process_that_dies_is_replaced_and_its_clients_hear_of_it(
+    cluster: Cluster, client: httpx.AsyncClient, store: Database
+) -> None:
+    before, ended = ledger(store), Counter[str]()
+
+    async def asking(name: int) -> None:
+        try:
+            ended[(await ask(client, f"{name}"))[1]] += 1
+        except (httpx.TransportError, AssertionError):
+            ended["cut off"] += 1
+
+    async with asyncio.TaskGroup() as clients:
+        for name in range(NUM_CLIENTS):
+            clients.create_task(asking(name))
+        await asyncio.sleep(0.1)
+        cluster.ingresses()[0].kill()
+    while (await ask(client, "Hi"))[1] != "whole":
+        await asyncio.sleep(0.1)
+    print(f"\n{dict(ended)}")
+    assert ended.total() == NUM_CLIENTS and ended["whole"] < NUM_CLIENTS
+    added = ledger(store) - before
+    assert ended["whole"] < added["finished"] <= NUM_CLIENTS + 1
+
+
 async def test_no_request_is_refused_while_every_process_is_replaced(
     cluster: Cluster, client: httpx.AsyncClient, store: Database
 ) -> None:
