@@ -14,7 +14,7 @@ from vermilion.errors import EngineFailure, VermilionError
 from vermilion.serving.admin.metrics import Metrics
 from vermilion.serving.generation.events import EventStream
 from vermilion.serving.http.connection import while_connected
-from vermilion.types import Event
+from vermilion.types import Event, Finish
 
 EVENT_STREAM = "text/event-stream"
 Frames = AsyncGenerator[bytes, None]
@@ -40,16 +40,22 @@ class StreamRenderer(Protocol):
 
 
 async def frames(answers: EventStream, renderer: StreamRenderer, metrics: Metrics) -> Frames:
-    """The stream's bytes. Raises only before the first of them; later errors are frames themselves."""
-    started = False
+    """The stream's bytes. Raises only before the first of them; later errors are frames themselves.
+
+    How an answer ended is written with what follows it: a voice that waits for the end has it in one read.
+    """
+    started, ending = False, b""
     try:
         async with aclosing(answers):
             async for arrival in answers:
-                content = renderer.render(*arrival) if arrival else renderer.keep_alive
-                if content:
+                content = ending + (renderer.render(*arrival) if arrival else renderer.keep_alive)
+                ending = b""
+                if arrival and isinstance(arrival[1], Finish):
+                    ending = content
+                elif content:
                     started = True
                     yield content
-        yield renderer.close()
+        yield ending + renderer.close()
     except Exception as error:
         if not started:
             raise
@@ -57,7 +63,7 @@ async def frames(answers: EventStream, renderer: StreamRenderer, metrics: Metric
             _log.exception("a stream failed")
             error = EngineFailure("An internal error ended this answer.")
         metrics.errors.labels(error.code or error.kind).inc()
-        yield renderer.fail(error)
+        yield ending + renderer.fail(error)
 
 
 class FrameStream(Response):
