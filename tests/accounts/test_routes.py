@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 from accounts.conftest import Clock
-from serving.fake import FakeBackend, fake_service
+from serving.fake import MODEL, FakeBackend, fake_service
+from vermilion.accounts import access_keys
 from vermilion.accounts.accounts_config import AccountsConfig
 from vermilion.accounts.clock import day_of
 from vermilion.accounts.database import Database
@@ -82,6 +87,29 @@ async def test_a_key_is_made_used_listed_without_its_secret_and_revoked(client: 
     gone = await client.delete(f"/v1/keys/{shown['id']}")
     assert gone.json()["revoked_at"] is not None
     assert (await client.post(CHAT, json=QUESTION, headers=own)).status_code == 401
+
+
+async def test_a_key_for_amazons_clients_is_made_over_http(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(access_keys.SIGNING_SECRET, "s" * 64)
+    await signed_up(client)
+    made = await client.post("/v1/keys", json={"name": "boto", "scopes": ["generate"], "aws": True})
+    assert made.status_code == 201
+    given = made.json()["aws"]
+    assert given["AWS_BEARER_TOKEN_BEDROCK"] == made.json()["secret"]
+    url = f"http://localhost/model/{MODEL.id}/converse"
+    body = json.dumps({"messages": [{"role": "user", "content": [{"text": "hi"}]}]})
+    request = AWSRequest("POST", url, {"content-type": "application/json"}, body)
+    credentials = Credentials(given["AWS_ACCESS_KEY_ID"], given["AWS_SECRET_ACCESS_KEY"])
+    SigV4Auth(credentials, "bedrock", "us-east-1").add_auth(request)
+    reply = await client.post(url, content=body, headers=dict(request.headers))
+    assert reply.status_code == 200, reply.text
+    plain = await client.post("/v1/keys", json={"name": "plain"})
+    assert "aws" not in plain.json()
+    monkeypatch.setenv(access_keys.SIGNING_SECRET, "short")
+    refused = await client.post("/v1/keys", json={"aws": True})
+    assert refused.status_code == 403 and "VERMILION_SIGNING_SECRET" in refused.text
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import vermilion
+from tests.models.hub_server import Hub, Repository, serving
 
 MAIN = "import sys; from vermilion.cli import main; sys.exit(main())"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(vermilion.__file__).parent.parent)}
@@ -45,3 +47,34 @@ def test_a_served_model_answers_the_demo_and_ends_cleanly_on_sigterm() -> None:
     assert "tokens per pass" in figures
     assert serving.returncode == 0, log
     assert "hello" not in log.lower(), "prompts must not be logged"
+
+
+def _child_of(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[0]) if children else 0
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["a process", "the first process of a container"])
+def test_a_signal_ends_a_download_at_once(first: bool, tmp_path: Path) -> None:
+    container = ["unshare", "--user", "--pid", "--fork"] if first else []
+    if first and subprocess.run([*container, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody make process namespaces")
+    files = {"config.json": b'{"model_type": "llama"}', "model.safetensors": bytes(100_000)}
+    with serving(Hub({"lab/tiny": Repository({**files, "tokenizer.json": b"{}"})}, stalled=True)) as hub:
+        own = {"HF_ENDPOINT": hub.url, "VERMILION_HOME": str(tmp_path)}
+        command = [*container, sys.executable, "-c", MAIN, "serve", "lab/tiny", "--port", "0"]
+        process = subprocess.Popen(command, env={**ENVIRONMENT, **own}, stderr=subprocess.PIPE, text=True)
+        try:
+            deadline = time.monotonic() + 60
+            while not hub.ranges and time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.05)
+            assert hub.ranges, process.poll()
+            os.kill(_child_of(process.pid) if first else process.pid, signal.SIGTERM)
+            process.wait(10)
+        finally:
+            if first and process.poll() is None:
+                os.kill(_child_of(process.pid), signal.SIGKILL)
+            process.kill()
+            log = process.communicate()[1]
+    assert process.returncode == 128 + signal.SIGTERM, log
+    assert "Traceback" not in log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,6 +68,8 @@ def serve(options: ServeOptions, opened: Callable[[str], None]) -> None:
     settings = settings_of(options)
     if options.ray and settings.upstream.urls:
         raise ConfigError("--ray: a model that runs on another server needs no engines here.")
+    # The first process of a container ignores a signal that it does not handle, and a download takes minutes.
+    signal.signal(signal.SIGTERM, _leave)
     if not settings.upstream.urls:
         for name in settings.names:
             pulling.ensure(name, options.offline)
@@ -76,6 +79,11 @@ def serve(options: ServeOptions, opened: Callable[[str], None]) -> None:
         _application().run(settings, opened)
     else:
         server.run(settings.serve, partial(local_models, settings), opened)
+
+
+def _leave(number: int, frame: object) -> None:
+    """There is nothing to drain yet."""
+    sys.exit(128 + number)
 
 
 def _application() -> ModuleType:

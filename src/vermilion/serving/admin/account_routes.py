@@ -8,7 +8,7 @@ from fastapi import Query
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from vermilion.accounts import organisations, reports
+from vermilion.accounts import access_keys, organisations, reports
 from vermilion.accounts.clock import DAY_US, now_us, parsed_us, stamp
 from vermilion.accounts.gate import Accounts, Visit
 from vermilion.accounts.keys import RateLimits, Secret, checked_scopes
@@ -16,7 +16,7 @@ from vermilion.accounts.meters import Standing
 from vermilion.accounts.money import picodollars, written
 from vermilion.accounts.organisations import NewKey, NewOrganisation
 from vermilion.accounts.refusals import NotPermitted, RateLimited
-from vermilion.errors import BadParameter
+from vermilion.errors import BadParameter, ConfigError
 from vermilion.serving.http.auth import VISIT
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
@@ -55,6 +55,7 @@ class KeyBody(BaseModel):
     tokens_per_minute: _Limit = Field(None, description="No limit of its own if left out.")
     concurrency: _Limit = Field(None, description="Requests at once; no limit of its own if left out.")
     budget: str | None = Field(None, max_length=40, description="Dollars per calendar month (UTC).")
+    aws: bool = Field(False, description="With an id and a secret for Amazon's clients to sign with.")
 
     @property
     def limits(self) -> RateLimits:
@@ -129,9 +130,22 @@ async def keys(context: RequestContext) -> Response:
 
 async def create(context: RequestContext, body: KeyBody) -> Response:
     scopes = checked_scopes(_GIVEN_SCOPES if body.scopes is None else body.scopes, _GIVEN_SCOPES)
-    new = NewKey(body.name, scopes, body.expires_at_us, body.limits)
+    signing = await _signing(context) if body.aws else b""
+    new = NewKey(body.name, scopes, body.expires_at_us, body.limits, signing=signing)
     secret = await _accounts(context).call(organisations.create_key, _visit().key.organisation_id, new)
-    return _created(_secret_body(secret))
+    given = access_keys.credentials(secret) if body.aws else {}
+    return _created(_secret_body(secret) | ({"aws": dict(given)} if given else {}))
+
+
+async def _signing(context: RequestContext) -> bytes:
+    """Raises `NotPermitted` where the service was started without what access keys need."""
+    try:
+        return await _accounts(context).call(access_keys.signing_secret, True) or b""
+    except ConfigError:
+        raise NotPermitted(
+            "This service gives out no access keys: whoever runs it has to set "
+            f"{access_keys.SIGNING_SECRET}, of 32 characters or more."
+        ) from None
 
 
 async def revoke(context: RequestContext, id: str) -> Response:
