@@ -2,7 +2,7 @@
 
 python -m bench.scale tables                       # from the rows in bench/results, at once
 python -m bench.scale simulate                     # two to five minutes: rows and docs/scale-*.svg
-    python -m bench.scale validate --minutes 4         # engine and simulation on one trace; on a quiet host
+    python -m bench.scale validate --minutes 4         # engine and simulation on one trace
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def day_table(rows: Sequence[dict[str, Any]]) -> str:
 def validate(minutes: float, load: float) -> None:
     from bench.scale.replay import compare
 
-    llm = LLM(DEFAULT_MODEL, config=EngineConfig(kv_tokens=16_640))
+    llm = LLM(DEFAULT_MODEL, config=EngineConfig(kv_tokens=16_640, threads=1))
     row = {"benchmark": "scale", "experiment": "validation", **environment(llm)}
     row |= compare(llm.engine, minutes, load)
     with OUT.open("a", encoding="utf-8") as file:

@@ -1,4 +1,8 @@
-"""The simulation held to the engine: one trace through both, the simulation's costs measured just before."""
+"""The simulation held to the engine: one trace through both, the simulation's costs measured just before.
+
+The engine has one thread, and its clock is the processor's time, so that other work on the machine does not
+count.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from bench.scale.traces import Call, Traffic, calls, constant
 
 from vermilion.decoding.program import Program
 from vermilion.engine.engine import Engine
-from vermilion.types import Decoding, Finish, Request, Sampling, Text
+from vermilion.types import Decoding, Finish, Request, Sampling
 
 AR = Decoding("ar")
 STREAMS = (1, 4, 8, 16, 32)
@@ -34,7 +38,7 @@ class Conversation:
 
 
 def measured_costs(engine: Engine) -> Costs:
-    """Passes by the number of streams, and the time that a long prompt takes by its tokens."""
+    """Passes by the number of streams, and a long prompt's time by its tokens, of the processor."""
     passes = []
     for count in STREAMS:
         for i in range(count):
@@ -42,51 +46,49 @@ def measured_costs(engine: Engine) -> Costs:
         took = []
         while engine.has_work:
             before = len(engine._sequences)
-            began, rows = time.perf_counter(), engine.timing.rows
+            began, rows = time.process_time(), engine.timing.rows
             engine.step()
             if engine.timing.rows - rows == count == before:
-                took.append(1e3 * (time.perf_counter() - began))
+                took.append(1e3 * (time.process_time() - began))
         passes.append(statistics.median(took))
     engine.flush()
     prompt = _words(999, 1500)
     engine.submit(_request("prompt", prompt, 1))
-    began = time.perf_counter()
+    began = time.process_time()
     while engine.has_work:
         engine.step()
     engine.flush()
-    return Costs(STREAMS, passes, 1e3 * (time.perf_counter() - began) / len(prompt))
+    return Costs(STREAMS, passes, 1e3 * (time.process_time() - began) / len(prompt))
 
 
 def replayed(engine: Engine, trace: Sequence[Call]) -> Outcome:
-    """The trace through the engine in real time."""
-    began, at = time.perf_counter(), 0
+    """The trace through the engine, by a clock of the steps' processor time that skips what is idle."""
+    now_s, at = 0.0, 0
     talks: dict[int, Conversation] = {}
     running: dict[str, Served] = {}
     served = [Served(call, 0) for call in trace]
     while at < len(served) or running:
-        now_s = time.perf_counter() - began
+        if not running:
+            now_s = max(now_s, served[at].call.at_s)
         while at < len(served) and served[at].call.at_s <= now_s:
             one, at = served[at], at + 1
-            talk = talks.setdefault(
-                one.call.session, Conversation(_words(-1 - one.call.system, one.call.system_tokens))
-            )
+            opening = _words(-1 - one.call.system, one.call.system_tokens)
+            talk = talks.setdefault(one.call.session, Conversation(opening))
             talk.ready.append(one)
             _go_on(engine, talk, running)
-        if not running:
-            time.sleep(max(0.0, min(0.005, (served[at].call.at_s - now_s) if at < len(served) else 0.0)))
-            continue
-        for name, event in engine.step():
-            now_s, one = time.perf_counter() - began, running[name]
-            if isinstance(event, Text) and one.first_s < 0:
+        began = time.process_time()
+        events = engine.step()
+        now_s += time.process_time() - began
+        for name, event in events:
+            one = running[name]
+            if one.first_s < 0:
                 one.first_s = now_s
-            elif isinstance(event, Finish):
+            if isinstance(event, Finish):
                 one.end_s, one.hit_tokens = now_s, event.usage.cached_tokens
-                one.first_s = one.first_s if one.first_s >= 0 else now_s
                 talk = talks[one.call.session]
                 assert talk.running is not None
-                talk.tokens = list(talk.running.tokens)
+                talk.tokens, talk.running = list(talk.running.tokens), None
                 del running[name]
-                talk.running = None
                 _go_on(engine, talk, running)
     return Outcome(served, 0.0)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vermilion.models.linear import AdapterRows, Linear, WeightCut
 from vermilion.models.shares import Share, Sums
 
-_CUT_BY_OUTPUTS = ("qkv", "gate_up", "up", "experts.gate_up", "experts.shared_gate_up")
+_CUT_BY_OUTPUTS = ("qkv", "gate", "gate_up", "up", "experts.gate_up", "experts.shared_gate_up")
 _CUT_BY_INPUTS = ("output", "down", "experts.down", "experts.shared_down")
 _SUMMED = ("output", "down", "experts")
 

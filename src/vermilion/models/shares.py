@@ -104,10 +104,10 @@ class Pieces:
 def check_shareable(architecture: Architecture, num_processes: int) -> None:
     """Raises ConfigError, with the numbers that would do, where so many cannot share such a model."""
     sizes = _sizes(architecture)
-    if architecture.attention_gate or architecture.canon_kernel:
+    if architecture.canon_kernel:
         raise ConfigError(
-            "engine.tensor_parallel: gates behind attention and convolutions cannot be shared between "
-            "processes; set 1."
+            "engine.tensor_parallel: this model's convolutions run over all heads together, so they cannot "
+            "be shared between processes; set 1."
         )
     if architecture.joint_qk_norm:
         raise ConfigError(
