@@ -5,7 +5,8 @@
     python bench/models_page.py --check     changes nothing, fails where a page is another
 
 Tests tell what they have shown by pytest's `record_property`: `family`, `reference`, and `parity_error`
-(largest difference of logits in float32) or `trajectory` (a sampler whose every step was reproduced).
+(largest difference of logits in float32) or `trajectory` (a sampler whose every step was reproduced);
+`invariance: KIND`, and `native_error` (of the native backend's logits over weights of 8 bits).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ RESULTS, DOCS = ROOT / "bench" / "results" / "models.json", ROOT / "docs"
 INVARIANCES = ("tests/models/test_backbone.py", "tests/native/test_forward.py")
 """The backbone against plain formulas, cached and in pieces; the native backend against PyTorch."""
 KINDS = ("logits_of", "trajectories")
+INVARIANCE = "invariance: "
 Shown = Mapping[str, Any]
 
 
@@ -49,8 +51,13 @@ def measure() -> dict[str, Any]:
         if "family" not in properties:
             continue
         row = families.setdefault(
-            properties["family"], {"parity_error": None, **{kind: [] for kind in KINDS}}
+            properties["family"],
+            {"parity_error": None, "native_error": None, "invariances": {}, **{kind: [] for kind in KINDS}},
         )
+        if "native_error" in properties:
+            row["native_error"] = max(row["native_error"] or 0.0, float(properties["native_error"]))
+        for kind in (name.removeprefix(INVARIANCE) for name in properties if name.startswith(INVARIANCE)):
+            row["invariances"][kind] = row["invariances"].get(kind, 0) + 1
         if "parity_error" in properties:
             row["parity_error"] = max(row["parity_error"] or 0.0, float(properties["parity_error"]))
             row["logits_of"].append(properties["reference"])
@@ -99,7 +106,11 @@ test holds it to them. Do not edit it.
 float32 (what is below 1e-12 was computed in float64) on tiny random checkpoints of the published layout:
 whole prompts, blocks, padding, cached and uncached passes, as the family has them. *Trajectories* are
 samplers of the reference of which every step is reproduced, position by position, at temperature 0. A dash
-says that no test has recorded it. {invariances}
+says that no test has recorded it. *Invariances* count tests in which the family's decoders gave the same
+text in any company (batch composition, B), however its prompt was cut into chunks (C), behind stored prefixes
+(P) and in padded groups (D). *Native error* is that of the native backend's logits over weights of 8 bits
+against PyTorch's over the published ones: the median row's mean difference in percent of their spread, on a
+tiny random checkpoint. {invariances}
 
 {table}
 
@@ -117,7 +128,8 @@ of a checkpoint is never run.
 def _overview(results: Mapping[str, Any]) -> str:
     rows = [_row(family, results["families"].get(family.name, {})) for family in FAMILIES]
     titles = (
-        "family|parity error|reference|trajectories|decoders|cache|infill|tools|grammars|context|backends"
+        "family|parity error|reference|trajectories|invariances|native error|decoders|cache|infill|tools|"
+        "grammars|context|backends"
     )
     head = titles.split("|")
     table = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows)]
@@ -144,6 +156,8 @@ def _row(family: Family, shown: Shown) -> list[str]:
         "–" if error is None else f"{error:.1e}",
         "; ".join(shown.get("logits_of", ())) or "–",
         "; ".join(shown.get("trajectories", ())) or "–",
+        _invariances(shown),
+        _native_error(shown),
         ", ".join(available(traits)),
         _cache(traits),
         _infill(traits),
@@ -152,6 +166,17 @@ def _row(family: Family, shown: Shown) -> list[str]:
         _context(family),
         ", ".join(_backends(family)),
     ]
+
+
+def _invariances(shown: Shown) -> str:
+    kinds = {"B": "batch composition", "C": "prefill chunks", "P": "prefix hits", "D": "padding"}
+    counts = shown.get("invariances", {})
+    return " ".join(f"{letter}{counts[kind]}" for letter, kind in kinds.items() if kind in counts) or "–"
+
+
+def _native_error(shown: Shown) -> str:
+    error = shown.get("native_error")
+    return "–" if error is None else f"{100 * error:.1f} %"
 
 
 def _checkpoints(family: Family) -> list[PublishedModel]:
@@ -200,6 +225,8 @@ def _family_page(family: Family, shown: Shown) -> str:
         ("infill", _infill(traits)),
         ("grammars", "verified drafts" if traits.has_next_token else "exact, from the left edge of a canvas"),
         ("backends", ", ".join(_backends(family))),
+        ("tests of invariances", _invariances(shown)),
+        ("error of the native backend", _native_error(shown)),
         *(("logits equal to", f"{each}, within {error:.1e}") for each in shown.get("logits_of", ())),
         *(("trajectory reproduced", each) for each in shown.get("trajectories", ())),
     ]  # fmt: skip
@@ -254,7 +281,13 @@ def _running(family: Family, rows: Sequence[PublishedModel]) -> str:
     lines = ["| model | repository | size | licence | q4 | q8 | bf16 |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         needs = " | ".join(f"{needed_gb(row, kind):.1f} GB" for kind in FORMATS)
-        about = (f"`{row.name}`", row.repository, count_text(row.num_parameters), row.licence or "?", needs)
+        about = (
+            f"`{row.name}`",
+            row.repository,
+            count_text(row.num_parameters),
+            row.licence or "unknown",
+            needs,
+        )
         lines.append(f"| {' | '.join(about)} |")
     small, native = min(rows, key=lambda row: row.num_parameters), "native" in _backends(family)
     return _RUNNING.format(

@@ -74,6 +74,10 @@ PUBLISHED |= {
     "dream-reasoner": ("qwen3", {"model_type": "Dream", "architectures": ["DreamReasoner"]}),
     "sdar-moe": ("qwen3-moe", {"model_type": "sdar_moe", "block_size": 8, "mask_token_id": 59}),
 }
+STAND_INS = {
+    "stable-diffcoder": "its publisher's class is a child of that Llama",
+    "dream-reasoner": "in place of its publisher's code, which is on the hub only",
+}
 # Theirs to LLaDA's names, each spelled as its publisher's modelling code does.
 LLADA_NAMES = {
     "model.embed_tokens": "model.transformer.wte",
@@ -173,7 +177,8 @@ def test_a_published_kind_is_read_and_computed_as_transformers_computes_it(
     torch.testing.assert_close(got, wanted, atol=1e-11 if exact else 1e-5, rtol=0)
     record_property("family", name)
     record_property("parity_error", (got - wanted).abs().max().item())
-    record_property("reference", f"transformers {transformers.__version__}")
+    why = STAND_INS.get(name, "")
+    record_property("reference", f"transformers {transformers.__version__}{f' ({why})' if why else ''}")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,15 +16,18 @@ from safetensors.torch import save_file
 
 from tests import tiny
 from tests.engine.test_matches_reference import outcome, prompt
+from tests.models.test_backbone import through
 from tests.native import tiny_native
 from tests.native.oracle import unpacked
+from tests.native.tiny_native import causal, job
+from tests.tiny_families import spec_of
 from vermilion.config import EngineConfig
 from vermilion.engine.engine import Engine
 from vermilion.engine.loading import engine_over
 from vermilion.errors import ModelFileError
 from vermilion.models.build import base_tensors, expected_shapes, fill
 from vermilion.models.catalog import ModelFiles
-from vermilion.models.configuration import hugging_face_config, spec_from_config
+from vermilion.models.configuration import hugging_face_config
 from vermilion.models.families import (
     FAMILIES,
     LLAMA,
@@ -43,29 +47,9 @@ from vermilion.native.runner import NativeRunner
 from vermilion.types import Decoding, Request, Sampling
 
 tiny_native.available_sets()
-SIZES = {
-    "num_layers": 2, "hidden_size": 40, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 72,
-    "vocab_size": tiny.VOCAB, "context_length": 512, "mask_token_id": tiny.MASK, "eos_token_ids": tiny.EOS,
-    "block_grid": 8, "activation": "silu",
-}  # fmt: skip
-EXPERTS = {
-    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "expert_intermediate_size": 24,
-    "num_shared_experts": 1, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 2.5,
-    "norm_topk_prob": True, "first_k_dense_replace": 1,
-    "top_k_experts": 2, "global_head_dim": 24, "sliding_window": 16, "n_layers": 2, "cond_dim": 12,
-}  # fmt: skip
-"""What families with experts and diffusion transformers ask for besides."""
+Record = Callable[[str, object], None]
 ON_PYTORCH = {"smoldlm", "dhara"}
 """Families whose layers the kernels do not compute: gates behind attention, convolutions."""
-
-
-def spec_of(family: Family) -> ModelSpec:
-    """A tiny model of the family, by a config.json as it spells one."""
-    config = {family.keys[name]: size for name, size in SIZES.items() if name in family.keys}
-    config |= EXPERTS
-    config = {family.inner: config, **config} if family.inner else config
-    spec = spec_from_config({**config, "model_type": family.model_types[0], **family.where}, family.name)
-    return replace(spec, traits=replace(spec.traits, mask_token_id=tiny.MASK))
 
 
 def written(
@@ -95,6 +79,19 @@ def assert_read_alike(folder: Path, spec: ModelSpec, model: Transformer) -> None
         assert np.array_equal(rows.reshape(tensor.shape), tensor.numpy()), name
 
 
+def native_error(model: Transformer, packed: PackedFile) -> float:
+    """How far the kernels' logits of a text are from PyTorch's over the unquantised weights, as a share of
+    their spread: the median row's mean."""
+    ids = list(prompt(28, 1))
+    one = NativeRunner(packed, model.architecture, tiny.MASK, (8, 32), 1)
+    one.keep_logits = True
+    one.run([job(range(8), [causal(ids)], list(range(len(ids))))])
+    with torch.inference_mode():
+        wanted = through(model, ids, torch.ones(len(ids), len(ids)).tril().bool()).numpy()
+    off = np.abs(np.array(one.logits) - wanted).mean(1) / wanted.std()
+    return float(np.median(off))
+
+
 def engine(packed: PackedFile, spec: ModelSpec, **settings: object) -> Engine:
     config = EngineConfig(**{"kv_tokens": 1024, "page_size": 32, "threads": 1, **settings})  # type: ignore[arg-type]
 
@@ -109,13 +106,18 @@ def engine(packed: PackedFile, spec: ModelSpec, **settings: object) -> Engine:
     "family", [each for each in FAMILIES if each.name not in ON_PYTORCH], ids=lambda family: family.name
 )
 def test_every_family_runs_on_the_kernels(
-    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
     monkeypatch.setenv("VERMILION_HOME", str(tmp_path / "home"))
     spec = spec_of(family)
     assert not checkpoint_packing.obstacle(spec.architecture)
-    assert_read_alike(tmp_path / "tiny", spec, written(tmp_path / "tiny", spec, family.names))
+    model = written(tmp_path / "tiny", spec, family.names)
+    assert_read_alike(tmp_path / "tiny", spec, model)
     files = ModelFiles("folder", "tiny", tmp_path / "tiny", None)
+    off = native_error(model, checkpoint_packing.open_packed(files, spec, "q8"))
+    record_property("family", family.name)
+    record_property("native_error", off)
+    assert off < 0.1, "and half of that but where a router is undecided"
     packed = checkpoint_packing.open_packed(files, spec, "q4")
     decoding = spec.presets[spec.default_preset] if spec.presets else Decoding("ar")
     sampling = Sampling(max_tokens=24, ignore_eos=True)

@@ -59,7 +59,7 @@ def settings_of(options: ServeOptions) -> Settings:
             raise BadParameter("--adapter", given, "NAME=FOLDER, such as legal=runs/legal/adapter")
         adapters[name] = Path(folder).expanduser()
     for name in adapters:
-        model_names.check_adapter_name(name, settings.model, settings.serve)
+        model_names.check_adapter_name(name, (settings.model,), settings.serve)
     return replace(settings, adapters=adapters)
 
 

@@ -82,7 +82,7 @@ def _print_table(rows: Sequence[ModelFacts]) -> None:
             row.name,
             row.family,
             count_text(row.num_parameters),
-            row.licence or "?",
+            row.licence or "unknown",
             *needs,
             disk,
             preset,

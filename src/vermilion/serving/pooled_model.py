@@ -165,9 +165,17 @@ class PooledModel:
             await backend.load_adapter(name, folder)
             self.adapters[name] = folder
 
+    async def attach(self, name: str, folder: Path) -> None:
+        """As `load_adapter`, but a model that is not in memory stays out of it, and takes the adapter in when
+        it is loaded."""
+        if self.opened is None:
+            self.adapters[name] = folder
+        else:
+            await self.load_adapter(name, folder)
+
     async def unload_adapter(self, name: str) -> None:
-        if name not in self.adapters:
-            raise ModelNotFound(name, tuple(self.adapters))
+        if name not in self.model.adapters:
+            raise ModelNotFound(name, self.model.adapters)
         if self.opened is not None:
             await self.opened.served.backend.unload_adapter(name)
-        del self.adapters[name]
+        self.adapters.pop(name, None)

@@ -9,12 +9,15 @@ import httpx
 import openai
 import pytest
 
-from serving.fake import MODEL, FakeBackend
+from serving.fake import MODEL, FakeBackend, fake_service, served
 from serving.running import running
 from vermilion.cli.launch import settings_of
 from vermilion.cli.options import ServeOptions
 from vermilion.errors import BadParameter
 from vermilion.serving.generation.model_names import MERCURY_NAMES
+from vermilion.serving.http.app import create_app
+from vermilion.serving.model_pool import ModelPool
+from vermilion.serving.service_state import ServiceState
 
 pytestmark = pytest.mark.anyio
 QUESTION = {"messages": [{"role": "user", "content": "hi"}]}
@@ -113,3 +116,33 @@ def test_the_command_line_names_adapters(tmp_path: Path) -> None:
     for wrong in ("legal", "=x", "mercury=x", "two words=x"):
         with pytest.raises(BadParameter):
             settings_of(ServeOptions(adapter=[wrong]))
+
+
+def two_models(tmp_path: Path) -> tuple[ServiceState, FakeBackend, FakeBackend]:
+    first, second = FakeBackend(), FakeBackend(model=replace(MODEL, id="other"))
+    service = fake_service(first, adapter_folder=tmp_path)
+    service.models = ModelPool.of(served(first), served(second))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "adapter_config.json").write_text("{}")
+    return service, first, second
+
+
+async def test_an_adapter_is_of_the_model_that_is_named(tmp_path: Path) -> None:
+    service, first, second = two_models(tmp_path)
+    transport = httpx.ASGITransport(create_app(service))
+    body = {"lora_name": "new", "lora_path": "mine"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        loaded = await client.post("/v1/load_lora_adapter", json={**body, "model": "other"})
+        assert loaded.json()["parent"] == "other"
+        assert (first.model.adapters, second.model.adapters) == ((), ("new",))
+        assert (await client.post("/v1/chat/completions", json={**QUESTION, "model": "new"})).is_success
+        assert [request.adapter for request in second.requests] == ["new"] and not first.requests
+        clash = await client.post("/v1/load_lora_adapter", json=body)
+        assert (clash.status_code, clash.json()["error"]["param"]) == (400, "adapter")
+        unknown = await client.post("/v1/load_lora_adapter", json={**body, "model": "third"})
+        assert unknown.status_code == 404
+        assert (await client.post("/v1/unload_lora_adapter", json={"lora_name": "new"})).is_success
+        assert second.model.adapters == ()
+        assert (await client.post("/v1/load_lora_adapter", json={**body, "model": "other"})).is_success
+        assert (await client.delete("/v1/models/new")).json()["deleted"]
+        assert second.model.adapters == ()

@@ -22,6 +22,7 @@ class LoadBody(BaseModel):
 
     lora_name: str = Field(min_length=1, description="The name under which it is served.")
     lora_path: str = Field(min_length=1, description="Its folder inside `serve.adapter_folder`.")
+    model: str | None = Field(None, description="Which of several served models it is of; none: the first.")
 
 
 class UnloadBody(BaseModel):
@@ -38,7 +39,10 @@ class AdapterRefused(BadRequest):
 
 async def load(context: RequestContext, body: LoadBody) -> Response:
     name, root = body.lora_name, context.service.config.adapter_folder
-    model_names.check_adapter_name(name, context.model.id, context.service.config)
+    models = [model for _, model in context.service.listed()]
+    others = [other for model in models if model.id != context.model.id for other in model.adapters]
+    taken = [*(model.id for model in models), *others]
+    model_names.check_adapter_name(name, taken, context.service.config)
     if root is None:
         raise BadRequest("This service was started without serve.adapter_folder: it loads no adapters.")
     folder = (root / body.lora_path).resolve()
@@ -54,24 +58,24 @@ async def load(context: RequestContext, body: LoadBody) -> Response:
 
 async def unload(context: RequestContext, body: UnloadBody) -> Response:
     name = body.lora_name
+    pooled, _ = context.service.find(name)
     with context.service.changing_adapter(name):
-        await context.served.backend.unload_adapter(name)
+        await pooled.unload_adapter(name)
     return json_response({"id": name, "object": "model", "loaded": False})
 
 
 async def delete(context: RequestContext, id: str) -> Response:
-    served = context.served
-    model_names.check_model(id, served.backend.model, context.service.config)
-    name = model_names.adapter_of(id, served.backend.model, context.service.config)
+    pooled, model = context.service.find(id)
+    name = model_names.adapter_of(id, model, context.service.config)
     if not name:
-        raise BadParameter("model", id, ", ".join(served.backend.model.adapters) or "no model: there is one")
+        raise BadParameter("model", id, ", ".join(model.adapters) or "no model: there is one")
     visit = VISIT.get()
     own = context.service.adapter_owners.get(name) == context.service.owner()
     if visit is not None and not own:
         # An adapter that the operator has loaded is everybody's.
         visit.require(*OPERATE)
     with context.service.changing_adapter(name):
-        await served.backend.unload_adapter(name)
+        await pooled.unload_adapter(name)
     if isinstance(context.service.background, BackgroundJobs):
         context.service.background.forget(name)
     return json_response({"id": name, "object": "model", "deleted": True})

@@ -73,9 +73,10 @@ def shown(name: str | None, model: ModelInfo, config: ServeConfig) -> str:
     return adapter_of(name, model, config) or model.id
 
 
-def check_adapter_name(name: str, model_id: str, config: ServeConfig) -> None:
-    """Raises `BadParameter` for what cannot name an adapter of the model: no word, or a name of the model."""
-    if name in (model_id, *config.aliases, *MERCURY_NAMES):
+def check_adapter_name(name: str, taken: Sequence[str], config: ServeConfig) -> None:
+    """Raises `BadParameter` for what cannot name an adapter: no word, or a name that a model has. `taken`: of
+    the served models, and of adapters of other ones."""
+    if name in (*taken, *config.aliases, *MERCURY_NAMES):
         raise BadParameter("adapter", name, "a name that no model has")
     if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable() or " " in name:
         raise BadParameter("adapter", name, f"1 to {_LONGEST_NAME} characters without blanks")

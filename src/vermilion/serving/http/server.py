@@ -115,7 +115,7 @@ async def loaded(service: ServiceState, app: FastAPI, load: ModelLoader) -> Asyn
         models = given if isinstance(given, ModelPool) else ModelPool.of(given)
         served = models.default.served
         assert served is not None
-        async with background.opened(service.config, served, app, service.accounts) as service.background:
+        async with background.opened(service.config, models, app, service.accounts) as service.background:
             await asyncio.to_thread(_prepare, app, served)
             service.models = models
             # What lives as long as the process needs no look at every collection: that takes 50 ms and more.

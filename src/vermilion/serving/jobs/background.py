@@ -15,10 +15,10 @@ from starlette.types import ASGIApp
 
 from vermilion.accounts.gate import Accounts
 from vermilion.errors import ConfigError, VermilionError
-from vermilion.serving.backend import Served
 from vermilion.serving.jobs.batch_worker import BatchWorker
 from vermilion.serving.jobs.fine_tuning_worker import FineTuningWorker
 from vermilion.serving.jobs.job_store import JobStore
+from vermilion.serving.model_pool import ModelPool
 from vermilion.serving.serve_config import ServeConfig
 
 _log = logging.getLogger(__name__)
@@ -52,9 +52,11 @@ class BackgroundJobs:
 
 @asynccontextmanager
 async def opened(
-    config: ServeConfig, served: Served, app: ASGIApp, accounts: Accounts | None
+    config: ServeConfig, models: ModelPool, app: ASGIApp, accounts: Accounts | None
 ) -> AsyncIterator[BackgroundJobs | NoBackgroundJobs]:
     """The background, with its queues running; why there is none, where there is none. Batches ask `app`."""
+    served = models.default.served
+    assert served is not None
     folder = config.data_folder or (_default_folder() if served.source else None)
     if folder is None:
         yield NoBackgroundJobs("set serve.data_folder.")
@@ -66,7 +68,7 @@ async def opened(
         yield NoBackgroundJobs(str(error))
         return
     background = BackgroundJobs(
-        store, FineTuningWorker(store, served, accounts), BatchWorker(store, app, accounts)
+        store, FineTuningWorker(store, models, accounts), BatchWorker(store, app, accounts)
     )
     working = [asyncio.create_task(background.tuner.run()), asyncio.create_task(background.batcher.run())]
     try:

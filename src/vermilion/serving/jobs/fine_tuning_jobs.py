@@ -75,9 +75,12 @@ def num_training_bytes(store: JobStore, owner: str, body: JobBody) -> int:
     return _examples(store, owner, body.training_file, "training_file").stat().st_size
 
 
-def create(store: JobStore, of: tuple[str, str], body: JobBody, base_id: str, adapter: Path | None) -> Record:
-    """A queued job with its own copies of the files, `of` an organisation and the key that is charged;
-    `adapter` is where training starts from, if anywhere.
+def create(
+    store: JobStore, of: tuple[str, str], body: JobBody, base: tuple[str, str], adapter: Path | None
+) -> Record:
+    """A queued job with its own copies of the files, `of` an organisation and the key that is charged; `base`
+    is the model that it tunes, by its id and by where `vermilion train` finds it, `adapter` where training
+    starts from, if anywhere.
 
     Raises BadParameter, and NotHere for files that are not there.
     """
@@ -103,7 +106,10 @@ def create(store: JobStore, of: tuple[str, str], body: JobBody, base_id: str, ad
         "learning_rate_multiplier": _number(asked.learning_rate_multiplier, 1.0),
     }
     middle = f":{body.suffix}" if body.suffix else ""
+    base_id, found_at = base
     record.own = {
+        "base": base_id,
+        "source": found_at,
         "name": f"ft:{base_id}{middle}:{secrets.token_hex(4)}",
         "wish": None,
         "key_id": key_id,

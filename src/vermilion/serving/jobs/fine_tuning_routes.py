@@ -52,11 +52,6 @@ def _halted(context: RequestContext, id: str, wish: str, statuses: tuple[str, ..
 
 async def create(context: RequestContext, body: fine_tuning_jobs.JobBody) -> Response:
     offline, owner = context.service.offline(), context.service.owner()
-    default = context.service.admit().backend.model.id
-    if context.model.id != default:
-        raise BadParameter(
-            "model", body.model, f"{default}, the service's first model, or a fine-tuned one of it"
-        )
     start = _start(context, body.model)
     check_open(offline.store, "job", owner, fine_tuning_jobs.FINAL, context.service.config.organisation_jobs)
     num_bytes = fine_tuning_jobs.num_training_bytes(offline.store, owner, body)
@@ -67,7 +62,7 @@ async def create(context: RequestContext, body: fine_tuning_jobs.JobBody) -> Res
         offline.store,
         (owner, visit.key.id if visit else ""),
         body,
-        context.model.id,
+        (context.model.id, context.served.source),
         start,
     )
     offline.tuner.wake()

@@ -11,11 +11,12 @@ from typing import Any
 
 from vermilion.accounts.gate import Accounts
 from vermilion.accounts.refusals import AccountsUnavailable
-from vermilion.errors import ModelFileError
-from vermilion.serving.backend import Served
+from vermilion.errors import ModelFileError, ModelNotFound, VermilionError
 from vermilion.serving.jobs import file_contents, fine_tuning_jobs, quotas
 from vermilion.serving.jobs.job_store import JobStore, Record
 from vermilion.serving.jobs.training_process import TrainingProcess, gone
+from vermilion.serving.model_pool import ModelPool
+from vermilion.serving.pooled_model import PooledModel
 
 _LOOK_S = 0.5
 """How often a running job's log is read."""
@@ -28,9 +29,9 @@ _log = logging.getLogger(__name__)
 class FineTuningWorker:
     """The queue. `run` serves it until it is cancelled; the others are called between its steps."""
 
-    def __init__(self, store: JobStore, served: Served, accounts: Accounts | None) -> None:
+    def __init__(self, store: JobStore, models: ModelPool, accounts: Accounts | None) -> None:
         self._store = store
-        self._served = served
+        self._models = models
         self._accounts = accounts
         self._wake = asyncio.Event()
         self.owners: dict[str, str] = {}
@@ -51,6 +52,8 @@ class FineTuningWorker:
                 continue
             try:
                 await self._train(record)
+            except ModelNotFound as error:
+                self._fail(record, error.code or "model_not_found", str(error))
             except Exception:
                 # The edge of one job: the queue goes on.
                 _log.exception("fine-tuning job %s failed", record.id)
@@ -79,7 +82,7 @@ class FineTuningWorker:
             elif status == "succeeded" and not record.own.get("deleted"):
                 try:
                     await self._serve(record)
-                except ModelFileError as error:
+                except VermilionError as error:
                     _log.warning("%s is not served: %s", record.own["name"], error)
 
     async def _charge_ended(self) -> None:
@@ -90,7 +93,7 @@ class FineTuningWorker:
             rows = await asyncio.to_thread(fine_tuning_jobs.figures, self._store, record)
             num_tokens = int(rows[-1]["tokens"]) if rows else 0
             try:
-                model = self._served.backend.model.id
+                model = self._base_id(record)
                 await quotas.charge_training(self._accounts, record, model, num_tokens)
             except AccountsUnavailable:
                 _log.warning("fine-tuning job %s is charged later: the accounts cannot be reached", record.id)
@@ -98,14 +101,27 @@ class FineTuningWorker:
             record.own["charged"] = True
             self._store.save(record)
 
+    def _base_id(self, record: Record) -> str:
+        """The model that a job tunes; jobs of former versions tune the first."""
+        return str(record.own.get("base") or self._models.default.model.id)
+
+    def _base(self, record: Record) -> PooledModel:
+        """Raises `ModelNotFound` where the service does not serve it any more."""
+        base = self._models.models.get(self._base_id(record))
+        if base is None:
+            raise ModelNotFound(self._base_id(record), tuple(self._models.models))
+        return base
+
     async def _serve(self, record: Record) -> None:
         folder = fine_tuning_jobs.adapter_folder(self._store, record)
         # Before anybody can see it.
         self.owners[record.own["name"]] = record.owner
-        await self._served.backend.load_adapter(record.own["name"], folder)
+        await self._base(record).attach(record.own["name"], folder)
 
     async def _train(self, record: Record) -> None:
-        arguments = fine_tuning_jobs.train_arguments(self._store, record, self._served.source)
+        served = self._base(record).served
+        source = record.own.get("source") or (served.source if served is not None else "")
+        arguments = fine_tuning_jobs.train_arguments(self._store, record, source)
         trainer = await TrainingProcess.start(arguments, self._store.path(record))
         record.body["status"] = "running"
         record.own |= {"pid": trainer.pid, "wish": None}
