@@ -42,6 +42,8 @@ class Golden:
     note: str = ""
     context: str = ""
     """What settled text sees, where that is not what its traits say."""
+    scales: dict[str, float] = field(default_factory=dict)
+    """What tensors are multiplied by, so that logits stay near one where embeddings are tied."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """What its samplers answer at temperature 0: `decoder` and its settings, `prompt`, `tokens`."""
 
@@ -72,7 +74,8 @@ def numbers(name: str, shape: list[int], seed: int) -> NDArray[np.float32]:
 
 def tensors(golden: Golden) -> dict[str, Tensor]:
     return {
-        name: torch.from_numpy(numbers(name, shape, golden.seed)) for name, shape in golden.tensors.items()
+        name: torch.from_numpy(numbers(name, shape, golden.seed)) * golden.scales.get(name, 1.0)
+        for name, shape in golden.tensors.items()
     }
 
 
