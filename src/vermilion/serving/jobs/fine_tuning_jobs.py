@@ -69,6 +69,14 @@ class JobBody(BaseModel):
     def num_epochs(self) -> float:
         return _number(self.asked.n_epochs, _AUTO_EPOCHS)
 
+    @property
+    def chosen(self) -> dict[str, float]:
+        return {
+            "n_epochs": self.num_epochs,
+            "batch_size": _number(self.asked.batch_size, _AUTO_ROWS),
+            "learning_rate_multiplier": _number(self.asked.learning_rate_multiplier, 1.0),
+        }
+
 
 def num_training_bytes(store: JobStore, owner: str, body: JobBody) -> int:
     """Raises what `create` raises."""
@@ -99,12 +107,7 @@ def create(
         for path in adapter.iterdir():
             if path.is_file():
                 link(path, folder / "start" / path.name)
-    asked = body.asked
-    chosen = {
-        "n_epochs": body.num_epochs,
-        "batch_size": _number(asked.batch_size, _AUTO_ROWS),
-        "learning_rate_multiplier": _number(asked.learning_rate_multiplier, 1.0),
-    }
+    chosen = body.chosen
     middle = f":{body.suffix}" if body.suffix else ""
     base_id, found_at = base
     record.own = {
