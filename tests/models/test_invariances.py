@@ -105,6 +105,7 @@ def told(record_property: Record, family: str, engine: Engine) -> None:
 
 
 def short(golden: Golden) -> Golden:
-    """Experts are chosen for blocks of the same length."""
+    """Experts are chosen for blocks of the same length; tokens that edit are in the vocabulary."""
     routed = {"block_size": SHORT} if "expert_capacity" in golden.config else {}
-    return replace(golden, config=golden.config | routed)
+    expands = {"expand_token_id": 62} if golden.family == "dreamon" else {}
+    return replace(golden, config=golden.config | routed | expands)

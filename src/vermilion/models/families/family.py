@@ -31,6 +31,9 @@ HUGGING_FACE: Mapping[str, str] = {
     "ffn_bias": "mlp_bias",
     "mask_token_id": "mask_token_id",
     "eos_token_ids": "eos_token_id",
+    "delete_token_id": "delete_token_id",
+    "split_token_id": "split_token_id",
+    "expand_token_id": "expand_token_id",
 }
 """Field of `Architecture` or `Traits` to the key of config.json that gives it, as most families have them."""
 
