@@ -14,6 +14,7 @@ if find_spec("pipecat") is None:
     collect_ignore = [
         "test_calls.py",
         "test_lines.py",
+        "test_livekit.py",
         "test_clauses.py",
         "test_model_calls.py",
         "test_words.py",
