@@ -64,3 +64,9 @@ class GapTemplate:
 def before_middle(prefix: Sequence[int], suffix: Sequence[int], marks: Sequence[int]) -> list[int]:
     """All of a row that is given."""
     return [marks[0], marks[1], *suffix, marks[2], *prefix]
+
+
+def ends_a_line(suffix: str) -> bool:
+    """Whether a gap before this suffix reaches to a line's end, with text in some line below. Gaps within a
+    line are filled better in sight of both sides (`decoding/infill.py`; figures in docs/MODEL.md)."""
+    return bool(suffix.strip()) and suffix.lstrip(" \t").startswith(("\n", "\r"))

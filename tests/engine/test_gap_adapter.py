@@ -16,16 +16,25 @@ from vermilion.engine.engine import Engine
 from vermilion.engine.loaded_adapters import FIM
 from vermilion.engine.loading import read_adapter
 from vermilion.errors import ModelFileError
-from vermilion.gap_template import GapTemplate, before_middle
+from vermilion.gap_template import GapTemplate, before_middle, ends_a_line
 from vermilion.types import Decoding, Finish, Request, Sampling, Text
 
 KIND = "causal-shift"
+BREAK = 94
+"""No prompt or answer here holds it; suffixes begin with it."""
 TEMPLATE = GapTemplate((91, 92, 93, tiny.EOS), max_suffix=6, end_bias=0.5)
 DECODINGS = [
     Decoding("ar"),
     Decoding("lossless", block_length=4, draft_nodes=8),
     Decoding("threshold", threshold=0.3, block_length=8),
 ]
+
+
+class Lines(tiny.Letters):
+    """One token breaks lines."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"\n" if token_id == BREAK else super().token_bytes(token_id)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +52,7 @@ def engine(folder: Path, other: Path, template: GapTemplate = TEMPLATE, **settin
     one.adapters.add("other", read_adapter(one, other))
     one.adapters.keep(FIM, read_adapter(one, folder))
     one.gap_template = template
+    one.tokenizer = Lines()  # type: ignore[assignment]
     return one
 
 
@@ -56,10 +66,11 @@ def answers(one: Engine, requests: list[Request]) -> list[tuple[int, ...]]:
 
 
 def gaps(decoding: Decoding) -> list[Request]:
-    greedy, drawn = Sampling(max_tokens=18), Sampling(max_tokens=15, temperature=0.8, seed=3)
+    greedy = Sampling(max_tokens=18, logit_bias={BREAK: -100.0})
+    drawn = replace(greedy, max_tokens=15, temperature=0.8, seed=3)
+    suffixes = [(BREAK, *prompt(3 + 2 * i, 40 + i)) for i in range(4)]
     return [
-        Request(f"{i}", prompt(12, i), drawn if i % 2 else greedy, decoding, prompt(4 + 2 * i, 40 + i))
-        for i in range(4)
+        Request(f"{i}", prompt(12, i), drawn if i % 2 else greedy, decoding, suffixes[i]) for i in range(4)
     ]
 
 
@@ -71,7 +82,7 @@ def test_the_middle_is_the_templates_continuation_in_any_company(
     expected = []
     for one in wanted:
         asked = (91, 92, *one.suffix[:6], 93, *one.prompt)
-        sampling = replace(one.sampling, min_tokens=1, logit_bias={tiny.EOS: 0.5})
+        sampling = replace(one.sampling, min_tokens=1, logit_bias={BREAK: -100.0, tiny.EOS: 0.5})
         expected.append(reference.generate(asked, sampling, Decoding("ar")).tokens)
     assert len(set(expected)) == len(expected)
     assert answers(engine(folder, other), wanted) == expected
@@ -86,12 +97,17 @@ def test_the_middle_is_the_templates_continuation_in_any_company(
 
 def test_another_adapter_and_blank_suffixes_go_their_own_way(folder: Path, other: Path) -> None:
     decoding, sampling = Decoding("lossless", block_length=4, draft_nodes=8), Sampling(max_tokens=11)
-    named = Request("named", prompt(12, 1), sampling, decoding, prompt(5, 41), adapter="other")
+    named = Request("named", prompt(12, 1), sampling, decoding, (BREAK, *prompt(5, 41)), adapter="other")
+    within = Request("within", prompt(12, 1), sampling, decoding, prompt(5, 41))
     bare = Request("bare", prompt(12, 1), sampling, decoding)
-    base = tiny.model(KIND)
-    assert answers(engine(folder, other), [named, bare]) == [
-        infill(merged(tiny.model(KIND), other), tiny.TRAITS[KIND], named).tokens,
-        Reference(base, tiny.TRAITS[KIND]).generate(bare.prompt, sampling, Decoding("ar")).tokens,
+    blank = replace(bare, id="blank", suffix=(BREAK, BREAK))
+    base, traits, breaks = tiny.model(KIND), tiny.TRAITS[KIND], frozenset({BREAK})
+    plain = Reference(base, traits).generate(bare.prompt, sampling, Decoding("ar")).tokens
+    assert answers(engine(folder, other), [named, within, bare, blank]) == [
+        infill(merged(tiny.model(KIND), other), traits, named, breaks).tokens,
+        infill(base, traits, within, breaks).tokens,
+        plain,
+        plain,
     ]
 
 
@@ -104,7 +120,9 @@ def test_the_end_mark_ends_it_unless_ends_are_ignored(folder: Path, other: Path)
     assert cut == whole[: place + 1]
     eager = replace(TEMPLATE, end_bias=100.0)
     assert [len(middle) for middle in answers(engine(folder, other, eager), gaps(DECODINGS[1]))] == [2] * 4
-    chosen = replace(request, sampling=replace(request.sampling, logit_bias={tiny.EOS: -100.0}))
+    chosen = replace(
+        request, sampling=replace(request.sampling, logit_bias={BREAK: -100.0, tiny.EOS: -100.0})
+    )
     assert len(answers(engine(folder, other, eager), [chosen])[0]) == 18
     at_once = GapTemplate((91, 92, 93, whole[0]), 6)
     (middle,) = answers(engine(folder, other, at_once), [request])
@@ -134,9 +152,17 @@ def test_the_template_keeps_the_ends_at_the_gap() -> None:
 def test_a_text_that_fills_the_context_loses_its_first_tokens(folder: Path, other: Path) -> None:
     one = engine(folder, other)
     room = one.model.context_length - 4 - 10
-    request = Request("full", prompt(room, 1), Sampling(max_tokens=10), DECODINGS[0], prompt(4, 41))
+    request = Request("full", prompt(room, 1), Sampling(max_tokens=10), DECODINGS[0], (BREAK, 5, 6, 7))
     program = one.check(request)
     assert len(program.task.prompt) == room + 4 and program.task.prompt[-5:] == request.prompt[-5:]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "whole"),
+    [("\nx", True), (" \t\r\n\nx", True), ("x\n", False), ("\n \n", False), ("", False), (")", False)],
+)
+def test_gaps_up_to_a_lines_end_are_its(suffix: str, whole: bool) -> None:
+    assert ends_a_line(suffix) is whole
 
 
 @pytest.mark.parametrize(

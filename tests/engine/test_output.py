@@ -284,10 +284,11 @@ def test_the_suffixs_first_line_needs_a_break_beside_it(suffix: str, lines: set[
 @pytest.mark.parametrize(
     ("tokens", "text"),
     [
-        ([10, 17, 11, 10, 12], "a\n\nbac"),  # another line begins alike
-        ([10, 17, 11, 17, 12], "a"),
-        ([10, 17, 11, tiny.EOS], "a"),  # the end takes the place of the break
-        ([10, 11, 17, tiny.EOS], "ab\n\n"),
+        ([17, 12, 17, 11, 12], "\n\nc\n\nbc"),  # another line begins alike
+        ([17, 12, 17, 11, 17], "\n\nc"),
+        ([17, 12, 17, 11, tiny.EOS], "\n\nc"),  # the end takes the place of the break
+        ([10, 11, 17, 12, 10], "ab"),  # what begins within a line ends with it
+        ([10, 11, tiny.EOS], "ab"),
     ],
 )
 @pytest.mark.parametrize("size", [1, 5])
@@ -303,4 +304,4 @@ def test_a_middle_ends_where_it_would_repeat_the_suffix(tokens: list[int], text:
     assert "".join(event.text for event in events if isinstance(event, Text)) == text
     finish = events[-1]
     assert isinstance(finish, Finish) and not finish.stop_string
-    assert finish.reason == ("length" if text.endswith("c") else "stop")
+    assert finish.reason == ("length" if text.endswith("bc") else "stop")

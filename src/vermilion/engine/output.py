@@ -29,12 +29,13 @@ class Output:
     """What one request has been told so far."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer, *, before_suffix: bool = False) -> None:
-        """`before_suffix`: the answer ends where it would repeat the first line of the suffix."""
+        """`before_suffix`: the answer ends where it would repeat the first line of the suffix, and with its
+        line where it does not begin with a break."""
         self._request = request
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
         self._scanner = StopScanner(request.sampling.stop, request.sampling.stop_outside)
-        ends = before_suffix and not request.sampling.ignore_eos
+        ends = self._undecided = before_suffix and not request.sampling.ignore_eos
         self._repeated = repeats_of(tokenizer.decode(request.suffix)) if ends else ()
         self._repeats = StopScanner(self._repeated)
         self._text: list[str] = []
@@ -58,6 +59,10 @@ class Output:
             piece = self._detokenizer.push((settled.token,))
             if self._request.canvas_tokens and piece:
                 self._told.append(self._settled_token(settled, len(piece)))
+            if self._undecided and piece:
+                self._undecided = False
+                breaks = () if piece.startswith(("\r", "\n")) else ("\n", "\r\n")
+                self._repeats = StopScanner((*self._repeated, *breaks))
             text, again = self._repeats.push(piece)
             text, hit = self._scanner.push(text)
             shown.append(text)
