@@ -6,21 +6,23 @@ import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from vermilion.errors import BadParameter, ModelFileError
 from vermilion.speech import speech_models
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Samples = NDArray[np.int16] | NDArray[np.float32]
+    """[num_samples] mono; int16, or float32 in -1 to 1."""
 
 SAMPLE_RATE = 16_000
 """Samples per second that every recogniser takes."""
 RECOGNIZERS = ("base", "tiny.en", "pocketsphinx")
 """Best first; a folder in CTranslate2's layout, or owner/name of the model hub, is allowed too."""
 Detail = Literal["text", "segments", "words"]
-Samples = NDArray[np.int16] | NDArray[np.float32]
-"""[num_samples] mono; int16, or float32 in -1 to 1."""
 
 _log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,11 +11,13 @@ from vermilion.errors import ModelFileError
 from vermilion.speech.recognizer import (
     SAMPLE_RATE,
     Detail,
-    Samples,
     SpokenSegment,
     SpokenWord,
     Transcript,
 )
+
+if TYPE_CHECKING:
+    from vermilion.speech.recognizer import Samples
 
 _FRAMES_PER_S = 100
 

@@ -6,13 +6,14 @@ import logging
 import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol
 
 from vermilion.errors import BadParameter, ModelFileError
 from vermilion.speech import speech_models
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SYNTHESIZERS = ("piper", "flite")
 

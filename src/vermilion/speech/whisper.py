@@ -7,7 +7,7 @@ turns of a conversation as well (bench/results/voice.jsonl). Below 10 s its deco
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,11 +15,13 @@ from vermilion.errors import ModelFileError
 from vermilion.speech.recognizer import (
     SAMPLE_RATE,
     Detail,
-    Samples,
     SpokenSegment,
     SpokenWord,
     Transcript,
 )
+
+if TYPE_CHECKING:
+    from vermilion.speech.recognizer import Samples
 
 _CONTEXT_S = {"base": 12.0, "tiny.en": 15.0}
 _OTHER_CONTEXT_S = 15.0
