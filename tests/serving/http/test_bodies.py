@@ -40,9 +40,9 @@ async def test_packed_bodies_are_unpacked(client: httpx.AsyncClient, encoding: s
 @pytest.mark.parametrize(
     ("encoding", "content", "status", "code"),
     [
-        ("gzip", gzip.compress(b" " * 5_000_000), 413, "request_too_large"),
+        ("gzip", gzip.compress(b" " * 5_000_000, mtime=0), 413, "request_too_large"),
         ("gzip", CONTENT, 400, "invalid_body"),
-        ("gzip", gzip.compress(CONTENT)[:-9], 400, "invalid_body"),
+        ("gzip", gzip.compress(CONTENT, mtime=0)[:-9], 400, "invalid_body"),
         ("br", CONTENT, 415, "unsupported_encoding"),
         ("gzip, gzip", CONTENT, 415, "unsupported_encoding"),
     ],
@@ -117,7 +117,7 @@ async def test_no_limit_is_what_fits_the_context(client: httpx.AsyncClient, back
 
 OPTIONAL = [
     (body, name if field.alias is None else field.alias)
-    for body in {route.body for route in ROUTES if route.body}
+    for body in dict.fromkeys(route.body for route in ROUTES if route.body)
     for name, field in body.model_fields.items()
     if not field.is_required()
 ]
