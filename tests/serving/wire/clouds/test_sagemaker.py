@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,30 +13,9 @@ from botocore.exceptions import ClientError, EventStreamError
 
 from serving.boto import amazon
 from serving.fake import MODEL, FakeBackend, sse
-from serving.threaded import threaded
 from vermilion.errors import EngineFailure, Overloaded
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[FakeBackend, str]]:
-    with threaded(backend := FakeBackend()) as url:
-        while httpx.get(f"{url}/ping").status_code != httpx.codes.OK:
-            pass
-        yield backend, url
-
-
-@pytest.fixture
-def backend(served: tuple[FakeBackend, str]) -> FakeBackend:
-    """As new."""
-    served[0].__init__(model=replace(MODEL, context_length=4096))  # type: ignore[misc]
-    return served[0]
-
-
-@pytest.fixture
-def url(served: tuple[FakeBackend, str], backend: FakeBackend) -> str:
-    return served[1]
 
 
 @pytest.fixture

@@ -16,32 +16,11 @@ from botocore.exceptions import ClientError, EventStreamError
 
 from serving.boto import ARN, KEY_ID, QUESTION, SECRET, TOOL, amazon, chunks, conversed
 from serving.fake import MODEL, FakeBackend
-from serving.threaded import threaded
 from vermilion.errors import EngineFailure, Overloaded
 from vermilion.types import Finish, Usage
 
 NAME = MODEL.id
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[FakeBackend, str]]:
-    with threaded(backend := FakeBackend()) as url:
-        while httpx.get(f"{url}/ready").status_code != httpx.codes.OK:
-            pass
-        yield backend, url
-
-
-@pytest.fixture
-def backend(served: tuple[FakeBackend, str]) -> FakeBackend:
-    """As new."""
-    served[0].__init__(model=replace(MODEL, context_length=4096))  # type: ignore[misc]
-    return served[0]
-
-
-@pytest.fixture
-def url(served: tuple[FakeBackend, str], backend: FakeBackend) -> str:
-    return served[1]
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -17,7 +15,6 @@ from azure.core.credentials import AzureKeyCredential
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 
 from serving.fake import MODEL, FakeBackend
-from serving.threaded import threaded
 
 KEY = AzureKeyCredential("any")
 QUESTION = [azure.SystemMessage("Be brief."), azure.UserMessage("hi")]
@@ -41,26 +38,6 @@ SCHEMA = {
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[tuple[FakeBackend, str]]:
-    with threaded(backend := FakeBackend()) as url:
-        while httpx.get(f"{url}/ready").status_code != httpx.codes.OK:
-            pass
-        yield backend, url
-
-
-@pytest.fixture
-def backend(served: tuple[FakeBackend, str]) -> FakeBackend:
-    """As new."""
-    served[0].__init__(model=replace(MODEL, context_length=4096))  # type: ignore[misc]
-    return served[0]
-
-
-@pytest.fixture
-def url(served: tuple[FakeBackend, str], backend: FakeBackend) -> str:
-    return served[1]
 
 
 @pytest.mark.parametrize("below", ["", "/models", f"/openai/deployments/{MODEL.id}"])
