@@ -158,14 +158,21 @@ class Oracle:
         )
         if a.value_norm:
             v = rms_norm(v, None, a.norm_eps, kind.head_dim)
-        made = []
-        for each, name in ((q, "query_norm"), (k, "key_norm")):
-            count = each.shape[1] if a.joint_qk_norm else 1
-            weight = numbers(self.packed, f"{layer}.{name}", count * stored)
-            flat = each.reshape(len(rows), -1, count * stored)
-            normed = flat if weight is None else rms_norm(flat, weight, a.norm_eps, count * kind.head_dim)
-            made.append(normed.reshape(each.shape))
-        return [*made, v]
+        if a.late_qk_norm:
+            return [q, k, v]
+        return [
+            self.head_norm(f"{layer}.query_norm", q, kind),
+            self.head_norm(f"{layer}.key_norm", k, kind),
+            v,
+        ]
+
+    def head_norm(self, name: str, each: Array, kind: LayerKind) -> Array:
+        count, stored = each.shape[1] if self.a.joint_qk_norm else 1, each.shape[2]
+        weight = numbers(self.packed, name, count * stored)
+        flat = each.reshape(len(each), -1, count * stored)
+        normed = flat if weight is None else rms_norm(flat, weight, self.a.norm_eps, count * kind.head_dim)
+        made: Array = normed.reshape(each.shape)
+        return made
 
     def fed_forward(
         self, layer: int, kind: LayerKind, x: Array, rows: Sequence[OracleRow], adapter: PackedFile | None
@@ -249,17 +256,26 @@ class Oracle:
         for i, row in enumerate(rows):
             if row.masked and mask is not None:
                 x[i] = mask
+        if a.embedding_norm:
+            x = self.norm("embedding_norm", x)
         if a.self_conditioning:
             x[noisy] = self.conditioned(x[noisy], signal)
         positions = np.array([row.position for row in rows])
         for layer, kind in enumerate(a.layer_kinds()):
             normed = self.norm(f"{layer}.attention_norm", x, f"{layer}.attention_shift")
             q, k, v = self.heads(layer, kind, normed, rows, adapter)
-            k, v = (half.astype(np.float16).astype(float) for half in (self.rotated(k, positions, kind), v))
+            q, k = (self.rotated(each, positions, kind) for each in (q, k))
+            if a.late_qk_norm:
+                q = self.head_norm(f"{layer}.query_norm", q, kind)
+                k = self.head_norm(f"{layer}.key_norm", k, kind)
+            k, v = (half.astype(np.float16).astype(float) for half in (k, v))
             if a.query_growth:
                 q = q * (1 + a.query_growth * np.log1p(positions // a.query_period))[:, None, None]
-            seen = self.attended(self.rotated(q, positions, kind), k, v, rows, kind)
-            made = self.product(f"{layer}.output", 0, seen.reshape(len(rows), -1), rows, adapter)
+            seen = self.attended(q, k, v, rows, kind).reshape(len(rows), -1)
+            if a.attention_gate:
+                gate = unpacked(packed, f"{layer}.gate")
+                seen = seen / (1 + np.exp(-rounded(normed) @ gate[: seen.shape[1]].T))
+            made = self.product(f"{layer}.output", 0, seen, rows, adapter)
             x = self.joined(f"{layer}.attention", x, made)
             x = self.joined(f"{layer}.ffn", x, self.fed_forward(layer, kind, x, rows, adapter))
             scales = [numbers(packed, f"{layer}.{name}", 1) for name in ("scale", "noisy_scale")]

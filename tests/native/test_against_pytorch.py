@@ -83,7 +83,9 @@ def _experts(file: PackedFile, name: str, prefix: str, hidden: Axis, a: Architec
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("sandwich", "modulated")])
+@pytest.mark.parametrize(
+    "name", [name for name in ARCHITECTURES if name not in ("sandwich", "modulated", "gated")]
+)
 def test_logits_are_those_of_the_backbone_within_the_published_error(name: str, bits: int) -> None:
     """Activations of eight bits and half-precision keys move a logit by 2 % of their spread."""
     a = ARCHITECTURES[name]

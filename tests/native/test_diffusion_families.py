@@ -37,6 +37,10 @@ GEMMA: dict[str, Any] = {
         "moe_intermediate_size": 24, "eos_token_id": [1, 106, 50],
     },
 }  # fmt: skip
+SMOLDLM: dict[str, Any] = {
+    "model_type": "smoldlm", "n_layer": 2, "n_embd": 48, "n_head": 3, "n_kv_head": 3, "mlp_hidden": 80,
+    "vocab_size": 150, "seq_len": 512, "block_size": 8, "mask_token_id": 149, "eos_token_id": 1,
+}  # fmt: skip
 PROMPT = [(37 * i + 11) % 140 + 4 for i in range(24)]
 CANVAS = [(53 * i + 7) % 140 for i in range(12)]
 PAGE, PAGES = 8, (3, 0, 5, 1, 7)
@@ -96,12 +100,16 @@ def off(ours: Array, theirs: Array) -> float:
     return float(np.median(np.abs(ours - theirs).mean(1)) / theirs.std())
 
 
-@pytest.mark.parametrize("name", ["bd3lm", "mdlm"])
-def test_diffusion_transformers_give_pytorchs_logits(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "config",
+    [*(Golden.read(name).config for name in ("bd3lm", "mdlm")), SMOLDLM],
+    ids=["bd3lm", "mdlm", "smoldlm"],
+)
+def test_blocks_of_masks_give_pytorchs_logits(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VERMILION_HOME", str(tmp_path / "home"))
-    one = Checkpoint(dict(Golden.read(name).config), tmp_path)
+    one = Checkpoint(config, tmp_path)
     grid = one.built.spec.traits.block_grid
     whole = Segment(tuple(PROMPT), 0, 0, 0, span=grid)
     assert off(*one.both(Pass((whole,)))) < 0.025

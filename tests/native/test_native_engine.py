@@ -87,7 +87,7 @@ def test_lossless_text_is_ar_text(decoding: Decoding, bits: int) -> None:
 
 
 @pytest.mark.parametrize("decoding", EXACT[:2], ids=str)
-@pytest.mark.parametrize("name", ["odd", "layered", "experts", "grouped", "sandwich", "modulated"])
+@pytest.mark.parametrize("name", ["odd", "layered", "experts", "grouped", "sandwich", "modulated", "gated"])
 def test_no_kind_of_layer_notices_its_company(name: str, decoding: Decoding) -> None:
     """Filled-up sizes, windows, layers of different shapes, experts: still lossless, alone and in a crowd."""
     asked = requests(AR)

@@ -48,8 +48,8 @@ from vermilion.types import Decoding, Request, Sampling
 
 tiny_native.available_sets()
 Record = Callable[[str, object], None]
-ON_PYTORCH = {"smoldlm", "dhara"}
-"""Families whose layers the kernels do not compute: gates behind attention, convolutions."""
+ON_PYTORCH = {"dhara"}
+"""Families whose layers the kernels do not compute: convolutions."""
 
 
 def written(

@@ -82,6 +82,10 @@ ARCHITECTURES["modulated"] = replace(
     PLAIN, hidden_size=72, head_dim=24, num_heads=3, num_kv_heads=3, ffn_bias=True, head_bias=True,
     activation="gelu_tanh", tied_embeddings=False, condition_size=20,
 )  # fmt: skip
+ARCHITECTURES["gated"] = replace(
+    PLAIN, hidden_size=72, head_dim=24, num_heads=3, num_kv_heads=3, qk_norm=True, late_qk_norm=True,
+    rope_backwards=True, attention_gate=True, embedding_norm=True,
+)  # fmt: skip
 ARCHITECTURES["bytes"] = replace(PLAIN, vocab_size=test_grammar.VOCAB)
 RANK = 5
 PAGE = 16

@@ -190,6 +190,9 @@ def _model_parts(a: Architecture, names: TensorNames) -> Iterator[Part]:
         }
         norm = "self_conditioning.norm"
         yield Part(f"{norm}.weight", f"{names.model_norms.get(norm, norm)}.weight", (size,))
+    if a.embedding_norm:
+        norm = "embedding_norm"
+        yield Part(f"{norm}.weight", f"{names.model_norms.get(norm, norm)}.weight", (size,))
     for ours, shapes in products.items():
         own = [f"{ours}.{index}" for index in range(len(shapes))]
         yield from _split(own, names.model_products.get(ours, own), shapes, bool(told))
@@ -202,6 +205,9 @@ def _own_parts(a: Architecture, kind: LayerKind, index: int, names: TensorNames)
         shapes = [(6 * a.hidden_size, a.condition_size)]
         published = [theirs + name for name in names.products.get("modulation", ("modulation",))]
         yield from _split([f"{ours}modulation"], published, shapes, True)
+    if a.attention_gate:
+        published = [theirs + name for name in names.products.get("gate", ("gate",))]
+        yield from _split([f"{ours}gate"], published, [(a.num_heads * kind.head_dim, a.hidden_size)], False)
     parameters = {"scale": 1, "noisy_scale": 1} if a.sandwich_norms else {}
     if kind.experts is not None and kind.experts.scaled_router:
         parameters["experts.router.scale"] = a.hidden_size

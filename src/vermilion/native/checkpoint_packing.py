@@ -38,7 +38,8 @@ _COMPUTED: dict[type, set[str]] = {
         "context_length", "rope_theta", "rope_fraction", "rope_scaling", "norm_eps", "qk_norm",
         "joint_qk_norm", "value_norm", "qkv_bias", "output_bias", "ffn_bias", "tied_embeddings", "activation",
         "attention_scale", "embedding_scale", "logit_softcap", "query_growth", "query_period", "layers",
-        "sandwich_norms", "self_conditioning", "condition_size", "head_bias",
+        "sandwich_norms", "self_conditioning", "condition_size", "head_bias", "rope_backwards",
+        "late_qk_norm", "attention_gate", "embedding_norm",
     },
     LayerKind: {
         "window", "head_dim", "num_kv_heads", "rope_theta", "rope_scaling", "rope_fraction", "rotated",
@@ -63,6 +64,8 @@ def obstacle(architecture: Architecture) -> str:
                 return f"it does not compute {field.name} {getattr(part, field.name)!r}"
     if any(kind.dense and kind.experts and kind.experts.shared_size for kind in kinds):
         return "it does not compute a shared expert beside a dense feed-forward"
+    if architecture.joint_qk_norm and architecture.late_qk_norm:
+        return "it does not compute norms over all heads behind RoPE"
     return ""
 
 
@@ -167,6 +170,7 @@ def pack_base(writer: PackWriter, architecture: Architecture, take: Take, bits: 
         if not a.tied_embeddings:
             _pack_matrix(writer, "head", take("lm_head.weight"), 8, None, hidden)
             _pack_numbers(writer, "head_bias", take("lm_head.bias"), run(a.vocab_size))
+        _pack_numbers(writer, "embedding_norm", take("embedding_norm.weight"), hidden)
         if a.self_conditioning:
             pack_self_conditioning(writer, a, take, bits)
         products = list(products_with_axes(a))
@@ -176,6 +180,9 @@ def pack_base(writer: PackWriter, architecture: Architecture, take: Take, bits: 
                     weight = take(f"{part}.weight")
                     _pack_matrix(writer, f"{name}.{number}", weight, bits, outputs[number], inputs)
                     _pack_numbers(writer, f"{name}.bias.{number}", take(f"{part}.bias"), outputs[number])
+            if a.attention_gate:
+                weight = take(f"{LLAMA.layer.format(index)}gate.weight")
+                _pack_matrix(writer, f"{index}.gate", weight, bits, heads(a.num_heads, kind.head_dim), hidden)
             _pack_norms(writer, a, index, kind, take)
             if kind.experts is not None:
                 _pack_experts(writer, index, kind.experts, take, (bits, hidden))

@@ -9,7 +9,7 @@ from typing import Any
 
 from vermilion.native.compile import FOLDER, LIBRARY_NAME
 
-LAYOUT_VERSION = 6
+LAYOUT_VERSION = 7
 NUM_PARTS = 3
 
 
@@ -61,10 +61,12 @@ class LayerStruct(ctypes.Structure):
         *((name, c_void_p) for name in ("attention_shift", "ffn_shift", "attention_gate", "ffn_gate")),
         *((name, c_void_p) for name in ("attention_out_norm", "ffn_out_norm", "dense_out_norm")),
         *((name, c_void_p) for name in ("expert_out_norm", "expert_norm")),
-        *((name, ProductStruct) for name in ("qkv", "output", "gate_up", "down")),
+        ("qkv", ProductStruct),
+        ("gate", MatrixStruct),
+        *((name, ProductStruct) for name in ("output", "gate_up", "down")),
         ("experts", ExpertsStruct),
         *((name, c_int32) for name in ("num_kv_heads", "head_dim", "head_norm_size", "ffn_size", "window")),
-        *((name, c_int32) for name in ("rotation", "joint_norm", "value_norm")),
+        *((name, c_int32) for name in ("rotation", "joint_norm", "late_norm", "value_norm")),
         *((name, c_float) for name in ("attention_scale", "scale", "noisy_scale")),
     )
 
@@ -115,6 +117,7 @@ class ModelStruct(ctypes.Structure):
         ("norm", c_void_p),
         ("norm_shift", c_void_p),
         ("head_bias", c_void_p),
+        ("embedding_norm", c_void_p),
         ("mask_embedding", c_void_p),
         ("draft_down", MatrixStruct),
         ("draft_up", MatrixStruct),

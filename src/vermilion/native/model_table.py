@@ -68,6 +68,7 @@ class ModelTable:
             norm=packed.address("norm"),
             norm_shift=packed.address("norm_shift"),
             head_bias=packed.address("head_bias"),
+            embedding_norm=packed.address("embedding_norm"),
             mask_embedding=packed.address("mask_embedding"),
             draft_down=packed.matrix("draft_down"),
             draft_up=packed.matrix("draft_up"),
@@ -111,12 +112,14 @@ class ModelTable:
             window=kind.window,
             rotation=self._ropes.index(a.rope(kind)) if kind.rotated else -1,
             joint_norm=a.qk_norm and a.joint_qk_norm,
+            late_norm=a.late_qk_norm,
             value_norm=a.value_norm,
             attention_scale=a.attention_scale or 1 / math.sqrt(kind.head_dim),
             scale=self._packed.number(f"{index}.scale", 1.0),
             noisy_scale=self._packed.number(f"{index}.noisy_scale", 1.0),
             **{name: self._packed.address(f"{index}.{name}") for name in (*NORMS, *BRANCH_NORMS, *_VECTORS)},
         )
+        layer.gate = self._packed.matrix(f"{index}.gate")
         for product in ("qkv", "output", "gate_up", "down"):
             name = f"{index}.{product}"
             num_parts = len(LLAMA.products[product]) if "drafter" in name else len(self._products[name])

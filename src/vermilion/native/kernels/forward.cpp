@@ -36,6 +36,7 @@ Forward::Forward(Session& session, const Rows& rows, const Pass& pass, float* ta
         ffn_size = std::max(ffn_size, layer.ffn_size);
         if (layer.attention_out_norm || layer.attention_gate) branch_.resize(hidden.size());
         if (layer.expert_norm) mixed_.resize(hidden.size());
+        if (layer.gate.tiles) gates_.resize((size_t)rows.size() * layer.output.parts[0].inputs);
         if (layer.joint_norm)
             jointly = std::max(jointly, (model_.num_heads + 2 * layer.num_kv_heads) * layer.head_dim);
         if (!units_.count(layer.num_kv_heads)) plan_attention(layer.num_kv_heads);
@@ -147,10 +148,11 @@ void Forward::embed(int row) {
     float* x = hidden.data() + (size_t)row * size;
     if (r.masked && stack_.mask_embedding) {
         std::copy_n(stack_.mask_embedding, size, x);
-        return;
+    } else {
+        kernels_.unpack(model_.embedding, r.id, all_blocks(model_.embedding), x);
+        for (int i = 0; i < size && model_.embedding_scale != 1.0f; i++) x[i] *= model_.embedding_scale;
     }
-    kernels_.unpack(model_.embedding, r.id, all_blocks(model_.embedding), x);
-    for (int i = 0; i < size && model_.embedding_scale != 1.0f; i++) x[i] *= model_.embedding_scale;
+    if (model_.embedding_norm && !pass_.drafting) session_.normalize(x, model_.embedding_norm, nullptr, x);
 }
 
 // The row's angles, in double precision so that far positions keep theirs.
@@ -282,13 +284,14 @@ void Forward::finish_head(const Layer& l, int in_pool, int head, int row, float*
         kernels_.to_halves(x, size, session_.pool.values(in_pool, key_head) + (size_t)slot * size);
         return;
     }
-    const float* norm = query ? l.query_norm : l.key_norm;
-    if (norm && !l.joint_norm) kernels_.normalize(x, norm, size, l.head_norm_size, model_.norm_eps, x);
+    const float* norm = l.joint_norm ? nullptr : query ? l.query_norm : l.key_norm;
+    if (norm && !l.late_norm) kernels_.normalize(x, norm, size, l.head_norm_size, model_.norm_eps, x);
     if (l.rotation >= 0) {
         const int half = model_.rotations[l.rotation].size / 2;
         const size_t at = (size_t)row * half;
         kernels_.rotate(x, cos_[l.rotation].data() + at, sin_[l.rotation].data() + at, half);
     }
+    if (norm && l.late_norm) kernels_.normalize(x, norm, size, l.head_norm_size, model_.norm_eps, x);
     if (query) {
         const float scale = query_scale(rows_.rows[row].position);
         float* to = queries_.data() + ((size_t)row * model_.num_heads + head) * size;
@@ -304,8 +307,14 @@ void Forward::attend(int layer) {
     team_.share((int)units.size(), [&](int index) { attend_unit(layer, units[index]); });
     const int size = model_.num_heads * l.head_dim, stored = l.output.parts[0].inputs;
     const Activations into = attended_codes_.view(stored);
+    if (l.gate.tiles)
+        team_.share(size / kTile, [&](int tile) {
+            kernels_.multiply(l.gate, {tile, 1}, normed_codes_.view(), {0, rows_.size()},
+                              {gates_.data() + tile * kTile, stored, false});
+        });
     team_.share(rows_.size(), [&](int row) {
         float* x = attended_.data() + (size_t)row * stored;
+        if (l.gate.tiles) kernels_.gate(kLogistic, gates_.data() + (size_t)row * stored, x, size, x);
         std::fill(x + size, x + stored, 0.0f);
         kernels_.quantize(x, stored, into, row, 0);
     });

@@ -72,6 +72,7 @@ class Forward {
     std::vector<float> normed_;                  // [rows, hidden_size]
     std::vector<float> branch_;  // what a half of a layer makes, where it is changed before it is added up; then zeros
     std::vector<float> mixed_;   // the same of the experts
+    std::vector<float> gates_;   // [rows, heads * head_dim], of what the heads have seen
     std::vector<float> queries_, attended_;      // [rows, heads * head_dim], as wide as the widest layer's
     std::vector<float> heads_;                   // [rows, all heads], where a norm goes over several
     CodeBuffer tapped_codes_;                    // clean rows at the drafter's taps

@@ -11,7 +11,7 @@
 #define VERMILION_API extern "C" __attribute__((visibility("default")))
 #endif
 
-constexpr int kLayoutVersion = 6;
+constexpr int kLayoutVersion = 7;
 
 // Rows at consecutive positions that see by the same rule: `decoding/passes.py`, Segment.
 struct Segment {

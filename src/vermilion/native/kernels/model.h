@@ -70,6 +70,7 @@ struct Layer {
     const float *attention_shift, *ffn_shift, *attention_gate, *ffn_gate;
     const float *attention_out_norm, *ffn_out_norm, *dense_out_norm, *expert_out_norm, *expert_norm;
     Product qkv;  // without a third part, keys before norm and rotation are the values
+    Matrix gate;  // of the layer's input: its sigmoid weighs what the heads have seen; absent: none
     Product output, gate_up, down;  // without a second part, the feed-forward has no gate
     Experts experts;
     int32_t num_kv_heads, head_dim, head_norm_size;
@@ -77,6 +78,7 @@ struct Layer {
     int32_t window;      // keys that a row sees up to its own; 0: all
     int32_t rotation;    // its index in the model's; -1: none
     int32_t joint_norm;  // whether query_norm and key_norm go over all heads of a row together
+    int32_t late_norm;   // whether they follow rotation; not together with joint_norm
     int32_t value_norm;  // whether values are normalised, without a weight
     float attention_scale;
     float scale, noisy_scale;  // of what leaves a layer with out norms: of clean rows, of noisy ones
@@ -102,7 +104,7 @@ struct Drafter {
     Matrix down, up;  // of the head that reads the token before
 };
 
-enum Activation : int32_t { kSilu, kGelu, kGeluTanh };
+enum Activation : int32_t { kSilu, kGelu, kGeluTanh, kLogistic };
 
 struct Model {
     int32_t num_layers, hidden_size, hidden_norm_size, num_heads, vocab_size, num_rotations;
@@ -118,7 +120,7 @@ struct Model {
     const Rotation* rotations;
     Matrix embedding, head;
     const float* norm;
-    const float *norm_shift, *head_bias;  // null: none
+    const float *norm_shift, *head_bias, *embedding_norm;  // null: none
     const float* mask_embedding;          // null: masked rows have an ordinary embedding
     Matrix draft_down, draft_up;          // absent: no draft head
     Drafter drafter;

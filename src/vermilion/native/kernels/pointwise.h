@@ -73,6 +73,7 @@ inline Floats error_function(Floats x) {
 
 inline Floats activated(int activation, Floats x) {
     if (activation == kSilu) return div(x, add(splat(1.0f), exponential(sub(zero(), x))));
+    if (activation == kLogistic) return logistic(x);
     if (activation == kGeluTanh) {
         const Floats inner = mul(fma(mul(mul(x, x), x), splat(0.044715f), x), splat(0.7978845608f));
         return mul(x, logistic(add(inner, inner)));
