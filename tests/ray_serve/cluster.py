@@ -1,4 +1,6 @@
-"""The Ray Serve application on fake engines, in a process of its own: `python -m ray_serve.cluster FOLDER`.
+"""The Ray Serve application on fake engines, in a process of its own.
+
+    python -m ray_serve.cluster FOLDER PORT
 
 Each engine's first word is the id of its process. A line `redeploy` on the standard input replaces every
 process in turn; its end stops the cluster.
@@ -7,6 +9,7 @@ process in turn; its end stops the cluster.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Iterator
@@ -73,8 +76,11 @@ class Cluster:
 def started(folder: Path) -> Iterator[Cluster]:
     """With accounts in `folder`, which has an adapter of the name `legal` as well."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ray_serve.cluster", str(folder)]
+    environment.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
+    command = [sys.executable, "-m", "ray_serve.cluster", str(folder), str(port)]
     pipe = subprocess.PIPE
     with (
         (folder / "cluster.log").open("w") as log,
@@ -135,7 +141,7 @@ def main() -> None:
     def known(settings: Settings, name: str) -> KnownModel:
         return KnownModel(replace(MODEL, id=name, context_length=4096), FakeTokenizer(), FakeTemplate())
 
-    folder, port = Path(sys.argv[1]), int(os.environ["RAY_TEST_PORT"])
+    folder, port = Path(sys.argv[1]), int(sys.argv[2])
     ray.init(
         num_cpus=8,
         object_store_memory=100 * 1024**2,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,18 +25,21 @@ REST = "".join(WORDS)
 NUM_CLIENTS = 12
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("ray")
+def prepared(folder: Path) -> str:
+    """Accounts and an adapter in `folder`; gives a key."""
     (folder / "legal").mkdir()
     (folder / "legal" / "adapter_config.json").write_text("{}")
     store = stores.connect(str(folder / "accounts.db"))
     stores.migrate(store)
     secret = organisations.create_organisation(store, NewOrganisation("Acme", "a@example.org"))[2]
-    (folder / "key").write_text(secret.text)
     store.close()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        os.environ["RAY_TEST_PORT"] = str(free.getsockname()[1])
+    return secret.text
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("ray")
+    (folder / "key").write_text(prepared(folder))
     with started(folder) as cluster:
         yield cluster
 

@@ -15,6 +15,7 @@ import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 
 from vermilion.ray_serve.engine_handle import EngineHandle
 from vermilion.ray_serve.engine_replica import EngineReplica
@@ -35,6 +36,9 @@ from vermilion.serving.settings import Settings
 
 NAME = "vermilion"
 INGRESS = "ingress"
+
+_LOGGING = LoggingConfig(enable_access_log=False)
+"""The service logs its requests itself."""
 
 _OBJECT_STORE_BYTES = 200 * 1024**2
 """Of a cluster on this machine alone; answers do not pass through it."""
@@ -93,6 +97,7 @@ def application(settings: Settings, access: ModelAccess = ModelAccess()) -> serv
     ingress = serve.deployment(
         name=INGRESS,
         num_replicas=settings.ray.ingress_replicas,
+        logging_config=_LOGGING,
         max_ongoing_requests=_MOST_CONNECTIONS,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=settings.serve.drain_timeout_s + _LAST_FRAMES_S,
@@ -122,6 +127,7 @@ def _engines(settings: Settings, name: str, access: ModelAccess) -> serve.Applic
     )
     return serve.deployment(
         name=f"engine-{name.replace('/', '-')}",
+        logging_config=_LOGGING,
         max_ongoing_requests=engine.max_running + engine.max_waiting,
         max_queued_requests=engine.max_waiting,
         ray_actor_options={"num_cpus": float(engine.threads), "num_gpus": spread.gpus},
