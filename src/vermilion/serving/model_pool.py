@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from time import monotonic
 
-from vermilion.errors import ConfigError, ModelFileError, VermilionError
+from vermilion.errors import ConfigError, ModelFileError, ModelNotFound, VermilionError
 from vermilion.serving.backend import Served
 from vermilion.serving.pooled_model import ModelLoading, ModelNotPulled, ModelUnavailable, Opened, PooledModel
 from vermilion.types import EngineStats, ModelInfo, Timing
@@ -64,7 +64,13 @@ class ModelPool:
     def of(cls, *loaded: Served) -> ModelPool:
         """Of models that are loaded already and stay, the default first."""
         infos = {served.backend.model.id: served.backend.model for served in loaded}
-        pool = cls(ModelSource(_nothing, lambda name: Described(infos[name], 0)))
+
+        def describe(name: str) -> Described:
+            if name not in infos:
+                raise ModelNotFound(name[:100], tuple(infos))
+            return Described(infos[name], 0)
+
+        pool = cls(ModelSource(_nothing, describe))
         for (id, info), served in zip(infos.items(), loaded, strict=True):
             model = pool.models[id] = PooledModel(id, info, 0, pool.ensure)
             model.hold(served)

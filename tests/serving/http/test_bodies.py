@@ -135,6 +135,7 @@ NEEDED: dict[str, Any] = {
     "provider_name": "p",
     "provider_version": "1",
     "lora_name": "l",
+    "lora_path": "p",
     "training_file": "f",
     "input_file_id": "f",
     "endpoint": "/v1/completions",
