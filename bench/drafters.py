@@ -7,7 +7,7 @@ whatever else the machine does slows both alike. Rows give tokens per pass of th
 tokens, and the median over prompts of `ar`'s time over this one's. All texts must be `ar`'s; the command
 fails where one is not.
 
-    python bench/drafters.py --drafter FOLDER --contexts 0 1000 4000 7800 --prompts 10
+    python bench/drafters.py --drafter FOLDER --contexts 0 1000 4000 7800 --kinds chat code --prompts 10
 
 asks the drafter alone, behind so many tokens of documentation, with the prompt in the prefix cache and
 without one, and counts what it guessed right where every draft is made.
@@ -59,12 +59,12 @@ class Question:
     grammar: Grammar | None = None
 
 
-def questions(llm: LLM, count: int, context: int = 0) -> list[Question]:
+def questions(llm: LLM, kinds: Sequence[Kind], count: int, context: int = 0) -> list[Question]:
     """`count` of each kind, behind `context` tokens of documentation."""
     texts = harvest((), HELD_OUT_SEED)
     before = filler(llm, texts.paragraphs, context)
     found = []
-    for kind in get_args(Kind):
+    for kind in kinds:
         for prompt in itertools.islice(prompts(texts, {kind: 1.0}, HELD_OUT_SEED), count):
             if kind == "continue":
                 text = texts.paragraphs[len(found) % len(texts.paragraphs)][:200]
@@ -145,6 +145,8 @@ def measured(name: str, llms: dict[str, LLM], asked_for: Sequence[Question], lim
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--drafter", type=Path, required=True, help="folder with drafter.json")
+    kinds = get_args(Kind)
+    parser.add_argument("--kinds", nargs="*", choices=kinds, default=kinds)
     parser.add_argument("--prompts", type=int, default=100, help="of each kind")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
@@ -163,7 +165,7 @@ def main() -> None:
 
 
 def alone_and_together(given: argparse.Namespace, llms: dict[str, LLM]) -> Iterator[dict[str, object]]:
-    for group in by_kind(questions(llms["drafter"], given.prompts)):
+    for group in by_kind(questions(llms["drafter"], given.kinds, given.prompts)):
         for name in given.only:
             yield measured(name, llms, group, given.max_tokens)
 
@@ -175,7 +177,7 @@ def along(given: argparse.Namespace, stored: dict[str, LLM]) -> Iterator[dict[st
         # Without prices every draft is made, so that the counts do not depend on the machine.
         llm.engine.scheduler.costs = None
     for context in given.contexts:
-        for group in by_kind(questions(stored["drafter"], given.prompts, context)):
+        for group in by_kind(questions(stored["drafter"], given.kinds, given.prompts, context)):
             for is_stored, llms in ((True, stored), (False, cold)):
                 row = measured("drafter", llms, group, given.max_tokens)
                 del row["times_ar"]
