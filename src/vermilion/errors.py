@@ -110,3 +110,14 @@ class ConfigError(VermilionError):
     """A configuration file, option or environment value is wrong."""
 
     code = "config_error"
+
+
+class SpeechNotInstalled(VermilionError):
+    """What speaks and hears is an extra."""
+
+    status = 501
+    kind = "invalid_request_error"
+    code = "speech_not_installed"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"This service has no speech models. {detail}")

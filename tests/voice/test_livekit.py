@@ -14,7 +14,7 @@ from serving.audio.fake_speech import wav
 from serving.fake import MODEL, FakeBackend
 from serving.threaded import threaded
 from tests.voice.speaking import ear, speech
-from vermilion.serving.audio.audio_decoding import decode
+from vermilion.speech.audio_decoding import decode
 from vermilion.speech.recognizer import SAMPLE_RATE
 
 pytestmark = pytest.mark.voice

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from playwright.sync_api import Page
 
 from console.driving import ConsoleService, Visitor, chromium, visitor
-from vermilion.serving.audio.audio_decoding import decode
+from vermilion.speech.audio_decoding import decode
 from vermilion.speech.recognizer import Recognizer
 from vermilion.speech.synthesizer import Synthesizer
 from vermilion.voice.call import Agent

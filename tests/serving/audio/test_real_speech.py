@@ -16,10 +16,10 @@ import pytest
 
 from serving.audio.fake_speech import audio_client, wav
 from serving.fake import FakeBackend, served
-from vermilion.serving.audio.audio_decoding import decode
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.service_state import ServiceState
 from vermilion.speech import speech_models
+from vermilion.speech.audio_decoding import decode
 from vermilion.speech.recognizer import SAMPLE_RATE
 
 pytestmark = [

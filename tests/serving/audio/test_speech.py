@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from accounts.conftest import until
 from serving.audio.fake_speech import Hummer, ToneRecognizer, audio_client, audio_service, pitch
-from vermilion.serving.audio.audio_decoding import decode
-from vermilion.serving.audio.audio_encoding import MEDIA_TYPES
 from vermilion.serving.audio.speech_routes import pieces
+from vermilion.speech.audio_decoding import decode
+from vermilion.speech.audio_encoding import MEDIA_TYPES
 from vermilion.speech.recognizer import SAMPLE_RATE
 
 pytest.importorskip("av")

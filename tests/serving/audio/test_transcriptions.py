@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from accounts.conftest import until
 from serving.audio.fake_speech import Hummer, ToneRecognizer, audio_client, audio_service, tone, wav
 from vermilion.errors import ModelFileError
-from vermilion.serving.audio.audio_encoding import MEDIA_TYPES, AudioEncoder
 from vermilion.serving.audio.recognition import cut
 from vermilion.serving.audio.speech_threads import SpeechModels, SpeechThread
 from vermilion.serving.serve_config import ServeConfig
 from vermilion.serving.service_state import ServiceState
+from vermilion.speech.audio_encoding import MEDIA_TYPES, AudioEncoder
 from vermilion.speech.recognizer import SAMPLE_RATE
 
 av = pytest.importorskip("av")

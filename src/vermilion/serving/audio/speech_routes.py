@@ -14,13 +14,13 @@ from pydantic import BaseModel, Field
 
 from vermilion.errors import BadParameter
 from vermilion.serving.audio.audio_calls import audio_call, audio_tokens, check_model, events
-from vermilion.serving.audio.audio_encoding import MEDIA_TYPES, AudioEncoder
 from vermilion.serving.http import auth
 from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import Route
 from vermilion.serving.http.sse import EVENT_STREAM, FrameStream
 from vermilion.serving.wire.openai_bodies import WIRE
+from vermilion.speech.audio_encoding import MEDIA_TYPES, AudioEncoder
 from vermilion.speech.synthesizer import Synthesizer
 from vermilion.types import Usage
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Generic, TypeVar, cast
 
-from vermilion.errors import ModelFileError, Overloaded, VermilionError
+from vermilion.errors import ModelFileError, Overloaded, SpeechNotInstalled
 from vermilion.speech.recognizer import Recognizer
 from vermilion.speech.synthesizer import Synthesizer
 
@@ -16,15 +16,6 @@ _END = object()
 
 Item = TypeVar("Item")
 Model = TypeVar("Model")
-
-
-class SpeechNotInstalled(VermilionError):
-    status = 501
-    kind = "invalid_request_error"
-    code = "speech_not_installed"
-
-    def __init__(self, detail: str) -> None:
-        super().__init__(f"This service has no speech models. {detail}")
 
 
 class SpeechThread(Generic[Model]):

@@ -14,7 +14,6 @@ from starlette.datastructures import FormData, UploadFile
 
 from vermilion.errors import BadParameter, BadRequest, VermilionError
 from vermilion.serving.audio.audio_calls import audio_call, audio_tokens, check_model, events
-from vermilion.serving.audio.audio_decoding import decode
 from vermilion.serving.audio.recognition import RecognitionOptions, joined, recognized
 from vermilion.serving.audio.transcripts import (
     LANGUAGES,
@@ -32,6 +31,7 @@ from vermilion.serving.http.openapi import operation
 from vermilion.serving.http.request_context import RequestContext
 from vermilion.serving.http.routes import Route
 from vermilion.serving.http.sse import EVENT_STREAM, FrameStream
+from vermilion.speech.audio_decoding import decode
 from vermilion.speech.recognizer import SAMPLE_RATE, Detail, Recognizer, Transcript
 from vermilion.types import Usage
 

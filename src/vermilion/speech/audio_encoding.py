@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vermilion.serving.audio.speech_threads import SpeechNotInstalled
+from vermilion.errors import SpeechNotInstalled
 
 SPOKEN_RATE_HZ = 24_000
 """Of every reply, as OpenAI's: `pcm` has no header that could say another."""

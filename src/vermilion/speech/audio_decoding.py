@@ -12,8 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vermilion.errors import BadRequest
-from vermilion.serving.audio.speech_threads import SpeechNotInstalled
+from vermilion.errors import BadRequest, SpeechNotInstalled
 from vermilion.speech.recognizer import SAMPLE_RATE
 
 _HEAD_BYTES = 16
