@@ -19,6 +19,9 @@ FIM_FOLDER = "fim"
 """Below a denoiser's folder: an adapter in PEFT's layout and FIM_FILE."""
 FIM_FILE = "fim.json"
 
+LINE_TOKENS = 64
+"""Before a cursor, in which its line's indentation is looked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class GapTemplate:
@@ -66,7 +69,11 @@ def before_middle(prefix: Sequence[int], suffix: Sequence[int], marks: Sequence[
     return [marks[0], marks[1], *suffix, marks[2], *prefix]
 
 
-def ends_a_line(suffix: str) -> bool:
-    """Whether a gap before this suffix reaches to a line's end, with text in some line below. Gaps within a
-    line are filled better in sight of both sides (`decoding/infill.py`; figures in docs/MODEL.md)."""
-    return bool(suffix.strip()) and suffix.lstrip(" \t").startswith(("\n", "\r"))
+def is_open_line(prefix: str, suffix: str) -> bool:
+    """Whether the cursor stands on a line of its own, behind its indentation at most, with text below.
+
+    The adapter fills no other gaps better than the base and its bridges do (figures in docs/MODEL.md).
+    """
+    line = prefix[max(prefix.rfind("\n"), prefix.rfind("\r")) + 1 :]
+    below = suffix.lstrip(" \t").startswith(("\n", "\r"))
+    return not line.strip() and below and bool(suffix.strip())

@@ -16,7 +16,7 @@ from vermilion.engine.engine import Engine
 from vermilion.engine.loaded_adapters import FIM
 from vermilion.engine.loading import read_adapter
 from vermilion.errors import ModelFileError
-from vermilion.gap_template import GapTemplate, before_middle, ends_a_line
+from vermilion.gap_template import GapTemplate, before_middle, is_open_line
 from vermilion.types import Decoding, Finish, Request, Sampling, Text
 
 KIND = "causal-shift"
@@ -68,9 +68,15 @@ def answers(one: Engine, requests: list[Request]) -> list[tuple[int, ...]]:
 def gaps(decoding: Decoding) -> list[Request]:
     greedy = Sampling(max_tokens=18, logit_bias={BREAK: -100.0})
     drawn = replace(greedy, max_tokens=15, temperature=0.8, seed=3)
-    suffixes = [(BREAK, *prompt(3 + 2 * i, 40 + i)) for i in range(4)]
     return [
-        Request(f"{i}", prompt(12, i), drawn if i % 2 else greedy, decoding, suffixes[i]) for i in range(4)
+        Request(
+            f"{i}",
+            (*prompt(11, i), BREAK),
+            drawn if i % 2 else greedy,
+            decoding,
+            (BREAK, *prompt(3 + 2 * i, 40 + i)),
+        )
+        for i in range(4)
     ]
 
 
@@ -97,9 +103,10 @@ def test_the_middle_is_the_templates_continuation_in_any_company(
 
 def test_another_adapter_and_blank_suffixes_go_their_own_way(folder: Path, other: Path) -> None:
     decoding, sampling = Decoding("lossless", block_length=4, draft_nodes=8), Sampling(max_tokens=11)
-    named = Request("named", prompt(12, 1), sampling, decoding, (BREAK, *prompt(5, 41)), adapter="other")
-    within = Request("within", prompt(12, 1), sampling, decoding, prompt(5, 41))
-    bare = Request("bare", prompt(12, 1), sampling, decoding)
+    line = (*prompt(11, 1), BREAK)
+    named = Request("named", line, sampling, decoding, (BREAK, *prompt(5, 41)), adapter="other")
+    within = Request("within", line, sampling, decoding, prompt(5, 41))
+    bare = Request("bare", line, sampling, decoding)
     blank = replace(bare, id="blank", suffix=(BREAK, BREAK))
     base, traits, breaks = tiny.model(KIND), tiny.TRAITS[KIND], frozenset({BREAK})
     plain = Reference(base, traits).generate(bare.prompt, sampling, Decoding("ar")).tokens
@@ -152,17 +159,27 @@ def test_the_template_keeps_the_ends_at_the_gap() -> None:
 def test_a_text_that_fills_the_context_loses_its_first_tokens(folder: Path, other: Path) -> None:
     one = engine(folder, other)
     room = one.model.context_length - 4 - 10
-    request = Request("full", prompt(room, 1), Sampling(max_tokens=10), DECODINGS[0], (BREAK, 5, 6, 7))
+    before, after = (*prompt(room - 1, 1), BREAK), (BREAK, 5, 6, 7)
+    request = Request("full", before, Sampling(max_tokens=10), DECODINGS[0], after)
     program = one.check(request)
     assert len(program.task.prompt) == room + 4 and program.task.prompt[-5:] == request.prompt[-5:]
 
 
 @pytest.mark.parametrize(
-    ("suffix", "whole"),
-    [("\nx", True), (" \t\r\n\nx", True), ("x\n", False), ("\n \n", False), ("", False), (")", False)],
+    ("prefix", "suffix", "open"),
+    [
+        ("a\n    ", "\nx", True),
+        ("a\r\n", " \t\r\n\nx", True),
+        ("\n", "\nx", True),
+        ("a", "\nx", False),
+        ("a\n  b", "\nx", False),
+        ("a\n", "x\n", False),
+        ("a\n", "\n \n", False),
+        ("a\n", "", False),
+    ],
 )
-def test_gaps_up_to_a_lines_end_are_its(suffix: str, whole: bool) -> None:
-    assert ends_a_line(suffix) is whole
+def test_lines_that_are_open_are_its(prefix: str, suffix: str, open: bool) -> None:
+    assert is_open_line(prefix, suffix) is open
 
 
 @pytest.mark.parametrize(

@@ -130,16 +130,25 @@ def test_lines_are_asked_for_in_each_way_and_compared_gap_by_gap(tmp_path: Path)
 
     def fill(ask: Ask) -> str:
         asked.append((ask.facts["way"], engine.gap_template is not None))
-        middle = str(ask.facts["gap"].middle)
-        return {"both sides": middle, "left alone": f"{middle}\nand more"}.get(ask.facts["way"], "\nwrong")
+        gap = ask.facts["gap"]
+        above, _, indent = gap.before.rpartition("\n")
+        given, blanks = above if "above" in ask.facts["way"] else gap.before, f"\n{indent}"
+        assert ask.prompt == given and not indent.strip()
+        return {
+            "both sides": gap.middle,
+            "left alone": f"{gap.middle}\nand more",
+            "left alone, from the line above": f"{blanks}{gap.middle}\nand more",
+        }.get(ask.facts["way"], "wrong")
 
     figures = TASKS["fim"].measure(replace(sampler, script=fill), Setting(limit=5, held_out=(tmp_path,)))
     assert engine.gap_template is template
-    assert set(asked) == {("both sides", True), ("both sides, no adapter", False), ("left alone", True)}
-    assert len(asked) == 30
+    left = {("left alone", True), ("left alone, from the line above", True)}
+    assert set(asked) == {("both sides", True), ("both sides, no adapter", False), *left}
+    assert len(asked) == 40
     for source in ("humaneval", tmp_path.name):
-        assert figures["by_group"][f"{source} line, left alone"]["exact"] == 1.0
-        assert figures["differences"][f"{source}: both sides over left alone"]["mean"] == 0.0
+        for way in ("left alone", "left alone, from the line above"):
+            assert figures["by_group"][f"{source} line, {way}"]["exact"] == 1.0
+            assert figures["differences"][f"{source}: both sides over {way}"]["mean"] == 0.0
         over = figures["differences"][f"{source}: both sides over both sides, no adapter"]
         assert over == {"mean": 1.0, "low": 1.0, "high": 1.0}
 

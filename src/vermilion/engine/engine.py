@@ -30,7 +30,7 @@ from vermilion.engine.output import Output
 from vermilion.engine.row_costs import measure
 from vermilion.engine.scheduler import Scheduler, Sequence, Work
 from vermilion.errors import BadRequest, ProcessLost
-from vermilion.gap_template import GapTemplate, ends_a_line
+from vermilion.gap_template import LINE_TOKENS, GapTemplate, is_open_line
 from vermilion.models.families import Traits
 from vermilion.text import Tokenizer
 from vermilion.types import (
@@ -170,8 +170,8 @@ class Engine:
         return program_of(task, self.traits)
 
     def _template_for(self, request: Request) -> GapTemplate | None:
-        suffix = "" if request.adapter else self.tokenizer.decode(request.suffix)
-        return self.gap_template if ends_a_line(suffix) else None
+        parts = ((), ()) if request.adapter else (request.prompt[-LINE_TOKENS:], request.suffix)
+        return self.gap_template if is_open_line(*map(self.tokenizer.decode, parts)) else None
 
     def prefilled(self, request_id: str) -> Usage:
         """What the prompt of a running request has cost so far; with it those named `request_id-...`. May be

@@ -1,4 +1,5 @@
-"""Lines cut out of HumanEval's solutions and of held-out projects, with and without the right side."""
+"""Lines cut out of HumanEval's solutions and of held-out projects behind their indentation, where an editor's
+cursor stands, with and without the right side."""
 
 from __future__ import annotations
 
@@ -16,14 +17,15 @@ from vermilion.evaluation.sampler import Ask, Reply, Sampler
 from vermilion.evaluation.task import EvalTask, Grade, Setting, Silent, asked
 from vermilion.evaluation.text_quality import similarity
 
-_TOKENS = 48
+_TOKENS = 40
 _RESAMPLED = 10_000
-_BOTH, _PLAIN, _LEFT = "both sides", "both sides, no adapter", "left alone"
+_BOTH, _PLAIN = "both sides", "both sides, no adapter"
+_LEFT, _ABOVE = "left alone", "left alone, from the line above"
 
 
 def line_gaps(sources: Sequence[tuple[str, int]], count: int, seed: int) -> list[Gap]:
-    """Up to `count` different gaps of a whole line each, with no more around them than an editor sends;
-    `sources`: texts, and the character from which on lines may be cut out."""
+    """Up to `count` different gaps, each of a line without its break and indentation, with no more around
+    them than an editor sends; `sources`: texts, and the character from which on lines may be cut out."""
     rng, found = random.Random(seed), dict[tuple[str, str], Gap]()
     left, right = CONTEXT_CHARACTERS
     for _ in range(40 * count):
@@ -32,8 +34,9 @@ def line_gaps(sources: Sequence[tuple[str, int]], count: int, seed: int) -> list
         text, first = rng.choice(sources)
         gap = gaps(text, first, "line", rng)
         if gap is not None and gap.after.strip():
-            gap = Gap("line", gap.before[-left:], gap.middle, gap.after[:right], whole=False)
-            found[gap.before, gap.middle] = gap
+            indent = gap.middle[: len(gap.middle) - len(gap.middle.lstrip())]
+            before, middle = gap.before[-left:] + indent, gap.middle.lstrip()
+            found[before, middle] = Gap("line", before, middle, gap.after[:right], whole=False)
     return list(found.values())
 
 
@@ -46,24 +49,30 @@ def difference(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str, float]
 
 
 def _fim(sampler: Sampler, setting: Setting) -> dict[str, Any]:
-    """`limit` gaps of each source. `exact`: the answer as it is; `exact_line`: cut where its first line ends,
-    which an editor that wants one line does, and without which a continuation knows no end."""
+    """`limit` gaps of each source. What has no right side is cut where the line ends: it knows no other end.
+    From the line above, indentation and all, a continuation begins as its tokens do in any text."""
     solved = [(one["prompt"] + one["canonical_solution"], len(one["prompt"])) for one in problems()]
     sources = {"humaneval": solved}
     for path in setting.held_out:
         texts = (text for text in programs(sampler.llm, path) if 200 < len(text) < MAX_PROGRAM)
         sources[path.name] = [(text, min(200, len(text) // 4)) for text in texts]
     cut = {name: line_gaps(texts, setting.limit, setting.seed) for name, texts in sources.items()}
-    ways = (_BOTH, _PLAIN, _LEFT) if sampler.llm.engine.gap_template else (_BOTH, _LEFT)
+    plain = (_PLAIN,) if sampler.llm.engine.gap_template else ()
+    ways = (_BOTH, *plain, _LEFT, _ABOVE)
     setting.watch.begin(len(ways) * sum(map(len, cut.values())))
     right: dict[tuple[str, str], list[bool]] = defaultdict(list)
 
     def grade(sampler: Sampler, ask: Ask, reply: Reply) -> Grade:
-        middle, line = ask.facts["gap"].middle, _first_line(reply.text)
-        right[ask.facts["source"], ask.facts["way"]].append(line == middle)
+        gap: Gap = ask.facts["gap"]
+        text = reply.text
+        if ask.facts["way"] == _ABOVE:
+            # Its blanks are the gap's where they are the right ones.
+            text = _first_line(text).removeprefix(_blanks(gap))
+        elif not ask.suffix:
+            text = _first_line(text)
+        right[ask.facts["source"], ask.facts["way"]].append(text == gap.middle)
         setting.watch.step()
-        exact = reply.text == middle if ask.suffix else line == middle
-        return {"exact": exact, "exact_line": line == middle, "similarity": similarity(reply.text, middle)}
+        return {"exact": text == gap.middle, "similarity": similarity(text, gap.middle)}
 
     figures: dict[str, Any] = {"by_group": {}}
     for way in ways:
@@ -82,12 +91,25 @@ def _fim(sampler: Sampler, setting: Setting) -> dict[str, Any]:
 
 def _ask(gap: Gap, source: str, way: str) -> Ask:
     facts: Mapping[str, Any] = {"gap": gap, "source": source, "way": way}
-    return Ask(gap.before, _TOKENS, suffix="" if way == _LEFT else gap.after, facts=facts)
+    if way == _ABOVE:
+        return Ask(gap.before.removesuffix(_blanks(gap)), _TOKENS, facts=facts)
+    # A line that begins here ends at its break, without which the continuation goes on for nothing.
+    return (
+        Ask(gap.before, _TOKENS, "", ("\n",), facts=facts)
+        if way == _LEFT
+        else Ask(gap.before, _TOKENS, gap.after, facts=facts)
+    )
+
+
+def _blanks(gap: Gap) -> str:
+    """The break and the indentation before the gap."""
+    return gap.before[gap.before.rfind("\n") :]
 
 
 def _first_line(text: str) -> str:
-    """Up to the end of the first line; one that starts with a break begins the line behind it."""
-    end = text.find("\n", 1)
+    """Up to the end of the first line that is not blank."""
+    start = len(text) - len(text.lstrip())
+    end = text.find("\n", start)
     return text if end < 0 else text[:end]
 
 

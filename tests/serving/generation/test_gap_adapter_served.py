@@ -18,7 +18,7 @@ from vermilion.models.configuration import spec_of
 from vermilion.types import Sampling
 
 pytestmark = pytest.mark.anyio
-BEFORE, AFTER = "one two ", "\nfour five\n"
+BEFORE, AFTER = "one\n two\n ", "\nfour five\n"
 
 
 @pytest.fixture(scope="module")
