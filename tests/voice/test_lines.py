@@ -169,6 +169,21 @@ def test_a_line_of_an_unknown_kind_is_closed_with_the_known_ones() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("path", ["line", "ws"])
+def test_a_page_of_another_site_cannot_begin_a_call(path: str) -> None:
+    async def main() -> None:
+        app = create_voice_app(agent_of(1))
+        async with listening(app) as port:
+            with pytest.raises(websockets.InvalidStatus, match="403"):
+                await websockets.connect(f"ws://127.0.0.1:{port}/{path}", origin="https://evil.example")
+            assert not app.state.switchboard.running
+            own = websockets.connect(f"ws://127.0.0.1:{port}/{path}", origin=f"http://127.0.0.1:{port}")
+            async with own:
+                pass
+
+    asyncio.run(main())
+
+
 SCENARIOS = """
 name: vermilion
 user: {modality: audio, speech: {service: piper, voice: joe}}

@@ -61,6 +61,10 @@ def voice(
         str, typer.Option(help="Others than this machine need an address of it here.")
     ] = "127.0.0.1",
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name besides localhost that the page may be asked under, as a proxy's."),
+    ] = None,
     *,
     options: TalkOptions,
 ) -> None:
@@ -79,7 +83,7 @@ def voice(
 
     _pull_missing(options)
     with _agent(options) as agent:
-        voice_app.serve(agent, host, port, opened)
+        voice_app.serve(agent, host, port, allow_host or (), opened)
 
 
 @app.command()

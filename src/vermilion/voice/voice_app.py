@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pipecat.transports.websocket.fastapi import FastAPIWebsocketParams, FastAPI
 from vermilion.errors import BadRequest, ConfigError
 from vermilion.speech.recognizer import SAMPLE_RATE
 from vermilion.voice.call import Agent, Call, CallRecord
+from vermilion.voice.page_check import PageCheck
 from vermilion.voice.phone_line import PHONE_RATE, open_line
 
 PAGE = Path(__file__).parent / "page"
@@ -89,8 +90,9 @@ class Switchboard:
         ]
 
 
-def create_voice_app(agent: Agent) -> FastAPI:
-    """Answers calls with `agent`; bind it to 127.0.0.1, there is no login."""
+def create_voice_app(agent: Agent, host: str = "127.0.0.1", allowed_hosts: Sequence[str] = ()) -> FastAPI:
+    """Answers calls with `agent` on the address `host`; there is no login, but pages of other sites than this
+    one and `allowed_hosts` are refused."""
     board = Switchboard(agent)
     webrtc = SmallWebRTCRequestHandler()
 
@@ -101,6 +103,7 @@ def create_voice_app(agent: Agent) -> FastAPI:
         await webrtc.close()
 
     app = FastAPI(title="Vermilion voice", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(PageCheck, host=host, allowed_hosts=allowed_hosts)
     app.state.switchboard = board
     app.get("/api/status")(board.status)
     app.get("/api/calls")(board.calls)
@@ -156,7 +159,9 @@ def _add_sockets(app: FastAPI, board: Switchboard) -> None:
         await board.answer(transport, _rates(SAMPLE_RATE, rate), watched=not phone)
 
 
-def serve(agent: Agent, host: str, port: int, opened: Callable[[str], None]) -> None:
+def serve(
+    agent: Agent, host: str, port: int, allowed_hosts: Sequence[str], opened: Callable[[str], None]
+) -> None:
     """Answers calls until a signal; `opened` gets the page's address. Raises ConfigError for a taken port."""
     try:
         listener = socket.create_server(
@@ -167,7 +172,7 @@ def serve(agent: Agent, host: str, port: int, opened: Callable[[str], None]) -> 
             f"Cannot listen on {host} port {port}: {error.strerror or error}. Choose another with --port."
         ) from None
     opened(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
-    config = uvicorn.Config(create_voice_app(agent), log_level=logging.WARNING)
+    config = uvicorn.Config(create_voice_app(agent, host, allowed_hosts), log_level=logging.WARNING)
     uvicorn.Server(config).run([listener])
 
 

@@ -24,6 +24,7 @@ from vermilion.serving.service_state import ServiceState
 
 _CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a request whose client left before a reply began; only metrics and the log see it."""
+_ALLOW_HOST = "--set 'serve.allowed_hosts=[\"{}\"]'"
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ class EdgeMiddleware:
         try:
             if FROM_WITHIN in scope:
                 return scope[FROM_WITHIN], self._app
-            check_host(headers.get("host"), self._service.config)
+            config = self._service.config
+            check_host(headers.get("host"), config.host, config.allowed_hosts, _ALLOW_HOST)
             if self._service.accounts is None:
                 return None, self._app
             scopes = self._table.scopes(scope["method"], path)
