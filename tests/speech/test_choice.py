@@ -68,7 +68,7 @@ def test_a_machine_without_anything_is_told_what_to_install(monkeypatch: pytest.
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(BadParameter, match=r"base, tiny\.en, pocketsphinx"):
         recognizer.find_recognizer("enormous")
-    with pytest.raises(BadParameter, match="piper, flite"):
+    with pytest.raises(BadParameter, match="piper, flite, kokoro"):
         synthesizer.find_synthesizer("mouth")
 
 

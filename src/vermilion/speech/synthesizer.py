@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SYNTHESIZERS = ("piper", "flite")
+SYNTHESIZERS = ("piper", "flite", "kokoro")
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +46,10 @@ def find_synthesizer(name: str | None = None, threads: int = 1) -> Synthesizer:
         from vermilion.speech.flite import FliteSynthesizer
 
         return FliteSynthesizer()
+    if name == "kokoro":
+        from vermilion.speech.kokoro_voice import KokoroSynthesizer
+
+        return KokoroSynthesizer(speech_models.checked_folder("kokoro"))
     raise BadParameter("synthesiser", name, ", ".join(SYNTHESIZERS))
 
 

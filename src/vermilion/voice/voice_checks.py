@@ -51,7 +51,7 @@ def _weights() -> Iterator[VoiceCheck]:
     for name, model in speech_models.SPEECH_MODELS.items():
         size = f"{model.size_bytes / 1e6:.0f} MB"
         if not speech_models.is_pulled(name):
-            yield VoiceCheck("weights", True, f"{name}: not pulled ({size}); vermilion voice pull fetches it")
+            yield VoiceCheck("weights", True, f"{name}: not pulled ({size}); {model.pulled_by} fetches it")
             continue
         try:
             folder = speech_models.checked_folder(name)
