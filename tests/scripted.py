@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vermilion.decoding.forward_jobs import Wanted
-from vermilion.decoding.passes import Pass, Reading, Segment
+from vermilion.decoding.passes import Choices, Pass, Reading, Segment
 from vermilion.decoding.penalties import bans
 from vermilion.decoding.sampling import read
 from vermilion.types import Sampling
@@ -35,13 +35,22 @@ class ScriptedModel:
         self._head = dice.normal(size=(WIDTH, VOCAB))
 
     def logits(
-        self, position: int, seen: Mapping[int, int] | Iterable[tuple[int, int]]
+        self, position: int, seen: Mapping[int, int] | Iterable[tuple[int, int | Choices]]
     ) -> NDArray[np.float64]:
-        """[VOCAB], of a row that sees these ids at these positions, one or more at each."""
+        """[VOCAB], of a row that sees these ids, or mixtures, at these positions, one or more at each."""
         total = self._places[position % 97].copy()
-        for place, token in sorted(seen.items() if isinstance(seen, Mapping) else seen):
-            total += self._gaps[(position - place) % 129] * self._ids[token]
+        for place, what in sorted(seen.items() if isinstance(seen, Mapping) else seen):
+            row = self._ids[what] if isinstance(what, int) else self._mixture(what)
+            total += self._gaps[(position - place) % 129] * row
         return self._sharpness * (np.tanh(total) @ self._head)
+
+    def _mixture(self, choices: Choices) -> NDArray[np.float64]:
+        """E of several tokens and the mask at once, by DMax's formula."""
+        shares = [(token, math.exp(logprob)) for token, logprob in choices]
+        shares.append((MASK, max(0.0, 1 - sum(share for _, share in shares))))
+        mean = sum((share * self._ids[token] for token, share in shares), np.zeros(WIDTH))
+        length = sum(share * np.linalg.norm(self._ids[token]) for token, share in shares)
+        return np.asarray(mean * (length / (np.linalg.norm(mean) + 1e-6)))
 
 
 class ScriptedRunner:
@@ -49,7 +58,7 @@ class ScriptedRunner:
 
     def __init__(self, model: ScriptedModel) -> None:
         self._model = model
-        self._slots: dict[int, tuple[int, int]] = {}
+        self._slots: dict[int, tuple[int, int | Choices]] = {}
         self._seen: dict[int, NDArray[np.float64]] = {}
         self.rows = 0
 
@@ -57,7 +66,8 @@ class ScriptedRunner:
         rows = []
         for segment in asked.segments:
             for i, token in enumerate(segment.ids):
-                self._slots[segment.slot + i] = (segment.start + i, token)
+                choices = segment.mixed[i] if segment.mixed else ()
+                self._slots[segment.slot + i] = (segment.start + i, choices or token)
                 rows.append((segment, i))
         self.rows += len(rows)
         logits, wanted = [], []

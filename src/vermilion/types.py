@@ -63,8 +63,7 @@ class Decoding:
     sub_block: int = 0
     """Settle a block part by part, each of so many positions; 0 all of it at once."""
     eos_last: int = 0
-    """1: a token that ends the text settles only when nothing else can, so that ends do not flood a
-    canvas."""
+    """1: what ends the text settles only when nothing else can, so that ends do not flood a canvas."""
     position_temperature: float = 0.0
     """`dream-*`: above 0 the positions that settle are drawn by their scores, not the best taken."""
     max_divergence: float = 0.01
@@ -80,6 +79,8 @@ class Decoding:
     """`joint`, `indel`: least confidence of another token that replaces a filled one."""
     keep_threshold: float = 0.9
     """`wino`: least probability of a filled token that stays, by what stands around it alone."""
+    soft_tokens: int = 1
+    """`soft-parallel`: of how many tokens a filled position is a mixture in the next pass; 0: of its own."""
     post_steps: int = 16
     """`joint`, `indel`: most passes of edits once a block is full."""
     first_length: int = 64
@@ -91,8 +92,7 @@ class Decoding:
     """`daedal`: masks added at a time, and how probable ends of text are, on average over so many places at
     the tail, where a text is long enough to be begun and where it grows no more."""
     guidance: float = 0.0
-    """Of fully bidirectional models: how much more the given text counts than by itself, against what the
-    model says without it (classifier-free guidance)."""
+    """Of fully bidirectional models: how much more the given text counts (classifier-free guidance)."""
     remask: float = 0.02
     """`remdm-*`: how readily a filled position is masked again."""
     cache: str = "none"

@@ -22,6 +22,7 @@ CACHED = [
     Decoding("stable", threshold=0.1, max_divergence=0.5, block_length=8, cache="vicinity", cache_window=3),
     Decoding("joint", threshold=0.2, edit_threshold=0.2, block_length=8, post_steps=3, cache="dual"),
     Decoding("schedule", block_length=8, cache="vicinity", cache_window=0),
+    Decoding("soft-parallel", threshold=0.1, soft_tokens=2, block_length=8, cache="vicinity", cache_window=4),
 ]
 KINDS = ("full", "full-shift")
 

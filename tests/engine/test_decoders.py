@@ -39,6 +39,10 @@ DECODINGS = {
         Decoding("joint", threshold=0.2, edit_threshold=0.2, block_length=8, post_steps=4),
         Decoding("joint", threshold=0.5, edit_threshold=0.0, block_length=8, post_steps=16),
     ],
+    "soft-parallel": [
+        Decoding("soft-parallel", threshold=0.1, block_length=8),
+        Decoding("soft-parallel", threshold=0.3, soft_tokens=4, block_length=8, max_steps=6),
+    ],
     "indel": [
         Decoding("indel", threshold=0.2, edit_threshold=0.1, post_steps=6),
         Decoding("indel", threshold=0.2, edit_threshold=0.1, post_steps=0),

@@ -18,6 +18,7 @@ GUIDED = [
     Decoding("schedule", block_length=8, max_steps=5, guidance=1.5),
     Decoding("threshold", threshold=0.3, block_length=8, guidance=0.5),
     Decoding("stable", threshold=0.1, max_divergence=0.5, block_length=8, guidance=1.0),
+    Decoding("soft-parallel", threshold=0.2, block_length=8, guidance=1.0),
     Decoding("joint", threshold=0.2, edit_threshold=0.2, block_length=8, post_steps=3, guidance=2.0),
 ]
 

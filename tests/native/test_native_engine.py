@@ -21,6 +21,7 @@ from tests.engine.test_matches_reference import (
 )
 from tests.native import tiny_native
 from vermilion.engine.engine import Engine
+from vermilion.errors import BadParameter
 from vermilion.types import Decoding, Grammar, Request, Sampling, Text, TokenInfo
 
 tiny_native.available_sets()
@@ -139,3 +140,12 @@ def test_short_memory_changes_nothing() -> None:
     engine = crowded(kv_tokens=224, prefill_chunk=16, max_rows=64)
     assert outcome(engine, asked) == expected
     assert engine.scheduler.preemptions > 0
+
+
+def test_soft_inputs_are_refused_and_their_decoder_runs_on_tokens() -> None:
+    engine, soft = tiny_native.engine("block"), Decoding("soft-parallel", threshold=0.1, block_length=8)
+    request = Request("x", (5, 6), Sampling(max_tokens=9, ignore_eos=True), soft)
+    with pytest.raises(BadParameter, match=r"soft_tokens: 1 .* 0 on the native backend.* to torch"):
+        engine.submit(request)
+    [result] = outcome(engine, [replace(request, decoding=replace(soft, soft_tokens=0))])
+    assert len(result.tokens) == 9

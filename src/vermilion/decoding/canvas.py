@@ -14,7 +14,7 @@ from math import exp
 from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.editing import EditStep
 from vermilion.decoding.left_edge import edge
-from vermilion.decoding.passes import Read, Reading, Segment
+from vermilion.decoding.passes import Choices, Read, Reading, Segment
 from vermilion.decoding.program import Open, Task
 from vermilion.decoding.rules import Step, earlier_leaders
 from vermilion.decoding.settling import settle
@@ -59,6 +59,11 @@ def banned_tokens(traits: Traits, decoding: Decoding, expands: bool) -> tuple[in
     )
 
 
+def num_mixed(decoding: Decoding) -> int:
+    """Of how many tokens a filled position is a mixture in the next pass; 0 where it is its token alone."""
+    return decoding.soft_tokens if "soft_tokens" in DECODERS[decoding.decoder].knobs else 0
+
+
 @dataclass(slots=True)
 class MaskedCanvas:
     """Positions [start, start + len(ids)); those from `end` on are behind an EOS or the limit, or the turn of
@@ -81,6 +86,8 @@ class MaskedCanvas:
     """Filled positions that a rule changed."""
     past: dict[int, list[Reading]] = field(default_factory=dict)
     """Earlier readings by place, for rules that ask for them."""
+    mixed: dict[int, Choices] = field(default_factory=dict)
+    """By place, of filled ones that the next pass sees as mixtures."""
     memory: object = None
     """What an editing rule remembers."""
     done: bool = False
@@ -133,6 +140,7 @@ class MaskedCanvas:
             span=0,
             noisy=True,
             masked=(*([False] * len(left)), *(token is None for token in noisy)),
+            mixed=tuple(self.mixed.get(i, ()) for i in range(-len(left), len(noisy))) if self.mixed else (),
         )
 
     def changing(self) -> list[int]:
@@ -158,7 +166,7 @@ class MaskedCanvas:
                 "mask",
                 targets=earlier_leaders(self.past.get(i, ())) if decoder.top else (),
                 history=self._others(history, i),
-                top=decoder.top,
+                top=max(decoder.top, num_mixed(decoding)),
                 divergence="max_divergence" in decoder.knobs,
                 may_mask="delete_token_id" in decoder.needs,
                 banned=banned_tokens(traits, decoding, expands),
@@ -280,6 +288,9 @@ class MaskedCanvas:
         self.grown += max(0, len(edit.ids) - len(old))
         self.final = edit.final
         self.memory, self.done = edit.memory, edit.done
+        if count := num_mixed(task.decoding):
+            filled = (place for place in by_place if self.ids[place] is not None)
+            self.mixed = {place: by_place[place].top[:count] for place in filled}
 
     def view(self, first: int = 0) -> list[Open]:
         """Its positions from `first` on for a preview; guesses where it is masked."""

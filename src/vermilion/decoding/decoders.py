@@ -266,6 +266,16 @@ DECODERS: Mapping[str, Decoder] = MappingProxyType(
             reads_filled=True,
             source="LLaDA2.1, arXiv 2602.08676",
         ),
+        "soft-parallel": Decoder(
+            "fill from the left what is sure, and decide every filled position anew; the next pass sees it "
+            "as a mixture of its likeliest tokens and the mask",
+            ("threshold", "soft_tokens", *_MASKED),
+            edit=editing.soft_parallel,
+            source="DMax, arXiv 2604.08302",
+            top=1,
+            reads_filled=True,
+            defaults={"threshold": 0.5},
+        ),
         "indel": Decoder(
             "`joint` with tokens that delete and insert positions",
             ("threshold", "edit_threshold", "post_steps", *_MASKED),

@@ -16,6 +16,8 @@ from vermilion.types import Decoding
 _LOOP_BEGINS, _LOOP_ENDS, _LOOP_FILLED = 0.55, 0.05, 0.9
 """Between which times ReMDM's loop revises, and the share of positions that are filled meanwhile."""
 _FIRST_DRAW = 1 << 21
+_SURE = math.log(0.9)
+"""Log-probability of the likeliest token at which DMax looks at a position no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,22 @@ def joint(step: EditStep) -> Edited:
     last = step.steps_left <= 1
     writes = {i: step.readings[i].token for i in (*(masked if last else filled), *edited)}
     return Edited(_written(step.ids, writes), last or not writes, post_steps)
+
+
+# -- soft parallel decoding (DMax) ------------------------------------------------------------------
+
+
+def soft_parallel(step: EditStep) -> Edited:
+    """Fill the masks left of the first that is not confident, the leftmost in any case, and let every filled
+    position become what it reads as now; over when all is filled and each is sure of some token, or none has
+    changed."""
+    masked, bound = step.masked(), log(step.decoding.threshold)
+    stop = next((k for k, i in enumerate(masked) if step.readings[i].logprob < bound), len(masked))
+    last = step.steps_left <= 1
+    wait = set() if last else set(masked[max(stop, 1) :])
+    ids = _written(step.ids, {i: each.token for i, each in step.readings.items() if i not in wait})
+    sure = all(reading.top[0][1] >= _SURE for reading in step.readings.values())
+    return Edited(ids, last or (not wait and (sure or ids == step.ids)))
 
 
 # -- wide in, narrow out (WINO) --------------------------------------------------------------------

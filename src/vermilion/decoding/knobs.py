@@ -83,6 +83,12 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
         "credit_power": Knob(0, 10, "power of the probability that a pass adds to it"),
         "edit_threshold": Knob(0, 1, "least confidence of a token that replaces another"),
         "keep_threshold": Knob(0, 1, "least probability of a filled token, itself unseen, to stay"),
+        "soft_tokens": Knob(
+            0,
+            8,
+            "likeliest tokens that a filled position is a mixture of; 0 for its token alone",
+            integer=True,
+        ),
         "post_steps": Knob(0, 64, "most passes of edits once a block is full", integer=True),
         "max_temperature": Knob(0.01, 10, "what logits are divided by in a canvas's first pass"),
         "min_temperature": Knob(0.01, 10, "what logits are divided by towards its last pass"),

@@ -38,6 +38,9 @@ class Segment:
     """Noisy rows that carry the mask embedding instead of a token."""
     also: tuple[int, ...] = ()
     """Further slots that every row sees: the ancestors in a tree of drafts."""
+    mixed: tuple[Choices, ...] = ()
+    """Of each noisy row what its embedding is a mixture of, with the mask for the rest; no choices where it
+    carries its token."""
     conditioned: bool = False
     """Noisy rows that take in what the last pass read at their positions (self-conditioning)."""
 
@@ -45,8 +48,8 @@ class Segment:
         """The rows at `positions` alone, which see whatever stands in the slots of the others."""
         rows = slice(positions.start - self.start, positions.stop - self.start)
         slot, end = self.slot + rows.start, self.slot + len(self.ids)
-        ids, masked = self.ids[rows], self.masked[rows]
-        return replace(self, ids=ids, masked=masked, start=positions.start, slot=slot, sees=end)
+        parts = {name: getattr(self, name)[rows] for name in ("ids", "masked", "mixed")}
+        return replace(self, start=positions.start, slot=slot, sees=end, **parts)
 
     def reach(self, row: int) -> int:
         """How many of the segment's own rows `row` sees, counted from the first."""

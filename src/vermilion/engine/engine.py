@@ -113,14 +113,13 @@ class Engine:
         return bool(self._sequences)
 
     def check(self, request: Request) -> Program:
-        """The program that will answer, its grammar compiled. Raises `BadRequest` and its kinds.
-
-        Reads nothing that a step changes, so any thread may call it; `submit` then takes the result.
-        """
-        check_request(request, self.model, self.traits, self.scheduler.cache.num_slots)
+        """The program that will answer, its grammar compiled. Raises `BadRequest` and its kinds. It reads
+        nothing that a step changes, so any thread may call it; `submit` then takes the result."""
+        num_slots, backend = self.scheduler.cache.num_slots, self.worker.info().backend
+        check_request(request, self.model, self.traits, num_slots, backend)
         self.adapters.check(request.adapter)
         program = self._program(request)
-        check_memory(program, self.scheduler.limits.max_draft_rows, self.scheduler.cache.num_slots)
+        check_memory(program, self.scheduler.limits.max_draft_rows, num_slots)
         return program
 
     def submit(self, request: Request, program: Program | None = None) -> Program:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from vermilion.decoding.forward_jobs import Job
-from vermilion.decoding.passes import Reading, Segment
+from vermilion.decoding.passes import Choices, Reading, Segment
 from vermilion.decoding.sampling import read, widened
 from vermilion.engine import conditioning
 from vermilion.engine.device_state import DeviceState, DeviceStates, distances
 from vermilion.engine.following import Draft, follow
+from vermilion.engine.mixtures import mixtures
 from vermilion.models import adapters, neighbours
 from vermilion.models.adapters import DENOISER, Adapter
 from vermilion.models.attention import LayeredAttention, Visibility
@@ -36,6 +37,8 @@ class _Flat:
     adapters: list[AdapterRows] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     before: list[list[int]] = field(default_factory=list)
+    mixed: dict[int, Choices] = field(default_factory=dict)
+    """By row."""
 
 
 class Worker:
@@ -158,6 +161,8 @@ class Worker:
                         continue
                     count = len(segment.ids)
                     mine.extend(range(len(flat.ids), len(flat.ids) + count))
+                    mixed = zip(mine[len(mine) - count :], segment.mixed, strict=False)
+                    flat.mixed.update((row, choices) for row, choices in mixed if choices)
                     flat.ids += segment.ids
                     flat.positions += range(segment.start, segment.start + count)
                     flat.masked += segment.masked or [False] * count
@@ -189,6 +194,7 @@ class Worker:
             attend=self._attention.plan(seen, self.states.table_TS, num_rows),
             adapters=flat.adapters,
             signal_MH=signal,
+            soft=mixtures(self.model, flat.mixed, self.mask_token_id) if flat.mixed else None,
             num_clean=num_clean,
             neighbours=self._neighbours(flat, positions_N),
         )

@@ -51,6 +51,8 @@ class Rows:
     """Which rows go through which adapters of the model."""
     signal_MH: Tensor | None = None
     """What the last M rows, the noisy ones, are conditioned on, where the model conditions itself."""
+    soft: tuple[Tensor, Tensor] | None = None
+    """Rows [R], and the embeddings [R, H] that they carry in place of their tokens'."""
     num_clean: int = 0
     """Leading rows that stand for settled text or its drafts; a drafter reads what the base makes of them."""
     neighbours: Neighbours | None = None
@@ -111,18 +113,27 @@ class Transformer(nn.Module):
             return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(like.dtype).view(shape)
         return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
-    def embed(self, ids_N: Tensor, masked_N: Tensor | None = None) -> Tensor:
-        """[N, H]; rows that are `masked` carry the mask embedding where the model has one."""
+    def embed(
+        self, ids_N: Tensor, masked_N: Tensor | None = None, soft: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """[N, H]; `soft` as of `Rows`."""
+        x_NH = self.token_rows(ids_N, masked_N)
+        if soft is not None:
+            x_NH = x_NH.index_copy(0, *soft)
+        return x_NH if self.embedding_norm is None else self.embedding_norm(x_NH)
+
+    def token_rows(self, ids_N: Tensor, masked_N: Tensor | None = None) -> Tensor:
+        """[N, H] before any norm; rows that are `masked` carry the mask embedding where the model has one."""
         x_NH = self.embedding.rows(ids_N)
         if self.architecture.embedding_scale != 1:
             x_NH = x_NH * torch.tensor(self.architecture.embedding_scale, dtype=x_NH.dtype)
         if masked_N is not None and self.mask_embedding is not None:
             x_NH = torch.where(masked_N[:, None], self.mask_embedding, x_NH)
-        return x_NH if self.embedding_norm is None else self.embedding_norm(x_NH)
+        return x_NH
 
     def forward(self, rows: Rows, pool: Tensor) -> Tensor:
         """Hidden states [N, H] after the last norm; writes every row's key and value into `pool`."""
-        x_NH = self.embed(rows.ids_N, rows.masked_N)
+        x_NH = self.embed(rows.ids_N, rows.masked_N, rows.soft)
         if self.self_conditioning is not None and rows.signal_MH is not None:
             clean, noisy = torch.split(x_NH, [len(x_NH) - len(rows.signal_MH), len(rows.signal_MH)])
             x_NH = torch.cat([clean, self.self_conditioning(noisy, rows.signal_MH)])

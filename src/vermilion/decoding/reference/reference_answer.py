@@ -222,6 +222,7 @@ class ReferenceAnswer(ReferenceContext):
                 canvas.begin(forced)
             else:
                 canvas.forced = forced
+                self.mixed = {start + place: choices for place, choices in canvas.mixed.items()}
                 canvas.step(end, partial(self.ask, self.tokens[:start], canvas.ids, step=canvas.number))
             forced = None
             answer = max(0, len(self.prompt) - start)

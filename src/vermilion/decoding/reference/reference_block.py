@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from vermilion.decoding.canvas import banned_tokens, step_cap, wanted_places
 from vermilion.decoding.decoders import DECODERS, Decoder
 from vermilion.decoding.editing import EditStep
-from vermilion.decoding.passes import Reading
+from vermilion.decoding.passes import Choices, Reading
 from vermilion.decoding.rules import Step, earlier_leaders
 from vermilion.decoding.settling import settle
 from vermilion.models.families import Traits
@@ -48,6 +48,8 @@ class ReferenceBlock:
     edits: int = 0
     done: bool = False
     memory: object = None
+    mixed: dict[int, Choices] = field(default_factory=dict)
+    """Of filled places that the next pass sees as mixtures."""
     past: dict[int, list[Reading]] = field(default_factory=dict)
     most: int = 0
     """How long it may become."""
@@ -132,3 +134,6 @@ class ReferenceBlock:
         self.final = edit.final
         self.edits += edit.taken_back(old)
         self.memory, self.done = edit.memory, edit.done
+        if "soft_tokens" in self.decoder.knobs:
+            count = self.decoding.soft_tokens
+            self.mixed = {i: each.top[:count] for i, each in readings.items() if self.ids[i] is not None}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from vermilion.decoding.caches import runs_all, window
 from vermilion.decoding.forward_jobs import Wanted
-from vermilion.decoding.passes import Reading
+from vermilion.decoding.passes import Choices, Reading
 from vermilion.decoding.penalties import Adjustments, adjustments, needed
 from vermilion.decoding.reference.reference_block import Question
 from vermilion.decoding.repetition import RepetitionWatch
@@ -43,6 +44,8 @@ class ReferenceContext:
         self.hidden_NH = torch.empty(0)
         """Of the newest forward's rows, which stand at their positions."""
         self.signal_MH: Tensor | None = None
+        self.mixed: Mapping[int, Choices] = {}
+        """Positions of a canvas that are seen as mixtures of tokens."""
         self.targets: tuple[int, ...] = ()
         """What a canvas is asked for beside the token it would choose."""
         self._kept: Tensor | None = None
@@ -216,6 +219,7 @@ class ReferenceContext:
             positions_N=torch.tensor(run, device=pool.device),
             masked_N=torch.tensor([text[i] is None for i in run], device=pool.device),
             slots_N=torch.tensor(run, device=pool.device),
+            soft=self._soft(run),
             attend=explicit(
                 self.model.architecture,
                 pool,
@@ -270,9 +274,26 @@ class ReferenceContext:
             attend=explicit(self.model.architecture, pool, visible, at),
             adapters=[*denoiser, *own],
             signal_MH=self.signal_MH,
+            soft=self._soft(positions, num_clean),
         )
         self.hidden_NH = self.model(rows, pool)
         return self.model.logits(self.hidden_NH)
+
+    @torch.inference_mode()
+    def _soft(self, positions: Sequence[int], first: int = 0) -> tuple[Tensor, Tensor] | None:
+        """The noisy rows, from the `first` on, that are mixtures, and their embeddings: DMax's formula."""
+        found = [row for row in range(first, len(positions)) if self.mixed.get(positions[row])]
+        if not found:
+            return None
+        made = []
+        for row in found:
+            shares = [(token, math.exp(logprob)) for token, logprob in self.mixed[positions[row]]]
+            shares.append((self.traits.mask_token_id, 1 - sum(share for _, share in shares)))
+            parts = [(self.model.token_rows(torch.tensor([token]))[0], share) for token, share in shares]
+            mean = torch.stack([share * part for part, share in parts]).sum(0)
+            length = sum(share * float(part.norm()) for part, share in parts)
+            made.append(mean * length / (mean.norm() + 1e-6))
+        return torch.tensor(found), torch.stack(made)
 
     def _read(self, logits: Tensor, rows: Sequence[int], wanted: Sequence[Wanted]) -> list[Reading]:
         return read(logits[list(rows)], wanted, self.traits.mask_token_id) if rows else []

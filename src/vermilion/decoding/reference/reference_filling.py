@@ -66,6 +66,7 @@ def _filled(
 
     def ask(questions: Sequence[Question]) -> list[Reading]:
         moved = [replace(question, place=question.place + left) for question in questions]
+        answer.mixed = {len(answer.tokens) + place: choices for place, choices in canvas.mixed.items()}
         return answer.ask(answer.tokens[:start], [*answer.tokens[start:], *canvas.ids, *right], moved)
 
     passes = 0
