@@ -5,6 +5,8 @@ Whatever passes here cannot fail the step that it shares with others.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vermilion.decoding.canvas import num_mixed
 from vermilion.decoding.decoders import DECODERS, check_decoding
 from vermilion.decoding.knobs import MAX_LOGPROBS, check_sampling
@@ -18,9 +20,7 @@ MAX_SEEDED_ROWS = 1024
 """Rows of a seeded canvas, which one step runs at once: up to 3.3 s of one core for the embedded model."""
 
 
-def check_request(
-    request: Request, model: ModelInfo, traits: Traits, num_slots: int, backend: str = "torch"
-) -> None:
+def check_request(request: Request, model: ModelInfo, traits: Traits, num_slots: int) -> None:
     """Raises `BadRequest` and its kinds."""
     _check_tokens(request, model)
     candidates = request.seeds.candidates if request.seeds is not None else ()
@@ -60,7 +60,6 @@ def check_request(
     room = model.context_length - total
     if not 1 <= request.sampling.max_tokens <= room:
         raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
-    _check_inputs(request.decoding, backend)
     _check_grammar(request)
     _check_canvas(request, model, traits)
     _check_seeds(request, min(model.context_length, num_slots))
@@ -81,6 +80,14 @@ def check_memory(program: Program, max_draft_rows: int, num_slots: int) -> None:
         raise ContextLengthExceeded(num_slots, program.max_slots)
 
 
+def check_mixing(decoding: Decoding, backend: Callable[[], str]) -> None:
+    """Raises `BadParameter` where rows are to be mixtures of tokens and the backend, asked only then, has
+    none."""
+    if num_mixed(decoding) and backend() == "native":
+        why = "Only PyTorch mixes the embeddings of tokens: set engine.backend to torch."
+        raise BadParameter("decoding.soft_tokens", decoding.soft_tokens, "0 on the native backend", why)
+
+
 def _check_tokens(request: Request, model: ModelInfo) -> None:
     """The model has no row for any other token: the whole step would fail, and every request in it."""
     if not request.prompt:
@@ -96,13 +103,6 @@ def _check_tokens(request: Request, model: ModelInfo) -> None:
         if tokens and not 0 <= min(tokens) <= max(tokens) < model.vocab_size:
             wrong = min(tokens) if min(tokens) < 0 else max(tokens)
             raise BadParameter(name, wrong, f"token ids from 0 to {model.vocab_size - 1}")
-
-
-def _check_inputs(decoding: Decoding, backend: str) -> None:
-    """Raises `BadParameter` for what the backend's rows cannot carry."""
-    if backend == "native" and num_mixed(decoding):
-        why = "Only PyTorch mixes the embeddings of tokens: set engine.backend to torch."
-        raise BadParameter("decoding.soft_tokens", decoding.soft_tokens, "0 on the native backend", why)
 
 
 def _check_grammar(request: Request) -> None:

@@ -24,7 +24,7 @@ from vermilion.decoding.penalties import Penalties, bans, needed
 from vermilion.decoding.program import CLOSING_TOKENS, Program, Task
 from vermilion.decoding.programs import constrained, program_of
 from vermilion.decoding.speculative import Speculative
-from vermilion.engine.checks import check_memory, check_request
+from vermilion.engine.checks import check_memory, check_mixing, check_request
 from vermilion.engine.loaded_adapters import FIM, Adapters, Holder
 from vermilion.engine.output import Output
 from vermilion.engine.row_costs import measure
@@ -115,8 +115,9 @@ class Engine:
     def check(self, request: Request) -> Program:
         """The program that will answer, its grammar compiled. Raises `BadRequest` and its kinds. It reads
         nothing that a step changes, so any thread may call it; `submit` then takes the result."""
-        num_slots, backend = self.scheduler.cache.num_slots, self.worker.info().backend
-        check_request(request, self.model, self.traits, num_slots, backend)
+        num_slots = self.scheduler.cache.num_slots
+        check_request(request, self.model, self.traits, num_slots)
+        check_mixing(request.decoding, lambda: self.worker.info().backend)
         self.adapters.check(request.adapter)
         program = self._program(request)
         check_memory(program, self.scheduler.limits.max_draft_rows, num_slots)
