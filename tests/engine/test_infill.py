@@ -10,9 +10,10 @@ import pytest
 from tests import tiny
 from tests.engine.test_matches_reference import outcome, prompt
 from vermilion.config import EngineConfig
+from vermilion.decoding import infill as filling_gaps
 from vermilion.decoding.filling import overlap, trimmed
 from vermilion.decoding.forward_jobs import Job
-from vermilion.decoding.infill import MARGIN, REACH, Candidate, chosen
+from vermilion.decoding.infill import MARGIN, Candidate, chosen
 from vermilion.decoding.passes import Reading
 from vermilion.decoding.reference import infill
 from vermilion.engine.llm import LLM
@@ -193,8 +194,9 @@ def test_a_suffix_of_white_space_is_plain_completion() -> None:
     assert filled(before, "\n  \n", max_tokens=8)[0] == plain
 
 
-def test_a_line_that_goes_on_runs_its_last_token_again() -> None:
+def test_a_line_that_goes_on_runs_its_last_token_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every pass has a row for what it reads, also behind a line that was kept to its limit."""
+    monkeypatch.setattr(filling_gaps, "REACH", 2)
     model = tiny.model("causal-shift")
     one = tiny.engine("causal-shift", model)
     run, shortest = one.worker.run, []
@@ -206,7 +208,7 @@ def test_a_line_that_goes_on_runs_its_last_token_again() -> None:
     one.worker.run = watched  # type: ignore[method-assign, assignment]
     wanted = [
         Request(f"{i}", prompt(9 + i, i), Sampling(max_tokens=75), Decoding("lossless"), prompt(5, 50 + i))
-        for i in range(6)
+        for i in range(20)
     ]
     results = outcome(one, wanted)
-    assert any(len(result.tokens) > REACH for result in results) and min(shortest) > 0
+    assert any(len(result.tokens) > 2 for result in results) and min(shortest) > 0
