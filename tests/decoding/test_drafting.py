@@ -15,6 +15,7 @@ from vermilion.decoding.drafting import (
     RowCosts,
     gain_of,
     worthwhile,
+    worthwhile_drafts,
     worthwhile_guesses,
 )
 
@@ -155,3 +156,37 @@ def test_a_row_beside_prompts_costs_what_it_costs_elsewhere() -> None:
     costs = RowCosts((1, 256), (4.0, 106.0))
     alone, beside = DraftBudget(costs, 16, 16).price(1), DraftBudget(costs, 200, 16).price(1)
     assert beside == pytest.approx(alone)
+
+
+def test_dear_masks_and_a_dear_drafter_stop_drafts_of_requests_with_a_grammar_alone() -> None:
+    costs = RowCosts((1, 512), (4.0, 8.0), drafter_ms=(0.1, 0.01))
+    free, held = (DraftBudget(costs, rows=1, streams=1).under(grammar) for grammar in (None, "a"))
+    chances = [0.9, 0.8, 0.7]
+    assert worthwhile(chances, held) == worthwhile(chances, free) == 3
+    for _ in range(40):
+        costs.note_asking(3, True, 9.0)
+    assert worthwhile_drafts(chances, held) == 0 and worthwhile(chances, held) == 3
+    assert worthwhile_drafts(chances, free) == 3
+    for _ in range(40):
+        costs.note_masks(2, 0.009)
+    assert worthwhile(chances, held) == 0 and held.hopeless
+    assert worthwhile(chances, free) == 3
+
+
+def test_what_asking_the_drafter_costs_is_followed_per_row_and_stream() -> None:
+    costs = RowCosts((1, 64), (4.0, 8.0), drafter_ms=(0.1, 0.2))
+    for _ in range(60):
+        costs.note_asking(4, False, 1.8)
+    assert DraftBudget(costs, rows=2, streams=2).drafter_price(4) == pytest.approx(
+        MARGIN * 2 * (1.0 / 2 + 0.8) / costs.at(2), rel=0.01
+    )
+    costs.note_asking(4, False, 900.0)
+    assert costs.asking_ms[False] < 1.5, "an interruption hardly counts"
+
+
+def test_a_request_learns_from_those_before_it() -> None:
+    first, second, other = DraftRecord(), DraftRecord(), DraftRecord()
+    first.trust = second.trust = Acceptance(1.0, shared=True)
+    for _ in range(20):
+        first.note("drafter", depths=[0], logprobs=[-0.1], accepted=0)
+    assert second.guess_chances(1)[0] < 0.2 < 0.6 < other.guess_chances(1)[0]

@@ -10,13 +10,15 @@ import torch
 from tests import tiny
 from tests.engine import drafted
 from tests.engine.test_matches_reference import SAMPLINGS, outcome, prompt
+from vermilion.decoding.drafting import RowCosts
 from vermilion.decoding.forward_jobs import Job
+from vermilion.decoding.grammar import Grammars
 from vermilion.decoding.passes import Reading
 from vermilion.engine.engine import Engine
 from vermilion.models.transformer import Transformer
 from vermilion.training.base_states import text_of
 from vermilion.training.drafter_loss import Frozen, block_states
-from vermilion.types import Decoding, Finish, Request, Sampling
+from vermilion.types import Decoding, Finish, Grammar, Request, Sampling
 
 LOSSLESS = [
     Decoding("lossless", block_length=8, draft_nodes=12),
@@ -128,3 +130,50 @@ def test_a_drafter_that_fails_ends_no_request() -> None:
     )
     found = outcome(engine, [Request("b", prompt(9, 1), Sampling(max_tokens=20))])
     assert found[0].tokens == plain[0].tokens
+
+
+class Reversible(tiny.Letters):
+    """Reads what it writes, as a grammar's forced text has to be."""
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        return [ord(character) - 33 for character in text]
+
+
+def under_a_grammar(*, drafter: bool = True) -> Engine:
+    engine = drafted.engine(drafted.model(drafter=drafter))
+    engine.grammars = Grammars(Reversible(), tiny.VOCAB)  # type: ignore[arg-type]
+    return engine
+
+
+def held(name: str, decoding: Decoding) -> Request:
+    grammar = Grammar("regex", "([0-9A-Za-v]{2}wxyz){6}[0-9A-Za-v]{3}")
+    return Request(name, prompt(9, 1), Sampling(max_tokens=60), decoding, grammar=grammar)
+
+
+def test_under_a_grammar_the_drafter_sees_only_what_is_stored_and_text_is_the_bases_own() -> None:
+    [plain] = outcome(under_a_grammar(drafter=False), [held("a", Decoding("ar"))])
+    engine, gaps = under_a_grammar(), set()
+    inner = engine.worker.draft
+
+    def draft(jobs: Sequence[Job]) -> list[list[Reading]]:
+        [job] = jobs
+        program = engine._sequences["b"].program
+        [segment] = job.rows.segments
+        assert segment.sees == program.cached + len(job.rows.moves)
+        gaps.add(segment.slot - segment.sees)
+        return inner(jobs)
+
+    engine.worker.draft = draft  # type: ignore[method-assign]
+    [found] = outcome(engine, [held("b", LOSSLESS[0])])
+    assert found.tokens == plain.tokens
+    assert gaps >= {0, 4}, "of four tokens that the grammar forced"
+
+
+def test_a_dear_grammar_is_not_drafted_under() -> None:
+    for mask_ms, drafts in ((0.0, True), (50.0, False)):
+        engine = under_a_grammar()
+        costs = engine.scheduler.costs = RowCosts((1, 512), (4.0, 4.0))
+        costs.mask_ms = mask_ms
+        costs.note = costs.note_masks = costs.note_asking = lambda *times: None  # type: ignore[method-assign]
+        outcome(engine, [held("a", LOSSLESS[0])])
+        assert (engine._drafted["drafter"] > 0) == drafts

@@ -14,7 +14,7 @@ import sys
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Literal
 
@@ -34,6 +34,8 @@ MARGIN = 1.3
 than one token a stream, which the time is taken from."""
 _PACE_SHARE, _SHAPE_SHARE = 0.2, 0.05
 """Weights of one step's time in what is known of the machine's pace and of the curve."""
+_HOST_SHARE = 0.2
+"""Weight of one measurement in what is known of the drafter's passes and of a grammar's masks."""
 _READING_SHARE, _MAX_READING = 0.3, 16.0
 """Weight of one step that reads a prompt, and most that it may take over the curve: the embedded model's rows
 take six times as long behind 8,000 tokens as behind 256, where the curve is measured."""
@@ -41,6 +43,8 @@ _MAX_OFF = 2.0
 """A step that took longer than this many times what was expected was interrupted."""
 _RECOVERY = 0.97
 """Share of the observations that a pass without drafts leaves: after a while drafting is tried again."""
+_SHARED_FORGETTING, _SHARED_RECOVERY = 0.98, 0.99
+"""Both, of what requests know of each other's drafts."""
 
 
 class RowCosts:
@@ -65,6 +69,13 @@ class RowCosts:
         """What steps take now over what the curve says."""
         self._reading = 1.0
         """What steps that read prompts take besides: the longer the prompt, the more its rows look at."""
+        self.asking_ms = {False: self.drafter_ms[0], True: self.drafter_ms[0]}
+        """What asking the drafter takes before any row, host work included, without and with a grammar. More
+        than its passes at load, which found their weights in the caches."""
+        self.trust = {constrained: Acceptance(1.0, shared=True) for constrained in (False, True)}
+        """See `DraftRecord`, of requests without and with a grammar."""
+        self.mask_ms = 0.0
+        """What the base's row behind a draft takes besides under a grammar, for the tokens allowed there."""
         self._draw(ms)
 
     def _draw(self, ms: Sequence[float]) -> None:
@@ -95,6 +106,17 @@ class RowCosts:
         off = ms / (self.at(rows) * self._pace)
         self._reading += _READING_SHARE * (min(_MAX_READING, max(1.0, off)) - self._reading)
 
+    def note_asking(self, rows: int, constrained: bool, ms: float) -> None:
+        """Asking the drafter for so many rows took `ms`, host work included."""
+        each, known = self.drafter_ms[1] * rows, self.asking_ms[constrained]
+        ms = min(ms / self._pace, _MAX_OFF * (known + each))
+        self.asking_ms[constrained] += _HOST_SHARE * (max(0.0, ms - each) - known)
+
+    def note_masks(self, count: int, seconds: float) -> None:
+        """Finding the tokens that a grammar allows took so long at `count` places."""
+        if count:
+            self.mask_ms += _HOST_SHARE * (1e3 * seconds / count / self._pace - self.mask_ms)
+
     def note(self, rows: int, noisy: int, ms: float) -> None:
         """A step of so many rows took `ms`, host work included: follow what steps really cost.
 
@@ -124,6 +146,8 @@ class DraftBudget:
     """Rows of the step so far: every request's own, prefill, and the drafts that were planned before."""
     streams: int
     """Requests that the step brings on by at least one token."""
+    constrained: bool = False
+    """Whether the request that is to draft keeps to a grammar."""
 
     def price(self, added: int, noisy: int = 0) -> float:
         """Tokens that steps without drafts settle in the time that `added` more rows take, `noisy` of them
@@ -133,13 +157,14 @@ class DraftBudget:
         """
         longer = self.costs.at(self.rows + added) - self.costs.at(self.rows)
         longer += noisy * self.costs.noisy_row_ms
+        if self.constrained:
+            longer += (added - noisy) * self.costs.mask_ms
         return MARGIN * self.streams * longer / self.costs.at(self.streams)
 
     def drafter_price(self, rows: int) -> float:
         """The same of the time that the drafter takes for this many rows of one stream; the streams of a step
         share its passes."""
-        whole, each = self.costs.drafter_ms
-        longer = whole / self.streams + each * rows
+        longer = self.costs.asking_ms[self.constrained] / self.streams + self.costs.drafter_ms[1] * rows
         return MARGIN * self.streams * longer / self.costs.at(self.streams)
 
     @property
@@ -148,7 +173,11 @@ class DraftBudget:
         return self.price(1) >= MAX_CHANCE
 
     def plus(self, rows: int) -> DraftBudget:
-        return DraftBudget(self.costs, self.rows + rows, self.streams)
+        return replace(self, rows=self.rows + rows)
+
+    def under(self, grammar: object) -> DraftBudget:
+        """The same for a request with this grammar, or None."""
+        return self if grammar is None else replace(self, constrained=True)
 
 
 def worthwhile(chances: Sequence[float], budget: DraftBudget) -> int:
@@ -208,9 +237,11 @@ def worthwhile_drafts(by_depth: Sequence[float], budget: DraftBudget) -> int:
 class Acceptance:
     """How often one request's drafts were accepted lately: a mean with a prior, new drafts weigh most."""
 
-    def __init__(self, prior: float, strength: float = 2.0) -> None:
+    def __init__(self, prior: float, strength: float = 2.0, *, shared: bool = False) -> None:
         self.prior = prior
         self.strength = strength
+        self._forgetting = _SHARED_FORGETTING if shared else _FORGETTING
+        self._recovery = _SHARED_RECOVERY if shared else _RECOVERY
         self._accepted = 0.0
         self._expected = 0.0
 
@@ -221,13 +252,13 @@ class Acceptance:
 
     def note(self, accepted: float, expected: float = 1.0) -> None:
         """`accepted` of `expected` drafts were right."""
-        self._accepted = self._accepted * _FORGETTING + accepted
-        self._expected = self._expected * _FORGETTING + expected
+        self._accepted = self._accepted * self._forgetting + accepted
+        self._expected = self._expected * self._forgetting + expected
 
     def rest(self) -> None:
         """A pass went by without drafts: trust the prior a little more again."""
-        self._accepted *= _RECOVERY
-        self._expected *= _RECOVERY
+        self._accepted *= self._recovery
+        self._expected *= self._recovery
 
 
 class DraftRecord:
@@ -243,6 +274,9 @@ class DraftRecord:
         """Probability of the tokens that the base chose: where it is sure, drafts tend to be right."""
         self._calibration = Acceptance(1.0)
         """Accepted drafts over what their own probabilities promised."""
+        self.trust: Acceptance | None = None
+        """Accepted guesses over what the base's certainty promised, shared with requests alike: most answers
+        end before their own drafts have told."""
         self._copied = {source: Acceptance(rate) for source, rate in _PRIORS.items()}
 
     def run_chances(self, source: Source, count: int) -> list[float]:
@@ -258,7 +292,7 @@ class DraftRecord:
     def guess_chances(self, count: int) -> list[float]:
         """That the first 1, 2, ... guesses of a denoise pass will all be accepted."""
         for acceptance in self._by_depth:
-            acceptance.prior = self._certainty.rate
+            acceptance.prior = self._prior
         rates = [self._at_depth(depth).rate for depth in range(count)]
         return list(accumulate(rates, operator.mul))
 
@@ -271,7 +305,7 @@ class DraftRecord:
             self._copied[source].note(accepted, tried)
             return
         for depth in range(tried):
-            self._at_depth(depth).note(float(depth < accepted))
+            self._note_guess(depth, float(depth < accepted))
         self._calibration.note(accepted, math.fsum(math.exp(logprob) for logprob in logprobs))
 
     def note_chosen(self, logprob: float) -> None:
@@ -280,15 +314,25 @@ class DraftRecord:
 
     def note_useless(self) -> None:
         """Guesses were asked for, and none could be a draft."""
-        self._at_depth(0).note(0.0)
+        self._note_guess(0, 0.0)
 
     def rest(self, source: Source) -> None:
         """A pass went by in which drafts of this source could have been asked for and were not."""
-        guessed = (*self._by_depth, self._calibration)
-        for acceptance in (self._copied[source],) if source in _COPIED else guessed:
+        guessed = [*self._by_depth, self._calibration, *([self.trust] if self.trust else [])]
+        for acceptance in [self._copied[source]] if source in _COPIED else guessed:
             acceptance.rest()
+
+    @property
+    def _prior(self) -> float:
+        certainty = self._certainty.rate
+        return min(MAX_CHANCE, self.trust.rate * certainty) if self.trust else certainty
+
+    def _note_guess(self, depth: int, accepted: float) -> None:
+        self._at_depth(depth).note(accepted)
+        if self.trust:
+            self.trust.note(accepted, self._certainty.rate)
 
     def _at_depth(self, depth: int) -> Acceptance:
         while len(self._by_depth) <= depth:
-            self._by_depth.append(Acceptance(self._certainty.rate))
+            self._by_depth.append(Acceptance(self._prior))
         return self._by_depth[depth]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import re
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class Constraint:
         self._matcher = matcher
         self._words = words
         self._num_bytes = len(words.ends[0])
+        self._num_masks, self._masks_s = 0, 0.0
         self._place = self._looked(_Place())
 
     @property
@@ -129,11 +131,19 @@ class Constraint:
         else closes strings and brackets. A path that leaves the grammar is followed by nothing but the end,
         whose reading is never used.
         """
+        began = time.perf_counter()
         place, kept = self._followed(path)
         mask = self._mask(place, closing) if kept == len(path) else self._only(self._words.eos)
         if kept:
             self._matcher.rollback(kept)
+        self._num_masks, self._masks_s = self._num_masks + 1, self._masks_s + time.perf_counter() - began
         return mask
+
+    def take_mask_times(self) -> tuple[int, float]:
+        """How many answers `allowed` has given since the last call, and the seconds that they took."""
+        taken = self._num_masks, self._masks_s
+        self._num_masks, self._masks_s = 0, 0.0
+        return taken
 
     def keeps(self, path: Sequence[int]) -> bool:
         """Whether `path` may follow the settled answer, forced tokens honoured."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 from math import exp
 
 from vermilion.decoding.commit import (
@@ -69,6 +70,8 @@ class Speculative(Program):
         """Whether the drafter may be asked before the next pass."""
         self._asked = False
         """Whether it was, before this one."""
+        self._least = 0.0
+        """The chance that its drafts must have, at least, to be worth a row."""
         self._moves: tuple[tuple[int, int], ...] = ()
         """Keys of accepted drafts that lie in another slot than their position's."""
 
@@ -106,6 +109,7 @@ class Speculative(Program):
         self._wants_drafts = False
 
     def plan(self, budget: DraftBudget | None = None) -> Pass:
+        budget = budget and budget.under(self.task.constraint)
         self._hopeless = budget is not None and budget.hopeless
         self._verifying, self._source = self._chosen(budget)
         settled, tree = len(self.tokens), self._verifying
@@ -144,6 +148,10 @@ class Speculative(Program):
         Its rows stand behind the settled text: the last token, whose base row has not run yet, then masks.
         """
         settled, mask = len(self.tokens), max(0, self.traits.mask_token_id)
+        # What a grammar forced has no keys yet.
+        stored = self.cached + len(self._moves)
+        budget = budget and budget.under(self.task.constraint)
+        self._least = budget.price(1) if budget is not None else 0.0
         if not self._wants_drafts or (budget is not None and budget.hopeless):
             return None
         # A draft for the answer's last position saves no pass: the base gives that token anyway.
@@ -158,7 +166,7 @@ class Speculative(Program):
             return None
         ids = (self.tokens[-1], *([mask] * (count - 1)))
         masked = (False, *([True] * (count - 1)))
-        rows = Segment(ids, settled - 1, settled - 1, settled - 1, span=0, noisy=True, masked=masked)
+        rows = Segment(ids, settled - 1, settled - 1, stored, span=0, noisy=True, masked=masked)
         reads = [
             Read(row, settled + row, "draft", top=CHOICES, after=row - 1 if row else ON_IT)
             for row in range(count)
@@ -253,7 +261,8 @@ class Speculative(Program):
         self._moves = tuple(
             (settled + index, settled + depth) for depth, index in enumerate(path) if index != depth
         )
-        for one in self.settled[settled - len(self.tokens) :]:
+        # What a grammar forced says nothing of how sure the base is.
+        for one in self.settled[settled - len(self.tokens) :][: len(path) + 1]:
             self.record.note_chosen(one.reading.logprob)
         if tree:
             depths, logprobs = [node.depth for node in tree], [node.logprob for node in tree]
@@ -321,7 +330,10 @@ class Speculative(Program):
 
     def _drafted(self, guesses: Sequence[Reading]) -> tuple[Node, ...]:
         levels = [self._level(guess) for guess in guesses]
-        return self._kept(draft_tree(levels, self.task.decoding.draft_nodes, self.tokens[-1]))
+        tree = draft_tree(levels, self.task.decoding.draft_nodes, self.tokens[-1])
+        # Likeliest first. What will not be verified need not be held against a grammar, either.
+        chances = self.record.tree_chances([node.logprob for node in tree])
+        return self._kept(tuple(compress(tree, (chance >= self._least for chance in chances))))
 
     def _level(self, guess: Reading) -> Level:
         if self.task.sampled:

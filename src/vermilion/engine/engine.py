@@ -310,8 +310,8 @@ class Engine:
 
     def _draft(self) -> None:
         """Let the drafter guess what this step's passes verify; without its guesses they are shorter."""
-        asked = self.scheduler.plan_drafts()
-        if not asked:
+        began = time.perf_counter()
+        if not (asked := self.scheduler.plan_drafts()):
             return
         try:
             answers = self.worker.draft([self._job(work) for work in asked])
@@ -325,6 +325,7 @@ class Engine:
         for work, readings in zip(asked, answers, strict=True):
             assert isinstance(work.sequence.program, Speculative)
             work.sequence.program.drafted(readings)
+        self.scheduler.note_asking(asked, 1e3 * (time.perf_counter() - began))
 
     def _applied(self, work: Work, readings: Listing[Reading]) -> list[tuple[str, Event]]:
         """Take in what one request's rows said; its events."""
@@ -351,11 +352,10 @@ class Engine:
         return Job(work.sequence.pages, work.rows, self._wanted(work), work.sequence.adapter, name)
 
     def _wanted(self, work: Work) -> list[Wanted]:
-        sequence = work.sequence
-        sampling, program = sequence.request.sampling, sequence.program
+        sequence, program = work.sequence, work.sequence.program
+        sampling = sequence.request.sampling
         task, constraint, penalties = program.task, program.task.constraint, sequence.penalties
-        start = len(task.prompt)
-        first_end = start + sampling.min_tokens
+        start, first_end = len(task.prompt), len(task.prompt) + sampling.min_tokens
         # Close to the limit a text is brought to its end, so that what is cut short is seldom broken.
         grammar = sequence.request.grammar
         reserve = min(CLOSING_TOKENS, task.max_tokens // 2) if grammar and grammar.closes else 0

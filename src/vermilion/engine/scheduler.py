@@ -115,6 +115,9 @@ class Scheduler:
             before.overtaken += 1
             at -= 1
         self.waiting.insert(at, sequence)
+        program = sequence.program
+        if self.costs is not None:
+            program.record.trust = self.costs.trust[program.task.constraint is not None]
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, finished or aborted; its pages go back."""
@@ -236,6 +239,15 @@ class Scheduler:
         elif costs is not None:
             noisy = sum(len(one.ids) for work in ready for one in work.rows.segments if one.noisy)
             costs.note(num_rows, noisy, ms)
+        for constraint in (work.sequence.program.task.constraint for work in ready):
+            if costs is not None and constraint is not None:
+                costs.note_masks(*constraint.take_mask_times())
+
+    def note_asking(self, asked: list[Work], ms: float) -> None:
+        """Asking the drafter took so long."""
+        constrained = {work.sequence.program.task.constraint is not None for work in asked}
+        if self.costs is not None and len(constrained) == 1:
+            self.costs.note_asking(sum(work.rows.num_rows for work in asked), constrained.pop(), ms)
 
     def _prompt_rows(self, live: list[Sequence]) -> int:
         """Most rows of prompts that a step may have beside the answers among `live`, which they make wait."""
