@@ -63,10 +63,10 @@ async def opened(store: Database, folder: Path, **settings: Any) -> AsyncIterato
     accounts = Accounts(store)
     service = fake_service(FakeBackend(), accounts, data_folder=folder, **settings)
     app = create_app(service)
-    assert service.served is not None
+    assert service.models is not None
     try:
         async with (
-            background.opened(service.config, service.served, app, accounts) as service.background,
+            background.opened(service.config, service.models, app, accounts) as service.background,
             httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
         ):
             yield client

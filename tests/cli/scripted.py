@@ -89,5 +89,5 @@ if __name__ == "__main__":
     sys.modules["vermilion.engine.llm"] = module()
     pulling.ensure = lambda model, offline: None
     FakeLLM.pause_s = 0.1
-    FakeLLM.answers += [settles(*(f"word{number} " for number in range(12))) for _ in range(9)]
+    FakeLLM.answers += [settles(*(f"word{number} " for number in range(24))) for _ in range(9)]
     sys.exit(cli.main(sys.argv[1:]))

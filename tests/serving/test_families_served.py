@@ -40,7 +40,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A model of two layers, converted in a few steps by method tied."""
     folder: Path = tmp_path_factory.mktemp(request.param)
     with patch.object(toy, "_NUMBERS", service.WORDS), patch.object(toy, "_STEPS", 20):
-        settings = {"method": "tied", "steps": 20, "rows": 8, "micro_rows": 8, "learning_rate": 4e-3}
+        settings = {"method": "tied", "steps": 60, "rows": 8, "micro_rows": 8, "learning_rate": 4e-3}
         shape = {"stages": (Stage(1.0, 4),), "plot": False, **KINDS[request.param]}
         return convert(Recipe("toy", folder, **settings, **shape))[0]  # type: ignore[arg-type]
 
