@@ -16,6 +16,7 @@ if find_spec("pipecat") is None:
         "test_lines.py",
         "test_livekit.py",
         "test_clauses.py",
+        "test_early_transcripts.py",
         "test_model_calls.py",
         "test_words.py",
     ]

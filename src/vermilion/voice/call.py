@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pipecat.adapters.llm.schemas.tools_schema import AdapterType, ToolsSchema
 from pipecat.audio.turn.smart_turn.base_smart_turn import SmartTurnParams
 from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
-from pipecat.audio.vad.silero import SileroVADAnalyzer
 from pipecat.frames.frames import (
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
@@ -46,6 +45,7 @@ from vermilion.speech.recognizer import SAMPLE_RATE, Recognizer
 from vermilion.speech.synthesizer import Synthesizer
 from vermilion.voice.call_tools import CallTool, tools_of
 from vermilion.voice.canvas_llm import CanvasLLMService
+from vermilion.voice.pause_detector import PauseDetector
 from vermilion.voice.persona import Persona
 from vermilion.voice.speech_services import RecognizerService, SynthesizerService
 from vermilion.voice.turn_latency import TurnLatency
@@ -120,10 +120,12 @@ class Call:
         self._llm = self._service()
         for tool in self._tools.values():
             self._llm.register_function(tool.name, self._handler(tool))
-        aggregators = LLMContextAggregatorPair(self.context, user_params=_turn_taking())
+        recognizer = RecognizerService(agent.recognizer)
+        turns = _turn_taking(PauseDetector(recognizer.begin_early))
+        aggregators = LLMContextAggregatorPair(self.context, user_params=turns)
         stages = [
             transport.input(),
-            RecognizerService(agent.recognizer),
+            recognizer,
             aggregators.user(),
             self._llm,
             SynthesizerService(agent.synthesizer),
@@ -264,9 +266,9 @@ class _BargeIn(BaseObserver):
             await self._interrupted()
 
 
-def _turn_taking() -> LLMUserAggregatorParams:
+def _turn_taking(voice: PauseDetector) -> LLMUserAggregatorParams:
     detector = LocalSmartTurnAnalyzerV3(params=SmartTurnParams(stop_secs=_LONGEST_PAUSE_S))
     strategy = TurnAnalyzerUserTurnStopStrategy(turn_analyzer=detector)
     return LLMUserAggregatorParams(
-        vad_analyzer=SileroVADAnalyzer(), user_turn_strategies=UserTurnStrategies(stop=[strategy])
+        vad_analyzer=voice, user_turn_strategies=UserTurnStrategies(stop=[strategy])
     )

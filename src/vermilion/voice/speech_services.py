@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pipecat.frames.frames import Frame, TranscriptionFrame
+from pipecat.frames.frames import Frame, TranscriptionFrame, VADUserStoppedSpeakingFrame
+from pipecat.processors.frame_processor import FrameDirection
 from pipecat.services.settings import STTSettings, TTSSettings
 from pipecat.services.stt_service import SegmentedSTTService
 from pipecat.services.tts_service import TTSService
@@ -23,10 +25,23 @@ _TYPICAL_LATENCY_S = 1.0
 """How long a transcript may take before a turn ends without it."""
 _NO_SPEECH, _UNLIKELY = 0.6, -1.0
 """Whisper's own rule for silence: both, since a single word alone looks like none."""
+_END_SILENCE_S = 0.19
+"""A stretch of speech ends with so much silence at least: the detector's 0.2 s in frames of 32 ms."""
+_BYTES_PER_SAMPLE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _EarlyTranscript:
+    speech: bytes
+    transcript: asyncio.Task[Transcript]
 
 
 class RecognizerService(SegmentedSTTService):
-    """Transcribes what the voice detector cuts out, a stretch at a time."""
+    """Transcribes what the voice detector cuts out, a stretch at a time.
+
+    It begins at a pause, before the detector is sure that the stretch is over; where speech goes on instead,
+    what was begun is thrown away.
+    """
 
     wants_wav_segments = False
 
@@ -34,18 +49,49 @@ class RecognizerService(SegmentedSTTService):
         settings = STTSettings(model=recognizer.name, language=Language.EN)
         super().__init__(settings=settings, ttfs_p99_latency=_TYPICAL_LATENCY_S, **options)
         self._recognizer = recognizer
+        self._early: _EarlyTranscript | None = None
 
     def can_generate_metrics(self) -> bool:
         return True
 
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Keeps the end of a stretch, silent but for what came while the detector judged it: the next one's
+        first sound, perhaps."""
+        stopped = isinstance(frame, VADUserStoppedSpeakingFrame)
+        end = bytes(self._audio_buffer[-self._end_silence_bytes() :]) if stopped else b""
+        await super().process_frame(frame, direction)
+        self._audio_buffer[:0] = end
+
+    def begin_early(self) -> None:
+        """The caller paused; what was said so far may be all."""
+        speech = bytes(self._audio_buffer)
+        task = asyncio.create_task(self._heard(speech + self._trailing_silence()))
+        # One that is thrown away may fail unseen.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._early = _EarlyTranscript(speech, task)
+
     async def run_stt(self, audio: bytes) -> AsyncGenerator[Frame, None]:
         """`audio`: 16-bit mono PCM at the pipeline's rate, 16 kHz."""
         await self.start_processing_metrics()
-        samples = np.frombuffer(audio, np.int16)
-        heard = await asyncio.to_thread(self._recognizer.transcribe, samples)
+        early, self._early = self._early, None
+        if early is not None and self._is_whole(early.speech, audio):
+            heard = await early.transcript
+        else:
+            heard = await self._heard(audio)
         await self.stop_processing_metrics()
         if heard.text and not is_silence(heard):
             yield TranscriptionFrame(heard.text, self._user_id, time_now_iso8601(), Language.EN)
+
+    def _is_whole(self, speech: bytes, audio: bytes) -> bool:
+        """Whether `audio` is `speech` and no more than the silence that ended it."""
+        rest_bytes = len(audio) - len(self._trailing_silence()) - len(speech)
+        return rest_bytes <= self._end_silence_bytes() and audio.startswith(speech)
+
+    def _end_silence_bytes(self) -> int:
+        return int(_END_SILENCE_S * self.sample_rate) * _BYTES_PER_SAMPLE
+
+    async def _heard(self, audio: bytes) -> Transcript:
+        return await asyncio.to_thread(self._recognizer.transcribe, np.frombuffer(audio, np.int16))
 
 
 def is_silence(heard: Transcript) -> bool:
