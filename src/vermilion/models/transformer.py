@@ -51,13 +51,13 @@ class Rows:
     """Which rows go through which adapters of the model."""
     signal_MH: Tensor | None = None
     """What the last M rows, the noisy ones, are conditioned on, where the model conditions itself."""
-    soft: tuple[Tensor, Tensor] | None = None
-    """Rows [R], and the embeddings [R, H] that they carry in place of their tokens'."""
     num_clean: int = 0
     """Leading rows that stand for settled text or its drafts; a drafter reads what the base makes of them."""
     neighbours: Neighbours | None = None
     """Wanted by some models (`neighbours.needed`) where the rows are of several texts; one text's rows that
     lie side by side have those that follow from their slots."""
+    soft: tuple[Tensor, Tensor] | None = None
+    """Rows [R], and the embeddings [R, H] that they carry in place of their tokens'."""
 
 
 class Transformer(nn.Module):
