@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -16,8 +17,9 @@ import sqlalchemy as sa
 from accounts import postgres
 from vermilion.accounts import clock as clocks
 from vermilion.accounts import database as stores
-from vermilion.accounts import schema
+from vermilion.accounts import organisations, schema
 from vermilion.accounts.database import Database
+from vermilion.accounts.organisations import NewOrganisation, Secret
 
 _numbers = itertools.count()
 _PATIENCE_S = 60.0
@@ -160,3 +162,17 @@ def create_database(server: str, name: str) -> None:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
     engine.dispose()
+
+
+@pytest.fixture
+def secret(store: Database) -> Secret:
+    return organisations.create_organisation(store, NewOrganisation("Acme", "a@example.org"))[2]
+
+
+@pytest.fixture
+def ledger(store: Database) -> Callable[[], list[Any]]:
+    def rows() -> list[Any]:
+        with store.reading() as connection:
+            return list(connection.execute(sa.text("SELECT * FROM ledger ORDER BY id")))
+
+    return rows

@@ -19,7 +19,7 @@ from vermilion.accounts import organisations, reports
 from vermilion.accounts.database import Database
 from vermilion.accounts.gate import Accounts
 from vermilion.accounts.keys import RateLimits
-from vermilion.accounts.organisations import NewKey, NewOrganisation, Secret
+from vermilion.accounts.organisations import NewKey, Secret
 from vermilion.speech.recognizer import SAMPLE_RATE
 
 pytest.importorskip("av")
@@ -28,11 +28,6 @@ HEAR, SPEAK = "/v1/audio/transcriptions", "/v1/audio/speech"
 SPEECH = wav(tone(440, 1.95, SAMPLE_RATE))
 TEXT = "Hello there, you. How are things?"
 Open = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
-
-
-@pytest.fixture
-def secret(store: Database) -> Secret:
-    return organisations.create_organisation(store, NewOrganisation("Acme", "a@example.org"))[2]
 
 
 @pytest.fixture
@@ -58,15 +53,6 @@ def opened(store: Database, recognizer: ToneRecognizer, hummer: Hummer) -> Open:
             await asyncio.to_thread(accounts.writer.close)
 
     return opening
-
-
-@pytest.fixture
-def ledger(store: Database) -> Callable[[], list[Any]]:
-    def rows() -> list[Any]:
-        with store.reading() as connection:
-            return list(connection.execute(sa.text("SELECT * FROM ledger ORDER BY id")))
-
-    return rows
 
 
 async def test_both_ways_are_charged_to_the_picodollar(

@@ -39,11 +39,6 @@ def backend() -> FakeBackend:
     return FakeBackend()
 
 
-@pytest.fixture
-def secret(store: Database) -> Secret:
-    return organisations.create_organisation(store, NewOrganisation("Acme", "a@example.org"))[2]
-
-
 Open = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
@@ -65,15 +60,6 @@ def opened(store: Database, backend: FakeBackend) -> Open:
             await asyncio.to_thread(accounts.writer.close)
 
     return opening
-
-
-@pytest.fixture
-def ledger(store: Database) -> Callable[[], list[Any]]:
-    def rows() -> list[Any]:
-        with store.reading() as connection:
-            return list(connection.execute(sa.text("SELECT * FROM ledger ORDER BY id")))
-
-    return rows
 
 
 @pytest.mark.parametrize(
