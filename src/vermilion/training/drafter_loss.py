@@ -34,6 +34,9 @@ class DrafterLoss:
     following: float = 0.6
     total_variation: float = 0.9
     candidates: int = 16
+    plain_candidates: int = 64
+    """Likeliest tokens that the first part's softmax is over, with the base's and the token itself: over the
+    whole vocabulary its gradient took as long as both layers, and points the same way (cosine 0.96)."""
     offset_decay: float = 4.0
     """Row k weighs exp(-k / this): drafts are used from the left."""
 
@@ -96,33 +99,51 @@ def guess(drafter: Drafter, frozen: Frozen, text: OwnText, anchors_A: Tensor, co
     place_R = frozen.inverse_V[label_R]
     weight_R = torch.exp(-torch.arange(length) / config.offset_decay).repeat(len(anchors_A))
     known_R = place_R >= 0
-    logits_RW = F.linear(hidden_RH, frozen.head_WH).float()
-    teacher_RW = F.linear(text.last_LH[position_AK.flatten()].to(hidden_RH.dtype), frozen.head_WH).float()
-    plain_R = F.cross_entropy(logits_RW, place_R.clamp(min=0), reduction="none") * known_R
     with torch.no_grad():
-        picked = [logits_RW.topk(config.candidates).indices, teacher_RW.topk(4).indices]
-        candidate_RC = torch.cat([*picked, place_R.clamp(min=0)[:, None]], -1)
-        # A token that is named twice counts once.
-        repeated_RC = (candidate_RC[:, :, None] == candidate_RC[:, None, :]).tril(-1).any(-1)
-        teacher_RC = teacher_RW.softmax(-1).gather(-1, candidate_RC).masked_fill(repeated_RC, 0.0)
-        best_R = teacher_RW.argmax(-1)
+        teacher_RH = text.last_LH[position_AK.flatten()].to(hidden_RH.dtype)
+        teacher_RW = F.linear(teacher_RH, frozen.head_WH)
+        best_R4 = teacher_RW.topk(4).indices
+        places_RP, repeated_RP = _named(
+            F.linear(hidden_RH, frozen.head_WH), best_R4, place_R.clamp(min=0)[:, None], config
+        )
+        near = config.candidates + 5
+        repeated_RC = repeated_RP[:, :near]
+        teacher_RC = _shares_of(teacher_RW, places_RP[:, :near]).masked_fill(repeated_RC, 0.0)
+        at_R1 = (places_RP == place_R[:, None]).float().argmax(-1, keepdim=True)
+    rows_RPH = frozen.head_WH[places_RP]
+    logits_RP = torch.einsum("rh,rph->rp", hidden_RH, rows_RPH).float()
+    logprob_RP = logits_RP.masked_fill(repeated_RP, float("-inf")).log_softmax(-1)
+    plain_R = -logprob_RP.gather(-1, at_R1)[:, 0] * known_R
     added_RH = drafter.head(hidden_RH, frozen.embedding.rows(before_R).to(hidden_RH.dtype))
-    moved_RC = torch.einsum("rh,rch->rc", added_RH, frozen.head_WH[candidate_RC]).float()
-    logit_RC = (logits_RW.gather(-1, candidate_RC) + moved_RC).masked_fill(repeated_RC, float("-inf"))
+    moved_RC = torch.einsum("rh,rch->rc", added_RH, rows_RPH[:, :near]).float()
+    logit_RC = (logits_RP[:, :near] + moved_RC).masked_fill(repeated_RC, float("-inf"))
     logprob_RC = logit_RC.log_softmax(-1)
-    at_R = (candidate_RC == place_R.clamp(min=0)[:, None]).float().argmax(-1)
-    follow_R = -logprob_RC.gather(-1, at_R[:, None])[:, 0] * known_R
-    share_RC = logprob_RC.exp()
-    variation_R = 0.5 * (share_RC - teacher_RC).abs().sum(-1)
+    follow_R = -logprob_RC.gather(-1, at_R1)[:, 0] * known_R
+    variation_R = 0.5 * (logprob_RC.exp() - teacher_RC).abs().sum(-1)
     behind_R = (1 - config.total_variation) * follow_R + config.total_variation * variation_R
     loss = (weight_R * ((1 - config.following) * plain_R + config.following * behind_R)).sum()
-    with torch.no_grad():
-        inside_RC = torch.arange(candidate_RC.shape[-1]) < config.candidates
-        chosen_R = candidate_RC.gather(-1, logit_RC.masked_fill(~inside_RC, -torch.inf).argmax(-1, True))[
-            :, 0
-        ]
-        accepted_AK = ((chosen_R == best_R) & known_R).view(position_AK.shape)
+    chosen_R = places_RP.gather(-1, logit_RC[:, : config.candidates].argmax(-1, keepdim=True))[:, 0]
+    accepted_AK = ((chosen_R == best_R4[:, 0]) & known_R).view(position_AK.shape)
     return Guesses(loss, accepted_AK, float(weight_R.sum()))
+
+
+def _named(
+    logits_RW: Tensor, best_R4: Tensor, label_R1: Tensor, config: DrafterLoss
+) -> tuple[Tensor, Tensor]:
+    """Places [R, P] that the losses look at: the row's `candidates`, the base's, the label, the row's others.
+
+    With them, bool [R, P]: which of them name a token again, as it counts once.
+    """
+    near = config.candidates
+    count = min(max(near, config.plain_candidates), logits_RW.shape[-1])
+    top_RN = logits_RW.topk(count).indices
+    places_RP = torch.cat([top_RN[:, :near], best_R4, label_R1, top_RN[:, near:]], -1)
+    return places_RP, (places_RP[:, :, None] == places_RP[:, None, :]).tril(-1).any(-1)
+
+
+def _shares_of(logits_RW: Tensor, places_RC: Tensor) -> Tensor:
+    """Of softmax(logits), the entries at these places, in float32."""
+    return (logits_RW.gather(-1, places_RC).float() - logits_RW.float().logsumexp(-1, keepdim=True)).exp()
 
 
 def block_states(
@@ -137,20 +158,33 @@ def block_states(
     context_LH = drafter.context(text.tapped_LTH.to(drafter.norm.weight.dtype))
     own = drafter.shape.num_layers
     where_L = torch.arange(len(context_LH))
+    seen_AL = where_L < anchors_A[:, None]
     keys = drafter.keys_values(context_LH, frozen.rotary.at(where_L, x_RH.dtype)[-own:])
-    # A row sees what is settled before its anchor, and all rows of its block.
-    seen_RL = where_L < anchors_A.repeat_interleave(length)[:, None]
-    block_R = torch.arange(num).repeat_interleave(length)
-    visible = torch.cat([seen_RL, block_R[:, None] == block_R], -1)
     turns = frozen.rotary.at(positions_R, x_RH.dtype)[-own:]
     for layer, turn, (k, v) in zip(drafter.layers, turns, keys, strict=True):
-        x_RH, _ = layer(x_RH, (), turn, partial(_attend, visible, k, v))
+        x_RH, _ = layer(x_RH, (), turn, partial(_attend, seen_AL, k, v))
     hidden_RH: Tensor = drafter.norm(x_RH)
     return hidden_RH
 
 
-def _attend(visible: Tensor, k_L: Tensor, v_L: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    keys, values = torch.cat([k_L.to(k.dtype), k]), torch.cat([v_L.to(v.dtype), v])
-    q, keys, values = (each.transpose(0, 1)[None] for each in (q, keys, values))
-    seen: Tensor = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible, enable_gqa=True)
-    return seen[0].transpose(0, 1)
+def _attend(seen_AL: Tensor, k_L: Tensor, v_L: Tensor, q_R: Tensor, k_R: Tensor, v_R: Tensor) -> Tensor:
+    """A row sees what is settled before its anchor, and all rows of its block: [R, heads, head dim].
+
+    Scores of text and block are computed apart and share a softmax: rows of other blocks cost nothing.
+    """
+    num, count = len(seen_AL), len(q_R) // len(seen_AL)
+    keys, size = k_R.shape[1:]
+    own = (
+        k_R.view(num, count, keys, size).permute(2, 0, 1, 3),
+        v_R.view(num, count, keys, size).permute(2, 0, 1, 3),
+    )
+    heads = q_R.shape[1] // keys
+    # [key head, anchor, rows x query heads, head dim]
+    q = (q_R * size**-0.5).view(num, count, keys, heads, size).permute(2, 0, 1, 3, 4).flatten(2, 3)
+    text = (q.flatten(1, 2) @ k_L.to(q.dtype).permute(1, 2, 0)).view(*q.shape[:3], -1)
+    text = text.float().masked_fill(~seen_AL[None, :, None], float("-inf"))
+    block = q @ own[0].transpose(-1, -2)
+    share = torch.cat([text, block.float()], -1).softmax(-1).to(q.dtype)
+    told = share[..., : len(k_L)].flatten(1, 2) @ v_L.to(q.dtype).transpose(0, 1)
+    found = told.view_as(q) + share[..., len(k_L) :] @ own[1]
+    return found.view(keys, num, count, heads, size).permute(1, 2, 0, 3, 4).reshape(q_R.shape)

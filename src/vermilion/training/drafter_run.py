@@ -33,7 +33,7 @@ from vermilion.native.runner import NativeRunner
 from vermilion.text import read_json
 from vermilion.training import checkpoint, records
 from vermilion.training.base_states import StateFolder, States, states_of
-from vermilion.training.drafter_loss import Frozen, Guesses, OwnText, anchors_of, guess
+from vermilion.training.drafter_loss import Frozen, anchors_of, guess
 from vermilion.training.drafter_recipe import DRAFTER_MAY_CHANGE, DrafterRecipe
 from vermilion.training.export import model_with
 from vermilion.training.loop import OnStep, stop_signals
@@ -222,11 +222,13 @@ def _step(work: _Work, step: int, share: float) -> tuple[dict[str, float], int]:
     row_weights = float(torch.exp(-torch.arange(length) / recipe.loss.offset_decay).sum())
     whole = max(1.0, row_weights * sum(len(each) for each in anchors))
     total = 0.0
-    for text, each in zip(texts, anchors, strict=True):
-        if len(each):
-            part = _guessed(work, text, each).loss / whole
-            torch.autograd.backward(part)
-            total += float(part.detach())
+    # One region for all texts: autocast keeps the weights that it has cast until the region ends.
+    with _precision(recipe):
+        for text, each in zip(texts, anchors, strict=True):
+            if len(each):
+                part = guess(work.drafter, work.frozen, text, each, recipe.loss).loss / whole
+                torch.autograd.backward(part)
+                total += float(part.detach())
     if not total < float("inf"):
         raise EngineFailure(f"The loss of step {step + 1} is {total}. Lower learning_rate and start again.")
     norm = torch.nn.utils.clip_grad_norm_(work.drafter.parameters(), recipe.clip_norm)
@@ -251,9 +253,8 @@ def _drawn(work: _Work, step: int) -> list[tuple[int, int]]:
     return drawn
 
 
-def _guessed(work: _Work, text: OwnText, anchors_A: Tensor) -> Guesses:
-    with torch.autocast("cpu", torch.bfloat16, enabled=work.recipe.autocast):
-        return guess(work.drafter, work.frozen, text, anchors_A, work.recipe.loss)
+def _precision(recipe: DrafterRecipe) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast)
 
 
 @torch.no_grad()
@@ -266,7 +267,8 @@ def _validated(work: _Work) -> dict[str, float]:
         anchors_A = anchors_of(text, _VALIDATION_STRIDE, length, generator)
         if not len(anchors_A):
             continue
-        found = _guessed(work, text, anchors_A)
+        with _precision(work.recipe):
+            found = guess(work.drafter, work.frozen, text, anchors_A, work.recipe.loss)
         accepted.append(found.accepted_AK)
         loss, weight = loss + float(found.loss), weight + found.weight
     if not accepted:
