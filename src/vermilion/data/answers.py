@@ -2,8 +2,8 @@
 
 Every answer is a line of JSON as soon as it is there: `number`, `kind`, `prompt` and `response`,
 `finish_reason` ("length" where it was cut) and `num_tokens`. A raw text that is continued is a `prefix`; an
-answer that was held to a schema or to calls comes as `messages`. What the filters refuse goes to a file
-beside it, with the reason.
+answer that was held to a schema or to calls, or follows earlier turns, comes as `messages`. What the filters
+refuse goes to a file beside it, with the reason.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vermilion.config import EngineConfig
+from vermilion.data.contexts import Contexts, ContextsConfig
 from vermilion.data.prompt_templates import Kind, Prompt, harvest, prompts
 from vermilion.decoding.presets import resolve
 from vermilion.engine.llm import LLM
@@ -52,6 +53,8 @@ class AnswersConfig:
     shares: dict[str, float] = field(default_factory=lambda: dict(_SHARES))
     packages: tuple[str, ...] = ()
     """Installed distributions whose docstrings and files are used beside the standard library's."""
+    contexts: ContextsConfig = field(default_factory=ContextsConfig)
+    """Taken from `packages` alone."""
     threads: int = 1
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -64,6 +67,8 @@ class AnswersConfig:
             raise ConfigError(
                 "min_tokens, max_tokens, max_continued, batch: at least 1, min_tokens the least."
             )
+        if self.contexts.share and not self.packages:
+            raise ConfigError("contexts.share: contexts come from packages; name some under packages.")
         kinds = set(get_args(Kind))
         if not self.shares or set(self.shares) - kinds or min(self.shares.values()) <= 0:
             raise ConfigError(
@@ -87,20 +92,19 @@ def generate(
     """Generate up to the number of answers or minutes, resuming from `output`; the final counts."""
     refused_file = config.output.with_suffix(".refused.jsonl")
     config.output.parent.mkdir(parents=True, exist_ok=True)
-    done = [row for file in (config.output, refused_file) for row in _rows(file)]
     asked = AnswerCounts()
-    for row in done:
+    answered: dict[tuple[str, ...], int] = {}
+    for row in itertools.chain(_rows(config.output), _rows(refused_file)):
         asked = _counted(asked, row)
-    answered = {_asked(row) for row in done}
-    listed = prompts(harvest(config.packages, config.seed), config.shares, config.seed)  # type: ignore[arg-type]
-    wanted = itertools.islice(enumerate(listed), config.num_answers or None)
-    waiting = ((number, prompt) for number, prompt in wanted if _asked(_told(prompt, "")) not in answered)
+        answered[_asked(row)] = row["number"]
+    llm = llm or _model(config)
+    waiting = _prompts(config, llm, answered)
     until = time.monotonic() + 60 * config.minutes if config.minutes else float("inf")
     with (
         config.output.open("a", encoding="utf-8") as kept,
         refused_file.open("a", encoding="utf-8") as refused,
     ):
-        for row in _answers(config, llm or _model(config), waiting, until):
+        for row in _answers(config, llm, waiting, until):
             file = refused if "refused" in row else kept
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -108,6 +112,24 @@ def generate(
             if on_answer is not None:
                 on_answer(asked)
     return asked
+
+
+def _prompts(
+    config: AnswersConfig, llm: LLM, answered: Mapping[tuple[str, ...], int]
+) -> Iterator[tuple[int, Prompt]]:
+    """The prompts that are not answered, numbered from 0 among all."""
+    listed = prompts(harvest(config.packages, config.seed), config.shares, config.seed)  # type: ignore[arg-type]
+    contexts = None
+    if config.contexts.share:
+        tokens = (llm.tokenizer.encode, llm.tokenizer.decode)
+        contexts = Contexts(config.contexts, config.packages, config.seed, tokens)
+    ends = {number: asked[-1] for asked, number in answered.items()}
+    for number, prompt in itertools.islice(enumerate(listed), config.num_answers or None):
+        if ends.get(number, "").endswith(prompt.text):
+            continue  # its context, which takes time to make, need not be known
+        behind = contexts.before(number, prompt) if contexts else prompt
+        if _asked(_told(behind, "")) not in answered:
+            yield number, behind
 
 
 def _asked(row: dict[str, Any]) -> tuple[str, ...]:
@@ -139,15 +161,17 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _model(config: AnswersConfig) -> LLM:
-    longest = config.max_tokens + 512
+    alone, contexts = config.max_tokens + 512, config.contexts
+    mean = alone + round(contexts.share * contexts.mean)
+    longest = alone + contexts.longest if contexts.share else alone
     engine = EngineConfig(
         device=config.device,
         dtype=config.dtype,
         threads=config.threads,
-        kv_tokens=config.batch * longest,
+        kv_tokens=max(config.batch * mean, longest),
         max_rows=2 * config.batch + 256,
         max_running=config.batch,
-        prefix_cache=False,
+        prefix_cache=contexts.share > 0,
     )
     return LLM(config.model, config=engine)
 
@@ -210,7 +234,7 @@ def _row(
 
 
 def _told(prompt: Prompt, text: str) -> dict[str, Any]:
-    if prompt.form is not None:
+    if prompt.form is not None or prompt.turns:
         return {"messages": [*prompt.messages, {"role": "assistant", "content": text}]}
     return {"prefix" if prompt.kind == "continue" else "prompt": prompt.text, "response": text}
 

@@ -8,7 +8,7 @@ import re
 import sysconfig
 import tomllib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -36,12 +36,16 @@ class Prompt:
     text: str
     form: Form | None = None
     """Of `json` and `tools`."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """What was asked and answered before; none of `continue`."""
 
     @property
     def messages(self) -> list[dict[str, Any]]:
         """What the chat template is given."""
-        told = [{"role": "system", "content": self.form.system}] if self.form else []
-        return [*told, {"role": "user", "content": self.text}]
+        told = [("system", self.form.system)] if self.form else []
+        for asked, answered in self.turns:
+            told += [("user", asked), ("assistant", answered)]
+        return [{"role": role, "content": text} for role, text in (*told, ("user", self.text))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +65,17 @@ def standard_library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def distribution_files(name: str) -> list[Path]:
-    """The Python files of an installed distribution. Raises ConfigError where it is not installed."""
+def distribution_files(name: str, endings: Collection[str] = (".py",)) -> list[Path]:
+    """The files of an installed distribution with these suffixes, or names that have none, but for its tests.
+
+    Raises ConfigError where it is not installed.
+    """
     try:
         files = metadata.files(name) or []
     except metadata.PackageNotFoundError:
         raise ConfigError(f"packages: {name} is not installed; leave it out or install it.") from None
-    return sorted(Path(str(file.locate())) for file in files if file.suffix == ".py")
+    kept = (file for file in files if (file.suffix or file.name) in endings and not SKIPPED & set(file.parts))
+    return sorted(Path(str(file.locate())) for file in kept)
 
 
 def harvest(packages: Sequence[str], seed: int) -> Texts:
@@ -77,7 +85,7 @@ def harvest(packages: Sequence[str], seed: int) -> Texts:
         file for file in sorted(library.rglob("*.py")) if not SKIPPED & set(file.relative_to(library).parts)
     ]
     for name in packages:
-        files += [file for file in distribution_files(name) if not SKIPPED & set(file.parts[-6:-1])]
+        files += distribution_files(name)
     paragraphs: set[str] = set()
     goals: set[str] = set()
     starts: list[str] = []
@@ -153,12 +161,20 @@ def _walk(tree: ast.Module) -> Iterator[ast.AST]:
             queue.extend(getattr(node, name, ()))
 
 
-def _docstrings(tree: ast.Module) -> Iterator[str]:
+def definitions(
+    tree: ast.Module,
+) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """What of a module may have a docstring, itself first."""
     for node in _walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text and text.isascii():
-                yield text
+            yield node
+
+
+def _docstrings(tree: ast.Module) -> Iterator[str]:
+    for node in definitions(tree):
+        text = ast.get_docstring(node)
+        if text and text.isascii():
+            yield text
 
 
 def _paragraphs(docstring: str) -> list[str]:
