@@ -142,7 +142,7 @@ void ExpertLayers::gate_up(const Experts& experts) {
         const Group& group = groups_[index / blocks];
         const int block = index % blocks;
         std::vector<float> gate((size_t)group.visits.count * kBlock), up(gate.size());
-        const Range tiles = {block * 2, 2};
+        const Tiles tiles = {block * 2, 2};
         kernels_.multiply(experts.gate[group.expert], tiles, x, group.visits, {gate.data(), kBlock, false});
         kernels_.multiply(experts.up[group.expert], tiles, x, group.visits, {up.data(), kBlock, false});
         kernels_.gate(session_.model.activation, gate.data(), up.data(), (int)gate.size(), gate.data());
@@ -157,7 +157,7 @@ void ExpertLayers::down(const Experts& experts) {
     team_.share((int)groups_.size() * shares, [&](int index) {
         const Group& group = groups_[index / shares];
         const int first = index % shares * kTilesPerShare;
-        const Range tiles = {first, std::min(kTilesPerShare, num_tiles - first)};
+        const Tiles tiles = {first, std::min(kTilesPerShare, num_tiles - first)};
         float* to = made_.data() + (size_t)group.visits.first * hidden_size_ + first * kTile;
         kernels_.multiply(experts.down[group.expert], tiles, x, group.visits, {to, hidden_size_, false});
     });

@@ -30,6 +30,9 @@ class Forward {
         Range rows;
         int key_head, first_head, num_heads;
     };
+    struct Share {
+        int part, tile;
+    };
     enum Kind { kQkv, kOutput, kGateUp, kDown };
 
     void plan_additions();
@@ -47,7 +50,10 @@ class Forward {
     void add_mixed(const Layer& layer);
     void scale(const Layer& layer);
     void lower(int layer, Kind kind, Activations x);
-    void project(int layer, Kind kind, int part, Range tiles, const Activations& x, const Output& y);
+    int num_shares(int layer, Kind kind) const;
+    Share share_of(int layer, Kind kind, int index) const;
+    const uint8_t* ahead_of(int layer, Kind kind, int next) const;
+    void project(int layer, Kind kind, int part, Tiles tiles, const Activations& x, const Output& y);
     void project_heads(int layer);
     void finish_jointly(int layer, int row);
     float query_scale(int position) const;

@@ -31,7 +31,7 @@ void Forward::inject() {
     const int size = model_.hidden_size, num_tiles = size / kTile, step = tiles_per_share(num_tiles, team_.size());
     const Activations into = normed_codes_.view();
     team_.share((num_tiles + step - 1) / step, [&](int index) {
-        const Range tiles = {index * step, std::min(step, num_tiles - index * step)};
+        const Tiles tiles = {index * step, std::min(step, num_tiles - index * step)};
         kernels_.multiply(d.inject, tiles, tapped_codes_.view(), {0, rows_.num_clean},
                           {injected_.data() + tiles.first * kTile, size, false});
     });
@@ -48,7 +48,7 @@ void Forward::inject() {
 void Forward::inject_head(int index, int head) {
     const Layer& l = model_.drafter.layers[index];
     const int size = l.head_dim, part = head < l.num_kv_heads ? 1 : 2;
-    const Range tiles = {head % l.num_kv_heads * (size / kTile), size / kTile};
+    const Tiles tiles = {head % l.num_kv_heads * (size / kTile), size / kTile};
     float* values = scratch((size_t)rows_.num_clean * size);
     kernels_.multiply(l.qkv.parts[part], tiles, normed_codes_.view(), {0, rows_.num_clean}, {values, size, false});
     for (int row = 0; row < rows_.num_clean; row++) {

@@ -23,11 +23,19 @@ struct Range {
     int first, count;
 };
 
+// Tiles of a matrix, and the weights that the same thread reads after them: null where it does not know.
+struct Tiles {
+    int first, count;
+    const uint8_t* next = nullptr;
+};
+
 struct Output {
     float* values;  // of the first row and the first tile
     int stride;     // from one row to the next
     bool add;       // to what is there
 };
+
+constexpr int kLine = 64;  // bytes that come into a cache together
 
 inline Range all_blocks(const Matrix& matrix) { return {0, matrix.inputs / kBlock}; }
 
@@ -66,7 +74,7 @@ struct Kernels {
     // Codes of x[0, count) into `row`, from `first_input` on; both multiples of 32.
     void (*quantize)(const float* x, int count, const Activations& into, int row, int first_input);
     // y[row, tile] = x[row] . matrix[tile] for rows and tiles of these ranges.
-    void (*multiply)(const Matrix& matrix, Range tiles, const Activations& x, Range rows, const Output& y);
+    void (*multiply)(const Matrix& matrix, Tiles tiles, const Activations& x, Range rows, const Output& y);
     // The weights of an output for these blocks of inputs.
     void (*unpack)(const Matrix& matrix, int output, Range blocks, float* values);
     // Rotate-half RoPE over the first 2 * half components.

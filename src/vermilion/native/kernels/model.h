@@ -22,6 +22,11 @@ inline int tile_bytes(int inputs, int bits) {
     return (bytes + 63) / 64 * 64;
 }
 
+// Null where there is no matrix.
+inline const uint8_t* tile_of(const Matrix& matrix, int tile) {
+    return matrix.tiles ? matrix.tiles + (long)tile * tile_bytes(matrix.inputs, matrix.bits) : nullptr;
+}
+
 // x down^T up^T: one `down` for all parts of a product, [parts * rank, inputs]; `up[part]` [outputs, rank].
 struct LowRank {
     Matrix down;

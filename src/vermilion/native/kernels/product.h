@@ -35,9 +35,15 @@ inline Floats scaled(typename Format::Sum sum, const uint8_t* scales, float scal
     return total;
 }
 
+// Weights of a later sweep, which come into the cache beside this one's products.
+struct Ahead {
+    const uint8_t* from;
+    int lines;  // for each block
+};
+
 // kTiles tiles times kRows rows: each weight is read once for all rows, each activation once for all tiles.
 template <int kTiles, int kRows, class Format>
-void sweep(const uint8_t* tile, long tile_stride, const Activations& x, int row, const Output& y) {
+void sweep(const uint8_t* tile, long tile_stride, const Activations& x, int row, const Output& y, Ahead ahead) {
     const int blocks = x.inputs / kBlock, scale_stride = x.stride / kBlock;
     const uint8_t* scales = tile + blocks * Format::kCodes;
     Floats total[kTiles][kRows];
@@ -46,6 +52,7 @@ void sweep(const uint8_t* tile, long tile_stride, const Activations& x, int row,
     for (int block = 0; block < blocks; block++) {
         typename Format::Sum sum[kTiles][kRows];
         const int at = row * scale_stride + block;
+        for (int i = 0; i < ahead.lines; i++, ahead.from += kLine) __builtin_prefetch(ahead.from);
         for (int t = 0; t < kTiles; t++)
             for (int r = 0; r < kRows; r++) sum[t][r] = Format::start(x.totals[at + r * scale_stride]);
         const int8_t* codes = x.codes + (long)row * x.stride + block * kBlock;
@@ -79,9 +86,10 @@ void sweep(const uint8_t* tile, long tile_stride, const Activations& x, int row,
     }
 }
 
+// `next`: as many tiles, which follow.
 template <int kTiles, class Format>
-void sweep_rows(const uint8_t* tile, long tile_stride, const Activations& x, Range rows, Output y) {
-    using Sweep = void (*)(const uint8_t*, long, const Activations&, int, const Output&);
+void sweep_rows(const uint8_t* tile, long tile_stride, const Activations& x, Range rows, Output y, const uint8_t* next) {
+    using Sweep = void (*)(const uint8_t*, long, const Activations&, int, const Output&, Ahead);
     constexpr int kMost = kTiles == 1 ? kRowsPerSweep : kRowsPerPairSweep;
     static constexpr Sweep kSweeps[] = {
         nullptr,
@@ -94,29 +102,33 @@ void sweep_rows(const uint8_t* tile, long tile_stride, const Activations& x, Ran
         sweep<kTiles, kMost < 7 ? kMost : 7, Format>,
         sweep<kTiles, kMost < 8 ? kMost : 8, Format>,
     };
-    for (int done = 0; done < rows.count;) {
-        const int left = rows.count - done;
-        const int now = left < kMost ? left : kMost;
-        kSweeps[now](tile, tile_stride, x, rows.first + done, y);
+    const int num_sweeps = (rows.count + kMost - 1) / kMost, blocks = x.inputs / kBlock;
+    const int lines = (int)(kTiles * tile_stride / kLine), steps = num_sweeps * blocks;
+    Ahead ahead = {next, next ? (lines + steps - 1) / steps : 0};
+    for (int left = num_sweeps, row = rows.first, end = rows.first + rows.count; left > 0; left--) {
+        const int now = (end - row + left - 1) / left;
+        kSweeps[now](tile, tile_stride, x, row, y, ahead);
+        ahead.from += (long)ahead.lines * blocks * kLine;
+        if (ahead.lines && ahead.from >= next + kTiles * tile_stride) ahead.lines = 0;
         y.values += (long)now * y.stride;
-        done += now;
+        row += now;
     }
 }
 
 template <class Format>
-void multiply_as(const Matrix& matrix, Range tiles, const Activations& x, Range rows, Output y) {
+void multiply_as(const Matrix& matrix, Tiles tiles, const Activations& x, Range rows, Output y) {
     const long bytes = tile_bytes(matrix.inputs, matrix.bits);
-    const uint8_t* tile = matrix.tiles + tiles.first * bytes;
-    int left = tiles.count;
+    const uint8_t *tile = tile_of(matrix, tiles.first), *end = tile + tiles.count * bytes;
     // Two tiles at once halve the loads of activations; a single row has none to spare.
     if constexpr (kRowsPerPairSweep > 0) {
-        for (; rows.count > 1 && left > 1; left -= 2, tile += 2 * bytes, y.values += 2 * kTile)
-            sweep_rows<2, Format>(tile, bytes, x, rows, y);
+        for (; rows.count > 1 && end - tile > bytes; tile += 2 * bytes, y.values += 2 * kTile)
+            sweep_rows<2, Format>(tile, bytes, x, rows, y, end - tile > 2 * bytes ? tile + 2 * bytes : tiles.next);
     }
-    for (; left > 0; left--, tile += bytes, y.values += kTile) sweep_rows<1, Format>(tile, bytes, x, rows, y);
+    for (; tile < end; tile += bytes, y.values += kTile)
+        sweep_rows<1, Format>(tile, bytes, x, rows, y, end - tile > bytes ? tile + bytes : tiles.next);
 }
 
-void multiply(const Matrix& matrix, Range tiles, const Activations& x, Range rows, const Output& y) {
+void multiply(const Matrix& matrix, Tiles tiles, const Activations& x, Range rows, const Output& y) {
     if (matrix.bits == 4)
         multiply_as<FourBit>(matrix, tiles, x, rows, y);
     else

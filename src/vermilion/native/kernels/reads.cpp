@@ -38,9 +38,10 @@ void Reads::run(Team& team) {
     float* logits = session_.logits.data();
     for (int first = 0; first < pass_.num_reads; first += kBatch) {
         const int count = std::min(kBatch, pass_.num_reads - first);
-        team.share((num_tiles + kTilesPerShare - 1) / kTilesPerShare, [&](int index) {
+        team.share((num_tiles + kTilesPerShare - 1) / kTilesPerShare, [&](int index, int next) {
             const int tile = index * kTilesPerShare;
-            session_.kernels->multiply(stack_.head, {tile, std::min(kTilesPerShare, num_tiles - tile)},
+            const uint8_t* ahead = next < 0 ? nullptr : tile_of(stack_.head, next * kTilesPerShare);
+            session_.kernels->multiply(stack_.head, {tile, std::min(kTilesPerShare, num_tiles - tile), ahead},
                                        codes_.view(), {first, count}, {logits + tile * kTile, padded, false});
         });
         team.share(count, [&](int i) { answer(first + i, logits + (size_t)i * padded); });

@@ -30,7 +30,7 @@ void Forward::condition() {
         });
         const int num_tiles = size / kTile, step = tiles_per_share(num_tiles, team_.size());
         team_.share((num_tiles + step - 1) / step, [&](int index) {
-            const Range tiles = {index * step, std::min(step, num_tiles - index * step)};
+            const Tiles tiles = {index * step, std::min(step, num_tiles - index * step)};
             float* to = hidden.data() + (size_t)noisy.first * size + tiles.first * kTile;
             kernels_.multiply(c.down, tiles, gated, noisy, {to, size, true});
         });
