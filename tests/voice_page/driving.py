@@ -27,6 +27,7 @@ from vermilion.voice.voice_app import create_voice_app
 
 _MICROPHONE_HZ = 48_000
 RECORDER = Path(__file__).parent / "played_sound.js"
+SPEAKER = Path(__file__).parent / "spoken_sound.js"
 
 
 @contextmanager
@@ -78,6 +79,19 @@ class Caller:
         self.here.click("Start the call")
         self.page.get_by_role("button", name="Hang up").wait_for()
 
+    def write(self, text: str) -> None:
+        """Types a turn."""
+        self.page.get_by_label("Type instead of speaking").fill(text)
+        self.page.keyboard.press("Enter")
+
+    def microphone(self, script: str) -> None:
+        """What happens where the page asks for one."""
+        self.page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = async () => {{ {script} }} }}")
+
+    def speak(self, recorded: Path) -> None:
+        """Says it into the microphone of a `listening` caller, and returns when it is said."""
+        self.page.evaluate("wav => speak(wav)", base64.b64encode(recorded.read_bytes()).decode())
+
     def said(self, who: str) -> list[str]:
         return self.page.locator(f"li.{who} .said").all_inner_texts()
 
@@ -100,14 +114,18 @@ def words(text: str) -> set[str]:
 
 
 @contextmanager
-def caller(url: str, microphone: str, *, refused: bool = False) -> Iterator[Caller]:
-    """A window whose microphone hears the recording again and again, or is `refused` to the page."""
+def caller(url: str, microphone: Path | None = None, *, refused: bool = False) -> Iterator[Caller]:
+    """A window whose microphone hears the recording again and again, or without one what `Caller.speak` is
+    given; or it is `refused` to the page."""
     arguments = ["--use-fake-device-for-media-stream", "--autoplay-policy=no-user-gesture-required"]
-    arguments += ["--deny-permission-prompts" if refused else "--use-fake-ui-for-media-stream"]
-    arguments.append(f"--use-file-for-fake-audio-capture={microphone}")
+    arguments.append("--deny-permission-prompts" if refused else "--use-fake-ui-for-media-stream")
+    if microphone is not None:
+        arguments.append(f"--use-file-for-fake-audio-capture={microphone}")
     service = ConsoleService(url, "", "")
     with chromium(*arguments) as browser, visitor(browser, service) as here:
         here.page.add_init_script(path=RECORDER)
+        if microphone is None and not refused:
+            here.page.add_init_script(path=SPEAKER)
         here.page.goto(url)
         here.page.get_by_text("hears,").wait_for()
         yield Caller(here)

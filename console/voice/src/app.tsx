@@ -1,8 +1,9 @@
 /** The page: a call, its captions, how the answer settles, and how long each stage took. */
 
 import { useEffect } from "preact/hooks";
+import icon from "../../src/icon.svg";
 import { theme, toggle } from "../../src/lib/theme";
-import { agent, agentSpeaks, connection, hangUp, listen, meet, microphone, news, phase, problem, start, talking, userSpeaks } from "./call";
+import { agent, agentSpeaks, connection, hangUp, hears, listen, meet, microphone, news, phase, problem, start, talking, userSpeaks } from "./call";
 import { Captions } from "./captions";
 import { Latencies } from "./latencies";
 import { Settling } from "./settling";
@@ -13,8 +14,10 @@ export function App() {
   return (
     <>
       <header>
-        <strong>Vermilion voice</strong>
-        <button class="plain" onClick={toggle}>
+        <span class="brand">
+          <img class="mark" src={icon} alt="" /> Vermilion voice
+        </span>
+        <button class="small" onClick={toggle}>
           {theme.value === "dark" ? "Light" : "Dark"}
         </button>
       </header>
@@ -23,7 +26,7 @@ export function App() {
         <p class="muted">{agent.value && `${agent.value.recognizer} hears, ${agent.value.model} answers, ${agent.value.synthesizer} speaks.`}</p>
         <Controls />
         {problem.value && (
-          <p class="problem" role="alert">
+          <p class="notice bad" role="alert">
             {problem.value}
           </p>
         )}
@@ -47,24 +50,30 @@ function Controls() {
   return (
     <section aria-label="Call" class="controls">
       {idle ? (
-        <button class="primary" onClick={() => void start()}>
+        <button class="primary" onClick={() => void start(true)}>
           Start the call
         </button>
       ) : (
         <button onClick={() => void hangUp("You hung up.")}>{phase.value === "connecting" ? "Cancel" : "Hang up"}</button>
       )}
-      {phase.value === "ready" && microphone.value === "push" && <PushToTalk />}
+      {phase.value === "ready" && hears.value && microphone.value === "push" && <PushToTalk />}
       <State />
-      <label>
-        Microphone{" "}
-        <select value={microphone.value} onChange={(event) => choose(event.currentTarget.value === "push" ? "push" : "open")}>
+      <div class="field">
+        <label for="microphone">Microphone</label>
+        <select
+          id="microphone"
+          value={microphone.value}
+          disabled={phase.value === "ready" && !hears.value}
+          onChange={(event) => choose(event.currentTarget.value === "push" ? "push" : "open")}
+        >
           <option value="open">open</option>
           <option value="push">push to talk</option>
         </select>
-      </label>
-      <label>
-        Connection{" "}
+      </div>
+      <div class="field">
+        <label for="connection">Connection</label>
         <select
+          id="connection"
           value={connection.value}
           disabled={!idle}
           onChange={(event) => void (connection.value = event.currentTarget.value === "websocket" ? "websocket" : "webrtc")}
@@ -72,7 +81,7 @@ function Controls() {
           <option value="webrtc">WebRTC</option>
           <option value="websocket">WebSocket</option>
         </select>
-      </label>
+      </div>
     </section>
   );
 }
@@ -91,7 +100,7 @@ function press(down: boolean): void {
 function PushToTalk() {
   return (
     <button
-      class="talk"
+      class={talking.value ? "talk primary" : "talk"}
       aria-pressed={talking.value}
       onPointerDown={(event) => {
         event.currentTarget.setPointerCapture(event.pointerId);
@@ -114,7 +123,7 @@ function listenToTheSpaceBar() {
   const turn = (down: boolean) => (event: KeyboardEvent) => {
     const target = event.target as Element | null;
     const elsewhere = target?.closest("select, input, textarea, a, button:not(.talk)");
-    if (event.key !== " " || elsewhere || microphone.value !== "push" || phase.value !== "ready") return;
+    if (event.key !== " " || elsewhere || microphone.value !== "push" || phase.value !== "ready" || !hears.value) return;
     event.preventDefault();
     if (!event.repeat) press(down);
   };
@@ -133,6 +142,7 @@ function listenToTheSpaceBar() {
 function State() {
   let words = { idle: "No call", connecting: "Connecting", ready: "Listening" }[phase.value as string];
   if (phase.value === "ready" && microphone.value === "push" && !talking.value) words = "Microphone closed";
+  if (phase.value === "ready" && !hears.value) words = "No microphone, type";
   if (agentSpeaks.value) words = "The agent speaks";
   if (userSpeaks.value) words = "You speak";
   const kind = userSpeaks.value ? "you" : agentSpeaks.value ? "agent" : phase.value;

@@ -18,7 +18,8 @@ export interface Line {
 }
 
 export interface Turn {
-  turn: number;
+  /** Whether it was typed; then only the whole is known, from Enter to the answer's first sound. */
+  typed?: boolean;
   stages_ms: Record<string, number>;
   total_ms: number;
 }
@@ -48,6 +49,8 @@ export const agent = signal<Agent | null>(null);
 export const phase = signal<Phase>("idle");
 export const connection = signal<Connection>("webrtc");
 export const microphone = signal<Microphone>("open");
+/** Whether this call has a microphone. */
+export const hears = signal(false);
 /** Whether push-to-talk is pressed. */
 export const talking = signal(false);
 export const userSpeaks = signal(false);
@@ -62,6 +65,9 @@ export const news = signal("");
 
 let client: PipecatClient | null = null;
 let sound: Sound | null = null;
+/** Turns that were typed, until the server begins to answer them: what comes before belongs to an earlier answer. */
+let typed: string[] = [];
+let typedAt_ms: number | null = null;
 const loudspeaker = new Audio();
 loudspeaker.autoplay = true;
 
@@ -75,16 +81,21 @@ export async function meet(): Promise<void> {
   }
 }
 
-export async function start(): Promise<void> {
+/** `speaks`: with a microphone, where there is one; else the caller types. */
+export async function start(speaks: boolean): Promise<void> {
   problem.value = "";
   phase.value = "connecting";
   if (!agent.value) await meet();
-  const refused = agent.value ? await microphoneProblem() : problem.value;
-  if (refused) {
-    problem.value = refused;
+  if (!agent.value) {
     phase.value = "idle";
     return;
   }
+  if (speaks) problem.value = await microphoneProblem();
+  hears.value = speaks && !problem.value;
+  await call();
+}
+
+async function call(): Promise<void> {
   lines.value = [];
   turns.value = [];
   canvas.value = null;
@@ -99,12 +110,12 @@ export async function start(): Promise<void> {
     connection.value = "websocket";
     news.value = "WebRTC found no way; the call goes over a WebSocket.";
     phase.value = "connecting";
-    await start();
+    await call();
   }
 }
 
 async function connect(over: Connection): Promise<void> {
-  sound = new Sound(agent.value!.sample_rate_out);
+  sound = new Sound(agent.value!.sample_rate_out, hears.value);
   const socket = new URL("ws?page=true", location.href);
   socket.protocol = socket.protocol.replace("http", "ws");
   const transport =
@@ -115,7 +126,7 @@ async function connect(over: Connection): Promise<void> {
           webrtcRequestParams: { endpoint: new URL("api/offer", location.href) },
         })
       : new WebSocketTransport({ mediaManager: sound, wsUrl: socket.href, serializer: frames(sound) });
-  client = new PipecatClient({ transport, enableMic: true, enableCam: false, callbacks: callbacks(over) });
+  client = new PipecatClient({ transport, enableMic: hears.value, enableCam: false, callbacks: callbacks(over) });
   // Its debugging lines would quote what is said.
   client.setLogLevel(LogLevel.WARN);
   await client.initDevices();
@@ -146,13 +157,25 @@ function frames(player: Sound) {
 
 function callbacks(over: Connection) {
   return {
-    onUserStartedSpeaking: () => void (userSpeaks.value = true),
+    onUserStartedSpeaking: () => {
+      userSpeaks.value = true;
+      typedAt_ms = null;
+    },
     onUserStoppedSpeaking: () => void (userSpeaks.value = false),
-    onBotStartedSpeaking: () => void (agentSpeaks.value = true),
+    onBotStartedSpeaking: () => {
+      agentSpeaks.value = true;
+      if (typedAt_ms === null || typed.length > 0) return;
+      turns.value = [...turns.value, { typed: true, stages_ms: {}, total_ms: performance.now() - typedAt_ms }];
+      typedAt_ms = null;
+    },
     onBotStoppedSpeaking: () => void (agentSpeaks.value = false),
     onUserTranscript: (said: { text: string; final: boolean }) => said.final && heard(said.text),
     onBotOutput: spoken,
-    onBotLlmStarted: () => void (canvas.value = null),
+    onBotLlmStarted: () => {
+      canvas.value = null;
+      for (const text of typed) add({ who: "you", parts: new Map([[0, text]]), interrupted: false });
+      typed = [];
+    },
     onServerMessage: told,
     onTrackStarted: (track: MediaStreamTrack, participant?: { local: boolean }) => {
       if (over !== "webrtc" || participant?.local || track.kind !== "audio") return;
@@ -174,9 +197,21 @@ export async function hangUp(why = ""): Promise<void> {
   phase.value = "idle";
   talking.value = userSpeaks.value = agentSpeaks.value = false;
   loudspeaker.srcObject = null;
+  typed = [];
+  typedAt_ms = null;
   if (why) news.value = why;
   await ending?.disconnect().catch(() => {});
   sound = null;
+}
+
+/** A typed turn; it begins a call without a microphone where there is none. Whether it was sent. */
+export async function say(text: string): Promise<boolean> {
+  if (phase.value === "idle") await start(false);
+  if (phase.value !== "ready" || !client) return false;
+  typed.push(text);
+  typedAt_ms = performance.now();
+  await client.sendText(text);
+  return true;
 }
 
 /** Opens or closes the microphone as the settings and the button say. */

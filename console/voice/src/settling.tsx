@@ -26,10 +26,10 @@ export function Settling() {
     <section aria-labelledby="settling" class="card">
       <h2 id="settling">The answer settles</h2>
       <p class="canvas" data-pass={frame?.pass}>
-        {frame ? runs(frame).map(([letters, state], index) => <span key={index} class={state}>{letters}</span>) : <span class="muted">Nothing yet.</span>}
+        {frame ? runs(frame).map(([letters, state], index) => <span key={index} class={`t ${state}`}>{letters}</span>) : <span class="muted">Nothing yet.</span>}
       </p>
       <p class="legend">
-        <span class="settled">settled</span> <span class="filled">draft</span> <span class="masked">masked, a guess</span>
+        <span class="t settled">settled</span> <span class="t filled">draft</span> <span class="t masked">masked, a guess</span>
       </p>
     </section>
   );

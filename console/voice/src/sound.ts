@@ -1,14 +1,18 @@
 /** Microphone and loudspeaker of a call, for both transports. */
 
+import type { Tracks } from "@pipecat-ai/client-js";
 import { WavMediaManager } from "@pipecat-ai/websocket-transport";
 
 const PLAYED_HZ = 24_000;
 const HEARD_HZ = 16_000;
 
-/** Why nobody can be heard, in words for whoever wants to talk. */
+/** Why nobody can be heard, and what to do, in words for whoever wants to talk. */
 export async function microphoneProblem(): Promise<string> {
   if (!navigator.mediaDevices?.getUserMedia) {
-    return "A browser gives its microphone only to pages of this computer or behind https. Open this page at http://localhost, or put TLS in front of it.";
+    return withoutMicrophone(
+      "A browser gives its microphone only to pages of this computer or behind https.",
+      "open this page at http://localhost, or put TLS in front of it.",
+    );
   }
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
@@ -16,13 +20,20 @@ export async function microphoneProblem(): Promise<string> {
     return "";
   } catch (error) {
     const name = error instanceof DOMException ? error.name : "";
+    const again = "hang up and start the call again.";
     if (name === "NotAllowedError") {
-      return "The microphone was refused. Allow it for this page in the browser's address bar, then start the call again.";
+      return withoutMicrophone("The microphone was refused.", `allow it for this page in the browser's address bar, ${again}`);
     }
-    if (name === "NotFoundError") return "No microphone was found. Connect one, then start the call again.";
-    if (name === "NotReadableError") return "Another program has the microphone. Close it there, then start the call again.";
-    return `The microphone cannot be used (${name || error}).`;
+    if (name === "NotFoundError") return withoutMicrophone("No microphone was found.", `connect one, ${again}`);
+    if (name === "NotReadableError") {
+      return withoutMicrophone("Another program has the microphone.", `close it there, ${again}`);
+    }
+    return withoutMicrophone(`The microphone cannot be used (${name || error}).`, `try another browser or microphone, ${again}`);
   }
+}
+
+function withoutMicrophone(what: string, remedy: string): string {
+  return `${what} The call goes on without it: type what you would say. To speak, ${remedy}`;
 }
 
 /** pipecat's recorder and player. A WebSocket's sound comes at the rate of the voice, which the player does not know. */
@@ -32,14 +43,49 @@ export class Sound extends WavMediaManager {
   /** Place of the next sample to play, behind `last`, in samples of the voice. */
   private place = 0;
 
-  constructor(private spokenHz: number) {
+  private silence: AudioContext | null = null;
+  private silent: MediaStreamTrack | null = null;
+
+  /** Without `hears` the caller types, and the microphone is left alone. */
+  constructor(
+    private spokenHz: number,
+    private hears: boolean,
+  ) {
     super(undefined, HEARD_HZ);
   }
 
   override async initialize(): Promise<void> {
+    if (!this.hears) {
+      await this.beSilent();
+      return;
+    }
     await super.initialize();
     // The recorder asks for the devices behind our back, and fails where it has been closed meanwhile.
     await this.getAllMics().catch(() => []);
+  }
+
+  /** WebRTC's server waits for sound, which here is silence. Whatever records would ask for the microphone. */
+  private async beSilent(): Promise<void> {
+    this.silence = new AudioContext();
+    this.silent = this.silence.createMediaStreamDestination().stream.getAudioTracks()[0] ?? null;
+    const { _wavStreamPlayer: player } = this as unknown as { _wavStreamPlayer: { connect(): Promise<unknown> } };
+    // It plays what comes over a WebSocket, and only pages that are secure may have it.
+    await player.connect().catch(() => {});
+  }
+
+  override async connect(): Promise<void> {
+    if (this.hears) await super.connect();
+  }
+
+  override tracks(): Tracks {
+    return this.silent ? { local: { audio: this.silent } } : super.tracks();
+  }
+
+  override async disconnect(): Promise<void> {
+    if (this.hears) return super.disconnect();
+    this.silent?.stop();
+    await this.silence?.close();
+    await this.interrupt();
   }
 
   /** Whether the caller is heard. A closed microphone goes on as silence, so that the end of a turn is noticed. */
