@@ -15,7 +15,7 @@ from vermilion.models.families import FAMILIES, ModelSpec
 from vermilion.models.transformer import Transformer
 
 ARCHITECTURE = replace(tiny.ARCHITECTURE, num_layers=4)
-SHAPE = DrafterShape.of(ARCHITECTURE, num_layers=2, block_length=4, rank=6)
+SHAPE = DrafterShape.of(ARCHITECTURE, num_layers=2, block_length=4, rank=6, window=12)
 SPEC = ModelSpec(
     "tiny-drafted", ARCHITECTURE, replace(tiny.TRAITS["causal-shift"], drafter=4, gated=False), FAMILIES[0]
 )

@@ -104,7 +104,7 @@ def test_a_window_counts_positions_not_slots() -> None:
         list(range(11)), [*range(1, 7), *[6] * 5], [*range(6), *[6] * 5], [*range(1, 7), *[11] * 5], 11, 0,
         positions=positions, slots=slots,
     )  # fmt: skip
-    plan = LayeredAttention(a, pool).plan([seen], torch.arange(16)[None], 11)
+    plan = LayeredAttention(a.layer_kinds(), a.num_heads, pool).plan([seen], torch.arange(16)[None], 11)
     masked = torch.zeros(11, dtype=torch.bool)
     tensors = [torch.tensor(each) for each in (ids, positions)]
     got = model.logits(model(Rows(*tensors, masked, torch.tensor(slots), plan), pool))

@@ -150,7 +150,7 @@ def answers(model: Transformer) -> Tensor:
         at,
         at >= num_clean,
         at,
-        LayeredAttention(model.own, pool).plan([sight], at[None], count),
+        LayeredAttention(model.own.layer_kinds(), model.own.num_heads, pool).plan([sight], at[None], count),
         [AdapterRows(adapters.DENOISER, num_clean, count)],
         model.soft_embedding(likely_RV.double()) if model.self_conditioning is not None else None,
         num_clean,

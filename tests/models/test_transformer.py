@@ -112,6 +112,7 @@ def ours(
 def run(model: Transformer, segments: list[tuple[int, int]], slots: list[int], ids: list[int]) -> Tensor:
     """Logits of a causal text stored at `slots`, one forward per (start, end)."""
     pool = model.new_pool(max(slots) + 1)
+    attention = LayeredAttention(model.architecture.layer_kinds(), model.architecture.num_heads, pool)
     logits = []
     for start, end in segments:
         rows = list(range(end - start))
@@ -125,7 +126,7 @@ def run(model: Transformer, segments: list[tuple[int, int]], slots: list[int], i
             torch.tensor(list(at)),
             torch.zeros(len(rows), dtype=torch.bool),
             torch.tensor(slots[start:end]),
-            LayeredAttention(model.architecture, pool).plan([seen], torch.tensor([slots]), len(rows)),
+            attention.plan([seen], torch.tensor([slots]), len(rows)),
         )
         with torch.inference_mode():
             logits.append(model.logits(model(forward, pool)))

@@ -46,7 +46,7 @@ TRAITS = replace(tiny.TRAITS["causal-shift"], drafter=4, gated=False)
 
 
 def drafter_of(architecture: Architecture) -> Drafter:
-    shape = DrafterShape.of(architecture, num_layers=2, block_length=4, rank=6)
+    shape = DrafterShape.of(architecture, num_layers=2, block_length=4, rank=6, window=12)
     made = Drafter(architecture, shape, torch.arange(0, tiny.MASK, 2))
     randomize(made, torch.Generator().manual_seed(3))
     for name, parameter in made.named_parameters():

@@ -13,6 +13,7 @@ from tests.training.conftest import WORDS
 from vermilion.config import EngineConfig, build, read
 from vermilion.engine.llm import LLM
 from vermilion.errors import ConfigError
+from vermilion.text import read_json
 from vermilion.training.drafter_recipe import DrafterRecipe
 from vermilion.training.drafter_run import train_drafter
 from vermilion.types import Decoding, Sampling
@@ -52,7 +53,11 @@ def test_a_run_that_was_stopped_ends_as_an_unbroken_one(base: Path, answers: Pat
     assert found.keys() == wanted.keys() and all(found[name].equal(wanted[name]) for name in wanted)
     with pytest.raises(ConfigError, match="rank"):
         train_drafter(replace(halves, rank=4))
-    assert whole.is_dir()
+    further = replace(halves, output=tmp_path / "further", adapter=whole / "adapter", window=9, steps=1)
+    written, _ = train_drafter(further)
+    assert read_json(written / "adapter" / "drafter.json")["window"] == 9
+    with pytest.raises(ConfigError, match="has the shape"):
+        train_drafter(replace(further, output=tmp_path / "other", rank=4))
 
 
 def test_what_is_trained_is_accepted_more_often(base: Path, answers: Path, tmp_path: Path) -> None:

@@ -63,7 +63,11 @@ class Worker:
         self._device = model.norm.weight.device
         self._reach = neighbours.reach_of(model.architecture)
         self._routing_block = neighbours.routing_block(model.architecture)
-        self._attention = LayeredAttention(model.own, self.pool, attention)
+        heads = model.own.num_heads
+        self._attention = LayeredAttention(model.own.layer_kinds(), heads, self.pool, attention)
+        self._drafting = None
+        if model.drafter is not None:
+            self._drafting = LayeredAttention(model.drafter.layer_kinds, heads, self.pool, attention)
         self.states = DeviceStates(page_size, self._device)
 
     def attach(self, name: str, adapter: object) -> None:
@@ -85,18 +89,20 @@ class Worker:
 
     def run(self, jobs: Sequence[Job]) -> list[list[Reading]]:
         """One forward over all jobs; the readings of each, in the order of its reads."""
-        return self._run(jobs, self.model)
+        return self._run(jobs, self.model, self._attention)
 
     def draft(self, jobs: Sequence[Job]) -> list[list[Reading]]:
         """The same through the drafter, whose layers have keys and values of all that the base has stored."""
-        assert self._drafted is not None
-        return self._run(jobs, self._drafted)
+        assert self._drafted is not None and self._drafting is not None
+        return self._run(jobs, self._drafted, self._drafting)
 
     @torch.inference_mode()
-    def _run(self, jobs: Sequence[Job], model: Transformer | DraftedRows) -> list[list[Reading]]:
+    def _run(
+        self, jobs: Sequence[Job], model: Transformer | DraftedRows, attention: LayeredAttention
+    ) -> list[list[Reading]]:
         began = time.perf_counter()
         self._move(jobs)
-        rows, read_rows = self._gather(jobs)
+        rows, read_rows = self._gather(jobs, attention)
         guides = _guides(jobs)
         prepared = time.perf_counter()
         hidden_NH = model(rows, self.pool)
@@ -146,7 +152,7 @@ class Worker:
             start += len(job.wanted)
         return moved
 
-    def _gather(self, jobs: Sequence[Job]) -> tuple[Rows, list[int]]:
+    def _gather(self, jobs: Sequence[Job], attention: LayeredAttention) -> tuple[Rows, list[int]]:
         """The forward's rows, and which of them are read, in the order of the jobs' reads."""
         flat = _Flat()
         row_of: list[list[int]] = [[] for _ in jobs]
@@ -191,7 +197,7 @@ class Worker:
             positions_N=positions_N,
             masked_N=self._tensor(flat.masked),
             slots_N=slots_N,
-            attend=self._attention.plan(seen, self.states.table_TS, num_rows),
+            attend=attention.plan(seen, self.states.table_TS, num_rows),
             adapters=flat.adapters,
             signal_MH=signal,
             soft=mixtures(self.model, flat.mixed, self.mask_token_id) if flat.mixed else None,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from vermilion.models.families import Architecture
+from vermilion.models.families import Architecture, LayerKind
 
 Attend = Callable[[Tensor, Tensor], Tensor]
 """(queries [N, H, D], one layer's pool [S, 2, J, D]) -> [N, H, D]."""
@@ -172,14 +172,16 @@ ATTENTION_KINDS: dict[str, type[DenseAttention]] = {"dense": DenseAttention, "fl
 
 
 class LayeredAttention:
-    """The attention of a model's layers: one plan for each window and shape of keys among them."""
+    """The attention of layers: one plan for each window and shape of keys among them."""
 
-    def __init__(self, architecture: Architecture, pool: Tensor, kind: str = "dense") -> None:
+    def __init__(
+        self, layers: Sequence[LayerKind], num_heads: int, pool: Tensor, kind: str = "dense"
+    ) -> None:
         """`kind`: of `ATTENTION_KINDS`."""
         make = ATTENTION_KINDS[kind]
-        self._keys = [(each.window, each.num_kv_heads, each.head_dim) for each in architecture.layer_kinds()]
+        self._keys = [(each.window, each.num_kv_heads, each.head_dim) for each in layers]
         self._of_key = {
-            (window, num, size): make(architecture.num_heads, pool.new_empty(0, 2, num, size))
+            (window, num, size): make(num_heads, pool.new_empty(0, 2, num, size))
             for window, num, size in self._keys
         }
 

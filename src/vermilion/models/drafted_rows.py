@@ -37,7 +37,7 @@ class DraftedRows:
         own = self.drafter.shape.num_layers
         turns = self.model.rotary.at(rows.positions_N, x_NH.dtype)[-own:]
         attends = rows.attend if isinstance(rows.attend, Sequence) else [rows.attend] * own
-        parts = zip(self.drafter.layers, turns, attends[-own:], pool[-own:], strict=True)
+        parts = zip(self.drafter.layers, turns, attends, pool[-own:], strict=True)
         for layer, turn, attend, pool_S2JD in parts:
             x_NH, _ = layer(x_NH, (), turn, partial(through_pool, rows.slots_N, attend, pool_S2JD))
         hidden_NH: Tensor = self.drafter.norm(x_NH)

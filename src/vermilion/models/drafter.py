@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vermilion.errors import ModelFileError
 from vermilion.models.denoiser_file import DRAFTER_FILE
 from vermilion.models.draft_head import DraftHead
-from vermilion.models.families import Architecture
+from vermilion.models.families import Architecture, LayerKind
 from vermilion.models.layers import Layer, Norm
 from vermilion.models.linear import Linear
 from vermilion.models.rotary import Turn, rotate
@@ -48,14 +48,25 @@ class DrafterShape:
     """Tokens guessed at a time in training."""
     rank: int
     """Width of the head's bottleneck."""
+    window: int = 0
+    """How many positions up to the block's first its layers see; 0: all. Behind more than its training had,
+    one that sees them all guesses worse."""
 
     @classmethod
-    def of(cls, architecture: Architecture, num_layers: int, block_length: int, rank: int) -> DrafterShape:
+    def of(
+        cls, architecture: Architecture, num_layers: int, block_length: int, rank: int, window: int = 0
+    ) -> DrafterShape:
         """With five taps, evenly spaced up to the layers that the drafter's own begin as."""
         last = architecture.num_layers - num_layers
         count = min(5, last)
         taps = [round(1 + i * (last - 1) / max(1, count - 1)) for i in range(count)]
-        return cls(tuple(dict.fromkeys(taps)), num_layers, block_length, rank)
+        return cls(tuple(dict.fromkeys(taps)), num_layers, block_length, rank, window)
+
+    def layer_kinds(self, architecture: Architecture) -> list[LayerKind]:
+        """Those of the base's last layers; the narrower window counts."""
+        kinds = architecture.layer_kinds()[-self.num_layers :]
+        windows = [min(filter(None, (kind.window, self.window)), default=0) for kind in kinds]
+        return [replace(kind, window=window) for kind, window in zip(kinds, windows, strict=True)]
 
 
 class Drafter(nn.Module):
@@ -72,8 +83,7 @@ class Drafter(nn.Module):
         self.inject = Linear(len(shape.taps) * size, (size,))
         self.inject_norm = Norm(size, architecture.norm_eps)
         own = share.of(architecture)
-        kinds = own.layer_kinds()[-shape.num_layers :]
-        self.layers = nn.ModuleList(Layer(own, kind, Linear) for kind in kinds)
+        self.layers = nn.ModuleList(Layer(own, kind, Linear) for kind in shape.layer_kinds(own))
         share_layers(self.layers, share)
         self.norm = Norm(size, architecture.norm_eps)
         self.mask_embedding = nn.Parameter(torch.zeros(size))
@@ -113,6 +123,10 @@ class Drafter(nn.Module):
     @property
     def plain_layers(self) -> list[Layer]:
         return [cast(Layer, layer) for layer in self.layers]
+
+    @property
+    def layer_kinds(self) -> list[LayerKind]:
+        return [layer.kind for layer in self.plain_layers]
 
     @property
     def vocabulary_W(self) -> Tensor:
@@ -182,8 +196,8 @@ def read(
     given = read_json(folder / DRAFTER_FILE)
     try:
         taps, vocabulary = ([int(each) for each in given[name]] for name in ("taps", "vocabulary"))
-        sizes = (int(given[name]) for name in ("num_layers", "block_length", "rank"))
-        shape = DrafterShape(tuple(taps), *sizes)
+        layers, length, rank = (int(given[name]) for name in ("num_layers", "block_length", "rank"))
+        shape = DrafterShape(tuple(taps), layers, length, rank, int(given.get("window", 0)))
     except (KeyError, TypeError, ValueError) as error:
         raise ModelFileError(f"{folder / DRAFTER_FILE}: not a drafter's description ({error}).") from None
     drafter = Drafter(architecture, shape, torch.tensor(vocabulary))

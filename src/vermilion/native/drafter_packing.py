@@ -35,6 +35,7 @@ def pack_drafter(writer: PackWriter, architecture: Architecture, drafter: Drafte
     writer.numbers("drafter.layers", np.arange(drafter.shape.num_layers, dtype=np.int32))
     matrix("inject", drafter.inject.part_weight(0), hidden, Axis(hidden.size, hidden.total, len(taps)))
     for index, layer in enumerate(drafter.plain_layers):
+        writer.numbers(f"drafter.{index}.window", np.array([layer.kind.window], np.float32))
         for product, parts in LLAMA.products.items():
             linear = getattr(layer, product)
             outputs, inputs = product_axes(architecture, layer.kind, product)

@@ -109,7 +109,7 @@ class ModelTable:
             head_dim=head_size(kind.head_dim),
             head_norm_size=kind.head_dim,
             ffn_size=filled_up(dense_size(a, kind)),
-            window=kind.window,
+            window=int(self._packed.number(f"{index}.window", kind.window)),
             rotation=self._ropes.index(a.rope(kind)) if kind.rotated else -1,
             joint_norm=a.qk_norm and a.joint_qk_norm,
             late_norm=a.late_qk_norm,

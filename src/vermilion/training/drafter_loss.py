@@ -155,13 +155,16 @@ def block_states(
     x_AKH[:, 0] = frozen.embedding.rows(text.ids_L[anchors_A])
     x_RH = x_AKH.flatten(0, 1)
     positions_R = position_AK.flatten()
-    context_LH = drafter.context(text.tapped_LTH.to(drafter.norm.weight.dtype))
+    windows = [kind.window or len(text.ids_L) for kind in drafter.layer_kinds]
+    # What no row sees needs no keys.
+    first = max(0, int(anchors_A.min()) - max(windows))
+    context_LH = drafter.context(text.tapped_LTH[first:].to(drafter.norm.weight.dtype))
     own = drafter.shape.num_layers
-    where_L = torch.arange(len(context_LH))
-    seen_AL = where_L < anchors_A[:, None]
+    where_L = torch.arange(first, len(text.ids_L))
     keys = drafter.keys_values(context_LH, frozen.rotary.at(where_L, x_RH.dtype)[-own:])
     turns = frozen.rotary.at(positions_R, x_RH.dtype)[-own:]
-    for layer, turn, (k, v) in zip(drafter.layers, turns, keys, strict=True):
+    for layer, turn, (k, v), window in zip(drafter.layers, turns, keys, windows, strict=True):
+        seen_AL = (where_L < anchors_A[:, None]) & (where_L > anchors_A[:, None] - window)
         x_RH, _ = layer(x_RH, (), turn, partial(_attend, seen_AL, k, v))
     hidden_RH: Tensor = drafter.norm(x_RH)
     return hidden_RH

@@ -29,6 +29,8 @@ class DrafterRecipe:
     """Tokens that are guessed at a time."""
     rank: int = 256
     """Of the head that reads the token before."""
+    window: int = 512
+    """Positions before a block that it sees; 0: all. Texts are mostly shorter."""
     vocabulary: int = 16_384
     """Tokens that can be guessed: those that the sources hold most often."""
     loss: DrafterLoss = field(default_factory=DrafterLoss)
@@ -67,13 +69,14 @@ class DrafterRecipe:
         if not 1 <= self.block_length <= 16:
             raise ConfigError(f"block_length: {self.block_length} is not allowed; allowed: 1 to 16.")
         least = {"num_layers": 1, "rank": 1, "vocabulary": 16, "anchors_every": 1, "texts": 1, "held_out": 2}
-        least |= {"validate_every": 1, "save_every": 1, "max_length": 16, "max_held_out": 1}
+        least |= {"validate_every": 1, "save_every": 1, "max_length": 16, "max_held_out": 1, "window": 0}
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise ConfigError(f"{name}: {getattr(self, name)} is too small; the least is {lowest}.")
 
 
 DRAFTER_MAY_CHANGE = frozenset(
-    {"steps", "epochs", "minutes", "validate_every", "save_every", "device", "threads", "plot", "states"}
+    {"steps", "epochs", "minutes", "validate_every", "save_every", "plot"}
+    | {"device", "threads", "states", "window"}
 )
 """Settings with which a run may be taken up again."""

@@ -90,14 +90,16 @@ def train_drafter(recipe: DrafterRecipe, on_step: OnStep = lambda figures: None)
 def _prepared(recipe: DrafterRecipe, files: ModelFiles) -> _Work:
     built = build(replace(files, adapter=None))
     model, architecture = built.model.requires_grad_(False), built.spec.architecture
-    shape = DrafterShape.of(architecture, recipe.num_layers, recipe.block_length, recipe.rank)
+    shape = DrafterShape.of(architecture, recipe.num_layers, recipe.block_length, recipe.rank, recipe.window)
     if not built.spec.traits.has_next_token:
         raise ConfigError(f"base: {recipe.base} is no autoregressive model; only those have drafters.")
     sources = _sources(recipe, files, model, shape)
     if recipe.adapter is not None:
-        made = drafter.read(recipe.adapter, architecture)
-        if made.shape != shape:
-            raise ConfigError(f"adapter: {recipe.adapter} has the shape {made.shape}, the recipe {shape}.")
+        given = drafter.read(recipe.adapter, architecture)
+        if replace(given.shape, window=shape.window) != shape:
+            raise ConfigError(f"adapter: {recipe.adapter} has the shape {given.shape}, the recipe {shape}.")
+        made = Drafter(architecture, shape, given.vocabulary_W)
+        made.load_state_dict(given.state_dict(), assign=True)
     else:
         vocabulary_W = _vocabulary(sources, architecture.vocab_size, recipe.vocabulary)
         made = drafter.fresh(architecture, shape, vocabulary_W, base_tensors(model), recipe.seed)
