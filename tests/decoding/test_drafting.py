@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import math
+from itertools import accumulate
 
 import pytest
 
 from vermilion.decoding.drafting import (
     MARGIN,
-    Acceptance,
     DraftBudget,
-    DraftRecord,
     RowCosts,
     gain_of,
     worthwhile,
-    worthwhile_drafts,
     worthwhile_guesses,
 )
 
@@ -58,55 +54,45 @@ def test_a_busy_step_drafts_less() -> None:
     assert counts[0] >= 3 and counts[-1] == 0
 
 
+def one_row_each(by_depth: list[float]) -> list[tuple[float, float]]:
+    return [(expected, 1.0) for expected in by_depth]
+
+
 def test_guesses_pay_for_both_passes() -> None:
     budget = DraftBudget(CURVE, rows=1, streams=1)
-    good, poor = [0.85, 0.6, 0.4, 0.2], [0.1, 0.01, 0.0, 0.0]
-    assert worthwhile_guesses(good, budget) in (2, 3)
-    assert worthwhile_guesses(poor, budget) == 0
-    assert worthwhile_guesses(good, DraftBudget(FREE, rows=1, streams=1)) == 4
-    assert worthwhile_guesses([], budget) == 0
+    good, poor = one_row_each([0.85, 0.6, 0.4, 0.2]), one_row_each([0.1, 0.01, 0.0, 0.0])
+    assert worthwhile_guesses(good, budget, budget.denoiser_cost)[0] in (2, 3)
+    assert worthwhile_guesses(poor, budget, budget.denoiser_cost) == (0, 0.0)
+    free = DraftBudget(FREE, rows=1, streams=1)
+    assert worthwhile_guesses(good, free, free.denoiser_cost) == (4, pytest.approx(2.05))
+    assert worthwhile_guesses([], budget, budget.denoiser_cost) == (0, 0.0)
 
 
-def test_acceptance_starts_at_its_prior_and_follows_the_text() -> None:
-    acceptance = Acceptance(0.7)
-    assert acceptance.rate == pytest.approx(0.7)
-    for _ in range(50):
-        acceptance.note(0.0)
-    assert acceptance.rate < 0.15
-    for _ in range(50):
-        acceptance.note(1.0)
-    assert acceptance.rate > 0.9
+def test_positions_with_several_drafts_cost_several_rows() -> None:
+    budget = DraftBudget(CURVE, rows=1, streams=1)
+    asking = [0.05, 0.1, 0.15]
+    yields = [(0.7, 1.5), (0.3, 1.0), (0.1, 0.5)]
+    rows, expected = accumulate(taken for _, taken in yields), accumulate(one for one, _ in yields)
+    gains = [e - budget.price(r) - cost for e, r, cost in zip(expected, rows, asking, strict=True)]
+    count, gain = worthwhile_guesses(yields, budget, lambda count: asking[count - 1])
+    assert gains[count - 1] == max(gains) == pytest.approx(gain)
 
 
-def test_a_request_that_stopped_drafting_tries_again() -> None:
-    record = DraftRecord()
-    for _ in range(30):
-        record.note("denoiser", depths=[0, 1], logprobs=[-0.1, -0.2], accepted=0)
-    before = record.guess_chances(2)
-    passes = next(n for n in itertools.count() if record.guess_chances(1)[0] > 0.6 or record.rest("denoiser"))
-    assert before[0] < 0.2
-    assert 20 < passes < 200
+def test_nothing_is_drafted_beyond_ones_means() -> None:
+    budget = DraftBudget(CURVE, rows=1, streams=1)
+    yields = one_row_each([0.9, 0.85, 0.8, 0.7])
+    for means in (0.0, 0.05, 0.2, 0.5, 1.0):
+        count, _ = worthwhile_guesses(yields, budget, budget.drafter_cost, means)
+        assert not count or budget.drafter_cost(count) + budget.cost(count) <= means
+        drafts = budget.affordable(4, means)
+        assert budget.cost(drafts) <= means and (drafts == 4 or budget.cost(drafts + 1) > means)
+    assert worthwhile_guesses(yields, budget, budget.drafter_cost, 1.0)[0] == 4
 
 
-def test_the_denoisers_own_probabilities_are_calibrated() -> None:
-    record = DraftRecord()
-    for _ in range(40):
-        record.note("denoiser", depths=[0], logprobs=[math.log(0.8)], accepted=0)
-    assert record.tree_chances([math.log(0.8)])[0] < 0.2
-    assert record.drafted["denoiser"] == 40 and record.accepted["denoiser"] == 0
-
-
-def test_runs_of_text_grow_longer_while_they_are_right() -> None:
-    record, budget = DraftRecord(), DraftBudget(CURVE, rows=1, streams=1)
-    first = worthwhile(record.run_chances("existing", 64), budget)
-    record.note("existing", depths=list(range(first)), logprobs=[0.0] * first, accepted=first)
-    second = worthwhile(record.run_chances("existing", 64), budget)
-    record.note("existing", depths=list(range(second)), logprobs=[0.0] * second, accepted=0)
-    record.note("existing", depths=list(range(second)), logprobs=[0.0] * second, accepted=0)
-    third = worthwhile(record.run_chances("existing", 64), budget)
-    assert first >= 3
-    assert second > first
-    assert third < second
+def test_part_of_a_row_costs_its_part() -> None:
+    assert CURVE.at(2.5) == pytest.approx((CURVE.at(2) + CURVE.at(3)) / 2)
+    assert CURVE.at(16.5) == pytest.approx(14.375)
+    assert CURVE.at(15.5) == pytest.approx(13.625)
 
 
 @pytest.mark.parametrize("curve", [CURVE, FREE, RowCosts((1, 2, 8), (4.0, 4.0, 10.0))])
@@ -162,11 +148,12 @@ def test_dear_masks_and_a_dear_drafter_stop_drafts_of_requests_with_a_grammar_al
     costs = RowCosts((1, 512), (4.0, 8.0), drafter_ms=(0.1, 0.01))
     free, held = (DraftBudget(costs, rows=1, streams=1).under(grammar) for grammar in (None, "a"))
     chances = [0.9, 0.8, 0.7]
+    yields = one_row_each(chances)
     assert worthwhile(chances, held) == worthwhile(chances, free) == 3
     for _ in range(40):
-        costs.note_asking(3, True, 9.0)
-    assert worthwhile_drafts(chances, held) == 0 and worthwhile(chances, held) == 3
-    assert worthwhile_drafts(chances, free) == 3
+        costs.note_asking(3, True, 12.0)
+    assert worthwhile_guesses(yields, held, held.drafter_cost)[0] == 0 and worthwhile(chances, held) == 3
+    assert worthwhile_guesses(yields, free, free.drafter_cost)[0] == 3
     for _ in range(40):
         costs.note_masks(2, 0.009)
     assert worthwhile(chances, held) == 0 and held.hopeless
@@ -177,16 +164,8 @@ def test_what_asking_the_drafter_costs_is_followed_per_row_and_stream() -> None:
     costs = RowCosts((1, 64), (4.0, 8.0), drafter_ms=(0.1, 0.2))
     for _ in range(60):
         costs.note_asking(4, False, 1.8)
-    assert DraftBudget(costs, rows=2, streams=2).drafter_price(4) == pytest.approx(
-        MARGIN * 2 * (1.0 / 2 + 0.8) / costs.at(2), rel=0.01
+    assert DraftBudget(costs, rows=2, streams=2).drafter_cost(4) == pytest.approx(
+        2 * (1.0 / 2 + 0.8) / costs.at(2), rel=0.01
     )
     costs.note_asking(4, False, 900.0)
     assert costs.asking_ms[False] < 1.5, "an interruption hardly counts"
-
-
-def test_a_request_learns_from_those_before_it() -> None:
-    first, second, other = DraftRecord(), DraftRecord(), DraftRecord()
-    first.trust = second.trust = Acceptance(1.0, shared=True)
-    for _ in range(20):
-        first.note("drafter", depths=[0], logprobs=[-0.1], accepted=0)
-    assert second.guess_chances(1)[0] < 0.2 < 0.6 < other.guess_chances(1)[0]

@@ -9,26 +9,14 @@ measured). Text never depends on it: only `lossless` decoding is budgeted.
 from __future__ import annotations
 
 import math
-import operator
 import sys
 from bisect import bisect_left, bisect_right
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import Literal
 
-Source = Literal["denoiser", "drafter", "lookup", "existing"]
-"""Where drafts come from: guesses of the model's denoiser or of the drafter beside it, earlier text of the
-request, text that is to be edited."""
+from vermilion.decoding.draft_record import MAX_CHANCE
 
-_PRIORS: Mapping[Source, float] = {"denoiser": 0.7, "drafter": 0.7, "lookup": 0.6, "existing": 0.9}
-"""How often a draft behind a right one is right, until a request's own drafts tell."""
-_COPIED: tuple[Source, ...] = ("lookup", "existing")
-MAX_CHANCE = 0.98
-"""No draft counts as certain, so that a long run never looks free."""
-_FORGETTING = 0.9
-"""Weight that an observation keeps after the next one: about the last ten drafts count."""
 MARGIN = 1.3
 """By how much a gain has to exceed its price: chances are estimates, and steps with good drafts settle more
 than one token a stream, which the time is taken from."""
@@ -41,10 +29,6 @@ _READING_SHARE, _MAX_READING = 0.3, 16.0
 take six times as long behind 8,000 tokens as behind 256, where the curve is measured."""
 _MAX_OFF = 2.0
 """A step that took longer than this many times what was expected was interrupted."""
-_RECOVERY = 0.97
-"""Share of the observations that a pass without drafts leaves: after a while drafting is tried again."""
-_SHARED_FORGETTING, _SHARED_RECOVERY = 0.98, 0.99
-"""Both, of what requests know of each other's drafts."""
 
 
 class RowCosts:
@@ -72,8 +56,6 @@ class RowCosts:
         self.asking_ms = {False: self.drafter_ms[0], True: self.drafter_ms[0]}
         """What asking the drafter takes before any row, host work included, without and with a grammar. More
         than its passes at load, which found their weights in the caches."""
-        self.trust = {constrained: Acceptance(1.0, shared=True) for constrained in (False, True)}
-        """See `DraftRecord`, of requests without and with a grammar."""
         self.mask_ms = 0.0
         """What the base's row behind a draft takes besides under a grammar, for the tokens allowed there."""
         self._draw(ms)
@@ -85,12 +67,14 @@ class RowCosts:
             self._slope = (high_ms - low_ms) / (high - low)
             self._by_rows += [low_ms + self._slope * (count + 1) for count in range(high - low)]
 
-    def at(self, rows: int) -> float:
+    def at(self, rows: float) -> float:
         """Interpolated; past the last measurement the curve goes on as steeply as it ended."""
         known = len(self._by_rows) - 1
-        if rows <= known:
-            return self._by_rows[rows]
-        return self._by_rows[known] + self._slope * (rows - known)
+        if rows >= known:
+            return self._by_rows[known] + self._slope * (rows - known)
+        whole = int(rows)
+        low = self._by_rows[whole]
+        return low if whole == rows else low + (rows - whole) * (self._by_rows[whole + 1] - low)
 
     def within(self, ms: float) -> int:
         """Most rows of a forward that takes `ms` and also reads prompts, at the machine's pace of now."""
@@ -149,9 +133,9 @@ class DraftBudget:
     constrained: bool = False
     """Whether the request that is to draft keeps to a grammar."""
 
-    def price(self, added: int, noisy: int = 0) -> float:
+    def cost(self, added: float, noisy: int = 0) -> float:
         """Tokens that steps without drafts settle in the time that `added` more rows take, `noisy` of them
-        through the denoiser; times the margin.
+        through the denoiser.
 
         Those are steps of one row a stream: a step that also reads prompts takes longer for each token.
         """
@@ -159,13 +143,27 @@ class DraftBudget:
         longer += noisy * self.costs.noisy_row_ms
         if self.constrained:
             longer += (added - noisy) * self.costs.mask_ms
-        return MARGIN * self.streams * longer / self.costs.at(self.streams)
+        return self.streams * longer / self.costs.at(self.streams)
 
-    def drafter_price(self, rows: int) -> float:
-        """The same of the time that the drafter takes for this many rows of one stream; the streams of a step
-        share its passes."""
-        longer = self.costs.asking_ms[self.constrained] / self.streams + self.costs.drafter_ms[1] * rows
-        return MARGIN * self.streams * longer / self.costs.at(self.streams)
+    def price(self, added: float, noisy: int = 0) -> float:
+        """The cost times the margin."""
+        return MARGIN * self.cost(added, noisy)
+
+    def affordable(self, count: int, means: float) -> int:
+        """As many of `count` rows as cost no more than `means`."""
+        while count and self.cost(count) > means:
+            count -= 1
+        return count
+
+    def denoiser_cost(self, guesses: int) -> float:
+        """The same of the denoiser's rows for so many guesses: a canvas has one more, for its anchor."""
+        return self.price(guesses + 1, noisy=guesses + 1)
+
+    def drafter_cost(self, guesses: int) -> float:
+        """The same of the time that the drafter takes for so many guesses of one stream; the streams of a
+        step share its passes."""
+        longer = self.costs.asking_ms[self.constrained] / self.streams + self.costs.drafter_ms[1] * guesses
+        return self.streams * longer / self.costs.at(self.streams)
 
     @property
     def hopeless(self) -> bool:
@@ -183,7 +181,8 @@ class DraftBudget:
 def worthwhile(chances: Sequence[float], budget: DraftBudget) -> int:
     """How many of the drafts to verify, likeliest first: as many as make the expected gain largest."""
     best, best_gain, expected = 0, 0.0, 0.0
-    if _too_dear(chances, budget):
+    # With many streams most requests draft nothing; weighing all counts for each took the host 2 ms a step.
+    if not chances or budget.price(1) >= chances[0]:
         return 0
     for count, chance in enumerate(chances, 1):
         expected += chance
@@ -193,146 +192,32 @@ def worthwhile(chances: Sequence[float], budget: DraftBudget) -> int:
     return best
 
 
-def _too_dear(chances: Sequence[float], budget: DraftBudget) -> bool:
-    """Whether not even the first is worth its row. With many streams that is so for most requests, and
-    weighing all counts for each of them took the host 2 ms a step."""
-    return not chances or budget.price(1) >= chances[0]
-
-
 def gain_of(chances: Sequence[float], budget: DraftBudget) -> float:
     """Expected tokens, less their price, of verifying as many drafts as are worthwhile."""
     count = worthwhile(chances, budget)
     return sum(chances[:count]) - budget.price(count) if count else 0.0
 
 
-def worthwhile_guesses(by_depth: Sequence[float], budget: DraftBudget) -> int:
-    """How many positions a denoise pass should guess: as many as make what their verification in the next
-    pass is expected to gain, less what the denoiser's rows cost in this one, largest. 0: none is worth it.
+def worthwhile_guesses(
+    yields: Sequence[tuple[float, float]],
+    budget: DraftBudget,
+    asking: Callable[[int], float],
+    means: float = math.inf,
+) -> tuple[int, float]:
+    """How many positions to have guessed, and the expected gain: as many as make what their verification is
+    expected to gain, less what guessing costs, largest, at a cost of no more than `means`; (0, 0) for none.
 
-    `by_depth` are the chances that the first 1, 2, ... guesses are all accepted. A canvas has one row more
-    than it guesses, for its anchor.
+    `yields` are, of each position, the expected accepted tokens and the rows that verify them; `asking` is
+    what it costs to have so many guessed.
     """
-    best, best_gain = 0, 0.0
-    if _too_dear(by_depth, budget):
-        return 0
-    for count in range(1, len(by_depth) + 1):
-        gain = gain_of(by_depth[:count], budget) - budget.price(count + 1, noisy=count + 1)
+    best, best_gain, expected, rows = 0, 0.0, 0.0, 0.0
+    for count, (accepted, taken) in enumerate(yields, 1):
+        expected += accepted
+        rows += taken
+        cost = asking(count)
+        if cost + budget.cost(rows) > means:
+            break
+        gain = expected - budget.price(rows) - cost
         if gain > best_gain:
             best, best_gain = count, gain
-    return best
-
-
-def worthwhile_drafts(by_depth: Sequence[float], budget: DraftBudget) -> int:
-    """As `worthwhile_guesses` for a drafter: its rows are not the base's, and it guesses from its first."""
-    best, best_gain = 0, 0.0
-    if _too_dear(by_depth, budget):
-        return 0
-    for count in range(1, len(by_depth) + 1):
-        gain = gain_of(by_depth[:count], budget) - budget.drafter_price(count)
-        if gain > best_gain:
-            best, best_gain = count, gain
-    return best
-
-
-class Acceptance:
-    """How often one request's drafts were accepted lately: a mean with a prior, new drafts weigh most."""
-
-    def __init__(self, prior: float, strength: float = 2.0, *, shared: bool = False) -> None:
-        self.prior = prior
-        self.strength = strength
-        self._forgetting = _SHARED_FORGETTING if shared else _FORGETTING
-        self._recovery = _SHARED_RECOVERY if shared else _RECOVERY
-        self._accepted = 0.0
-        self._expected = 0.0
-
-    @property
-    def rate(self) -> float:
-        """Accepted drafts per expected one; per draft where each is noted with an expectation of one."""
-        return (self._accepted + self.prior * self.strength) / (self._expected + self.strength)
-
-    def note(self, accepted: float, expected: float = 1.0) -> None:
-        """`accepted` of `expected` drafts were right."""
-        self._accepted = self._accepted * self._forgetting + accepted
-        self._expected = self._expected * self._forgetting + expected
-
-    def rest(self) -> None:
-        """A pass went by without drafts: trust the prior a little more again."""
-        self._accepted *= self._recovery
-        self._expected *= self._recovery
-
-
-class DraftRecord:
-    """What one request's drafts have been worth so far, by where they came from."""
-
-    def __init__(self) -> None:
-        self.drafted: Counter[str] = Counter()
-        """Drafts that were verified."""
-        self.accepted: Counter[str] = Counter()
-        self._by_depth: list[Acceptance] = []
-        """Of guessed drafts at each depth of a tree, behind accepted ones."""
-        self._certainty = Acceptance(_PRIORS["denoiser"])
-        """Probability of the tokens that the base chose: where it is sure, drafts tend to be right."""
-        self._calibration = Acceptance(1.0)
-        """Accepted drafts over what their own probabilities promised."""
-        self.trust: Acceptance | None = None
-        """Accepted guesses over what the base's certainty promised, shared with requests alike: most answers
-        end before their own drafts have told."""
-        self._copied = {source: Acceptance(rate) for source, rate in _PRIORS.items()}
-
-    def run_chances(self, source: Source, count: int) -> list[float]:
-        """For each position of a run copied from text, the chance that all up to it are right."""
-        rate = min(self._copied[source].rate, MAX_CHANCE)
-        return [rate ** (k + 1) for k in range(count)]
-
-    def tree_chances(self, logprobs: Sequence[float]) -> list[float]:
-        """Of drafted paths, from the joint log-probabilities that the denoiser gave them."""
-        ratio = self._calibration.rate
-        return [min(MAX_CHANCE, ratio * math.exp(logprob)) for logprob in logprobs]
-
-    def guess_chances(self, count: int) -> list[float]:
-        """That the first 1, 2, ... guesses of a denoise pass will all be accepted."""
-        for acceptance in self._by_depth:
-            acceptance.prior = self._prior
-        rates = [self._at_depth(depth).rate for depth in range(count)]
-        return list(accumulate(rates, operator.mul))
-
-    def note(self, source: Source, depths: Sequence[int], logprobs: Sequence[float], accepted: int) -> None:
-        """Of drafts with these depths and log-probabilities the first `accepted` depths were right."""
-        self.drafted[source] += len(depths)
-        self.accepted[source] += accepted
-        tried = min(accepted, max(depths)) + 1
-        if source in _COPIED:
-            self._copied[source].note(accepted, tried)
-            return
-        for depth in range(tried):
-            self._note_guess(depth, float(depth < accepted))
-        self._calibration.note(accepted, math.fsum(math.exp(logprob) for logprob in logprobs))
-
-    def note_chosen(self, logprob: float) -> None:
-        """The base chose a token of this log-probability."""
-        self._certainty.note(math.exp(logprob))
-
-    def note_useless(self) -> None:
-        """Guesses were asked for, and none could be a draft."""
-        self._note_guess(0, 0.0)
-
-    def rest(self, source: Source) -> None:
-        """A pass went by in which drafts of this source could have been asked for and were not."""
-        guessed = [*self._by_depth, self._calibration, *([self.trust] if self.trust else [])]
-        for acceptance in [self._copied[source]] if source in _COPIED else guessed:
-            acceptance.rest()
-
-    @property
-    def _prior(self) -> float:
-        certainty = self._certainty.rate
-        return min(MAX_CHANCE, self.trust.rate * certainty) if self.trust else certainty
-
-    def _note_guess(self, depth: int, accepted: float) -> None:
-        self._at_depth(depth).note(accepted)
-        if self.trust:
-            self.trust.note(accepted, self._certainty.rate)
-
-    def _at_depth(self, depth: int) -> Acceptance:
-        while len(self._by_depth) <= depth:
-            self._by_depth.append(Acceptance(self._prior))
-        return self._by_depth[depth]
+    return best, best_gain

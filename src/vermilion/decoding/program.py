@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vermilion.decoding.drafting import DraftBudget, DraftRecord
+from vermilion.decoding.draft_record import DraftRecord
+from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.grammar import Constraint
 from vermilion.decoding.passes import Pass, Reading, Segment
 from vermilion.decoding.repetition import RepetitionWatch

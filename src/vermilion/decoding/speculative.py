@@ -29,14 +29,8 @@ from vermilion.decoding.commit import (
     draft_tree,
     likeliest_ends,
 )
-from vermilion.decoding.drafting import (
-    DraftBudget,
-    Source,
-    gain_of,
-    worthwhile,
-    worthwhile_drafts,
-    worthwhile_guesses,
-)
+from vermilion.decoding.draft_record import Source
+from vermilion.decoding.drafting import DraftBudget, gain_of, worthwhile, worthwhile_guesses
 from vermilion.decoding.passes import ON_IT, Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.decoding.prompt_lookup import PromptLookup
@@ -68,10 +62,14 @@ class Speculative(Program):
         """Whether rows cost too much for any draft in the planned pass: with many streams at once."""
         self._wants_drafts = False
         """Whether the drafter may be asked before the next pass."""
+        self._guessed = 0
+        """How many positions the tree of drafts was guessed for, until it is weighed."""
         self._asked = False
-        """Whether it was, before this one."""
+        """Whether the drafter was asked before the planned pass."""
         self._least = 0.0
         """The chance that its drafts must have, at least, to be worth a row."""
+        self._saved = 0
+        """Passes that the accepted drafts saved: none where the grammar leaves no choice anyway."""
         self._moves: tuple[tuple[int, int], ...] = ()
         """Keys of accepted drafts that lie in another slot than their position's."""
 
@@ -157,11 +155,14 @@ class Speculative(Program):
         # A draft for the answer's last position saves no pass: the base gives that token anyway.
         count = min(self.traits.drafter, self.limit - 1 - settled, num_slots - (settled - 1))
         if count > 0 and budget is not None:
-            chances = self.record.guess_chances(count)
+            account = self.record.account(self._guesser)
+            yields = self.record.yields(count)
+            count, gain = worthwhile_guesses(yields, budget, budget.drafter_cost, account.balance)
             run = self.record.run_chances(self._copies, len(self._run))
-            if self._run and gain_of(run, budget) >= gain_of(chances, budget):
+            if run and gain_of(run, budget) >= gain:
                 return None
-            count = worthwhile_drafts(chances, budget)
+            if count:
+                account.spend(budget.drafter_cost(count))
         if count <= 0:
             return None
         ids = (self.tokens[-1], *([mask] * (count - 1)))
@@ -179,9 +180,7 @@ class Speculative(Program):
         self.cached += len(self._moves)
         self._moves = ()
         self._wants_drafts, self._asked = False, True
-        self._tree = self._drafted(readings)
-        if not self._tree:
-            self.record.note_useless()
+        self._tree, self._guessed = self._drafted(readings), len(readings)
 
     def _children(self, parent: int) -> tuple[int, ...]:
         """Targets of a base read: only a relaxed verdict looks at more than the base's own choice."""
@@ -199,9 +198,16 @@ class Speculative(Program):
             return (self._run, copied) if self._run else (self._tree, self._guesser)
         run = self.record.run_chances(copied, len(self._run))
         tree = self.record.tree_chances([node.logprob for node in self._tree])
-        if self._run and gain_of(run, budget) >= gain_of(tree, budget):
-            return self._run[: worthwhile(run, budget)], copied
-        return self._tree[: worthwhile(tree, budget)], self._guesser
+        if self._guessed:
+            worth = worthwhile(tree, budget)
+            self.record.note_guesses(self._guessed, [node.depth for node in self._tree[:worth]], tree[:worth])
+            self._guessed = 0
+        copies = bool(run) and gain_of(run, budget) >= gain_of(tree, budget)
+        drafts, chances, source = (self._run, run, copied) if copies else (self._tree, tree, self._guesser)
+        account = self.record.account(source)
+        count = budget.affordable(worthwhile(chances, budget), account.balance)
+        account.spend(budget.cost(count))
+        return drafts[:count], source
 
     def _ends(self) -> tuple[int, ...]:
         """Outcomes of this pass to draft behind."""
@@ -225,8 +231,11 @@ class Speculative(Program):
         length = self.task.decoding.canvas_length(settled - len(self.task.prompt))
         count = min(length - 1, self.limit - 2 - unknown)
         if budget is not None:
-            chances = self.record.guess_chances(count)
-            count = worthwhile_guesses(chances, budget.plus(len(self._verifying)))
+            budget, account = budget.plus(len(self._verifying)), self.record.account(self._guesser)
+            yields = self.record.yields(count)
+            count, _ = worthwhile_guesses(yields, budget, budget.denoiser_cost, account.balance)
+            if count:
+                account.spend(budget.denoiser_cost(count))
         unread = self.traits.unread_masks
         masks = count + unread
         segment = Segment(
@@ -261,44 +270,49 @@ class Speculative(Program):
         self._moves = tuple(
             (settled + index, settled + depth) for depth, index in enumerate(path) if index != depth
         )
-        # What a grammar forced says nothing of how sure the base is.
-        for one in self.settled[settled - len(self.tokens) :][: len(path) + 1]:
-            self.record.note_chosen(one.reading.logprob)
-        if tree:
-            depths, logprobs = [node.depth for node in tree], [node.logprob for node in tree]
-            self.record.note(self._source, depths, logprobs, len(path))
-        if self._run and not (tree and self._source == self._copies):
-            self.record.rest(self._copies)
-        if not self._branches and not self._asked and not (tree and self._source == self._guesser):
-            self.record.rest(self._guesser)
+        self._note_drafts(path)
         self._asked = False
         end = path[-1] if path else -1
-        self._tree, self._run, self._verifying = (), (), ()
+        self._tree, self._run, self._verifying, self._guessed = (), (), (), 0
         if self.finish is None and end in self._branches:
             at = 1 + len(tree)
             for branch, wanted in self._branches.items():
                 if branch == end:
                     # What the grammar forced stands where the first of these guesses would.
-                    self._tree = self._drafted(readings[at + max(0, num_forced) : at + len(wanted)])
-                    if not self._tree:
-                        self.record.note_useless()
+                    guesses = readings[at + max(0, num_forced) : at + len(wanted)]
+                    self._tree, self._guessed = self._drafted(guesses), len(guesses)
                 at += len(wanted)
         drafts = self.finish is None and self.task.decoding.decoder != "ar"
         self._wants_drafts = drafts and self.traits.drafter > 0
         if drafts and not self._hopeless:
             self._run = self._copied()
 
+    def _note_drafts(self, path: Sequence[int]) -> None:
+        """Tell the record what the pass's drafts came to, of which `path` was accepted."""
+        tree, record = self._verifying, self.record
+        if tree:
+            depths, logprobs = [node.depth for node in tree], [node.logprob for node in tree]
+            record.note(self._source, depths, logprobs, len(path))
+            record.account(self._source).earn(self._saved)
+        if self._run and not (tree and self._source == self._copies):
+            record.rest(self._copies)
+        guessed = self._branches or self._asked or (tree and self._source == self._guesser)
+        if not guessed and self.task.decoding.decoder != "ar":
+            record.rest(self._guesser)
+
     def _verified(self, readings: Sequence[Reading]) -> list[int]:
         """Settle what the base accepts and its next token; the accepted nodes."""
         share = 1.0 if self.lossless else self.task.decoding.accept_above
         path: list[int] = []
-        end, limit = -1, self.limit
+        end, limit, constraint = -1, self.limit, self.task.constraint
+        self._saved = 0
         while self.finish is None:
             verdict = accepted_child(self._verifying, end, readings[end + 1], share)
             if verdict is None:
                 self._settle(readings[end + 1])
                 break
             end, reading = verdict
+            self._saved += constraint is None or constraint.forced() is None
             self._settle(reading)
             if self.limit != limit:
                 # The rows behind did not know yet that the end is near.

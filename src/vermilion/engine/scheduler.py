@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vermilion.decoding.draft_record import DraftRecord
 from vermilion.decoding.drafting import DraftBudget, RowCosts
 from vermilion.decoding.passes import Pass
 from vermilion.decoding.penalties import Penalties
@@ -103,6 +104,8 @@ class Scheduler:
         self._step = 0
         self._failed: list[Sequence] = []
         self._separate: list[Sequence] = []
+        self._records = {constrained: DraftRecord() for constrained in (False, True)}
+        """What drafts of requests without and with a grammar have been worth."""
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence, a realtime one before others, none of which it keeps waiting for ever; one of the
@@ -116,8 +119,8 @@ class Scheduler:
             at -= 1
         self.waiting.insert(at, sequence)
         program = sequence.program
-        if self.costs is not None:
-            program.record.trust = self.costs.trust[program.task.constraint is not None]
+        if isinstance(program, Speculative) and program.lossless:
+            program.record = DraftRecord(self._records[program.task.constraint is not None])
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, finished or aborted; its pages go back."""
