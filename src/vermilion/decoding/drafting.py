@@ -22,6 +22,8 @@ MARGIN = 1.3
 than one token a stream, which the time is taken from."""
 _PACE_SHARE, _SHAPE_SHARE = 0.2, 0.05
 """Weights of one step's time in what is known of the machine's pace and of the curve."""
+_DRAWN_ANEW = 0.005
+"""By how much a point of the curve moves before the costs between points are worked out again."""
 _HOST_SHARE = 0.2
 """Weight of one measurement in what is known of the drafter's passes and of a grammar's masks."""
 _READING_SHARE, _MAX_READING = 0.3, 16.0
@@ -61,7 +63,8 @@ class RowCosts:
         self._draw(ms)
 
     def _draw(self, ms: Sequence[float]) -> None:
-        self.ms = tuple(accumulate(ms, max))
+        self._points = list(accumulate(ms, max))
+        self.ms = tuple(self._points)
         self._by_rows = [self.ms[0]] * (self.rows[0] + 1)
         for (low, low_ms), (high, high_ms) in pairwise(zip(self.rows, self.ms, strict=True)):
             self._slope = (high_ms - low_ms) / (high - low)
@@ -113,12 +116,12 @@ class RowCosts:
         right = min(max(1, bisect_left(self.rows, rows)), len(self.rows) - 1)
         low, high = self.rows[right - 1], self.rows[right]
         share = min(1.0, max(0.0, (rows - low) / (high - low)))
-        changed = list(self.ms)
-        changed[right - 1] *= 1 + (1 - share) * bend
-        changed[right] *= 1 + share * bend
+        self._points[right - 1] *= 1 + (1 - share) * bend
+        self._points[right] *= 1 + share * bend
         if noisy:
             self.noisy_row_ms *= 1 + bend
-        self._draw(changed)
+        if any(abs(self._points[at] / self.ms[at] - 1) > _DRAWN_ANEW for at in (right - 1, right)):
+            self._draw(self._points)
 
 
 @dataclass(frozen=True, slots=True)
