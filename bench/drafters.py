@@ -11,6 +11,11 @@ fails where one is not.
 
 asks the drafter alone, behind so many tokens of documentation, with the prompt in the prefix cache and
 without one, and counts what it guessed right where every draft is made.
+
+    python bench/drafters.py --drafter FOLDER --calibration --prompts 20
+
+holds the chance that the drafter gives each of its drafts against how many are accepted, by their offset from
+the settled text, as it is and as the running record of what was accepted corrects it.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import shutil
 import statistics
 import tempfile
@@ -29,6 +35,10 @@ from typing import get_args
 
 from vermilion.config import EngineConfig
 from vermilion.data.prompt_templates import Kind, harvest, prompts
+from vermilion.decoding.commit import Node, ancestors
+from vermilion.decoding.forward_jobs import Job
+from vermilion.decoding.passes import Reading
+from vermilion.decoding.speculative import Speculative
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.evaluation.environment import environment
@@ -152,12 +162,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=GUESSERS, default=list(GUESSERS))
     parser.add_argument("--contexts", type=int, nargs="*", help="tokens before each question")
+    parser.add_argument("--calibration", action="store_true")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     config = EngineConfig(threads=given.threads, kv_tokens=16_640)
     stored = dict(engines(given.drafter, config))
-    for found in along(given, stored) if given.contexts else alone_and_together(given, stored):
-        row = {"benchmark": "drafters", **environment(stored["drafter"]), **found}
+    if given.calibration:
+        rows = calibration(given, stored["drafter"])
+    else:
+        rows = along(given, stored) if given.contexts else alone_and_together(given, stored)
+    for found in rows:
+        row = {
+            "benchmark": "calibration" if given.calibration else "drafters",
+            **environment(stored["drafter"]),
+            **found,
+        }
         print(json.dumps(row), flush=True)
         if given.out:
             with given.out.open("a", encoding="utf-8") as file:
@@ -182,6 +201,87 @@ def along(given: argparse.Namespace, stored: dict[str, LLM]) -> Iterator[dict[st
                 row = measured("drafter", llms, group, given.max_tokens)
                 del row["times_ar"]
                 yield row | {"context": context, "prefix_hit": is_stored}
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    offset: int
+    promised: float
+    """The drafter's chance of the whole path up to it."""
+    corrected: float
+    """The same by the request's record."""
+    is_right: bool
+
+
+def calibration(given: argparse.Namespace, llm: LLM) -> Iterator[dict[str, object]]:
+    # Without prices every draft is made, so that the counts do not depend on the machine.
+    llm.engine.scheduler.costs = None
+    for group in by_kind(questions(llm, given.kinds, given.prompts)):
+        found = [guess for question in group for guess in guesses(llm, question, given.max_tokens)]
+        for offset in sorted({guess.offset for guess in found}):
+            here = [guess for guess in found if guess.offset == offset]
+            raw = [(guess.promised, guess.is_right) for guess in here]
+            corrected = [(guess.corrected, guess.is_right) for guess in here]
+            yield {
+                "kind": group[0].kind,
+                "offset": offset,
+                "guesses": len(here),
+                "accepted": _mean([guess.is_right for guess in here]),
+                "promised": _mean([guess.promised for guess in here]),
+                "error": expected_calibration_error(raw),
+                "corrected": _mean([guess.corrected for guess in here]),
+                "corrected_error": expected_calibration_error(corrected),
+                "bins": [
+                    [_mean([p for p, _ in one]), _mean([r for _, r in one]), len(one)] for one in bins(raw)
+                ],
+            }
+
+
+def guesses(llm: LLM, question: Question, limit: int) -> list[Guess]:
+    """Every draft that is verified on the way to the answer."""
+    trees: list[tuple[int, tuple[Node, ...], list[float]]] = []
+    run, engine, programs = llm.engine.worker.run, llm.engine, list[Speculative]()
+
+    def noted(jobs: Sequence[Job]) -> list[list[Reading]]:
+        program = engine._sequences[jobs[0].request].program
+        assert isinstance(program, Speculative)
+        tree = program._verifying
+        chances = program.record.tree_chances([node.logprob for node in tree])
+        trees.append((len(program.tokens), tree, chances))
+        programs[:] = [program]
+        return run(jobs)
+
+    engine.worker.run = noted  # type: ignore[method-assign]
+    try:
+        timed(llm, question, DRAFTING, limit)
+    finally:
+        engine.worker.run = run  # type: ignore[method-assign]
+    text, found = programs[0].tokens, list[Guess]()
+    for settled, tree, chances in trees:
+        for index, (node, chance) in enumerate(zip(tree, chances, strict=True)):
+            path = [tree[i].token for i in ancestors(tree, index)]
+            if settled + node.depth < len(text):
+                is_right = path == text[settled : settled + len(path)]
+                found.append(Guess(node.depth, math.exp(node.logprob), chance, is_right))
+    return found
+
+
+def bins(pairs: Sequence[tuple[float, bool]]) -> list[list[tuple[float, bool]]]:
+    """By promised chance, ten of the same width; empty ones left out."""
+    made: list[list[tuple[float, bool]]] = [[] for _ in range(10)]
+    for chance, is_right in pairs:
+        made[min(9, int(10 * chance))].append((chance, is_right))
+    return [one for one in made if one]
+
+
+def expected_calibration_error(pairs: Sequence[tuple[float, bool]]) -> float:
+    """Mean distance of promised and accepted share over the bins (Guo et al. 2017)."""
+    off = sum(abs(sum(chance - is_right for chance, is_right in one)) for one in bins(pairs))
+    return round(off / len(pairs), 4)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / len(values), 3)
 
 
 def by_kind(asked: Sequence[Question]) -> Iterator[list[Question]]:
