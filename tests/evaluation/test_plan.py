@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from tests import tiny
 from vermilion.errors import BadParameter, ConfigError
-from vermilion.evaluation.environment import command
+from vermilion.evaluation.environment import command, fingerprint
 from vermilion.evaluation.plan import Plan, evaluate
 from vermilion.evaluation.results import read_rows
 from vermilion.evaluation.sampler import Ask, Sampler, parse
@@ -108,6 +109,20 @@ def task(name: str, seen: list[str], of_model: bool = False) -> EvalTask:
         return {"share": 0.5, "by_group": {"a": {"share": 1.0}}}
 
     return EvalTask(name, "", measure, of_model)
+
+
+def test_a_fingerprint_covers_all_that_lies_beside_a_denoiser(tmp_path: Path) -> None:
+    weights = b"weights"
+    (tmp_path / "adapter_model.safetensors").write_bytes(weights)
+    model = "smollm2-135m-diffusion"
+    plain = sha256(sha256(weights).digest()).hexdigest()[:12]
+    seen = [fingerprint(model, tmp_path)]
+    assert seen == [plain], "rows of results are known by it"
+    for name in ("drafter.json", "drafter.safetensors", "fim/fim.json", "fim/adapter_model.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"more")
+        seen.append(fingerprint(model, tmp_path))
+    assert len(set(seen)) == 5
 
 
 Make = Callable[..., Plan]

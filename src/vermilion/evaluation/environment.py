@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from vermilion.engine.llm import LLM
+from vermilion.gap_template import FIM_FOLDER
 from vermilion.models import catalog
+from vermilion.models.denoiser_file import DRAFTER_FILE
 
 
 def environment(llm: LLM) -> dict[str, Any]:
@@ -58,13 +60,16 @@ def commit() -> str:
 
 
 def fingerprint(name: str, denoiser: Path | None = None) -> str:
-    """Twelve hexadecimal digits that identify a model's denoiser or, without one, its weights.
+    """Twelve hexadecimal digits that identify a model's denoiser, with what lies beside it, or, without one,
+    its weights.
 
     Raises ModelNotFound or ModelFileError.
     """
     files = catalog.find(name)
     folder = denoiser or files.adapter or files.base
     paths = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
+    # What the drafter sees and how the adapter for gaps ends are numbers in their descriptions.
+    paths += [*folder.glob(DRAFTER_FILE), *sorted((folder / FIM_FOLDER).glob("*"))]
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
