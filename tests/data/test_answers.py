@@ -14,7 +14,7 @@ import pytest
 
 from tests import tiny
 from vermilion.config import EngineConfig
-from vermilion.data import answers
+from vermilion.data import answers, contexts
 from vermilion.data.answers import AnswerCounts, AnswersConfig, generate, refusal_of, repeated
 from vermilion.data.contexts import ContextsConfig
 from vermilion.data.conversations import CALL_BEGIN, CALL_END
@@ -150,6 +150,22 @@ def test_contexts_go_into_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     documents = read_answers(settings.output, catalog.tokenizer_of(files), catalog.chat_template_of(files))
     assert len(documents) == len(rows(settings.output)) > 3
     assert all(190 < document.num_prompt < 800 for document in documents)
+
+
+def test_questions_on_one_context_find_it_in_the_prefix_cache(
+    tmp_path: Path, llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (answers, contexts):
+        monkeypatch.setattr(module, "SPREAD", 2)
+    engine = tiny.engine("causal-shift", tiny.model("causal-shift"), max_running=12, kv_tokens=2048)
+    llm = LLM("", loaded=Loaded(engine, tiny.Letters(), None))  # type: ignore[arg-type]
+    settings = config(
+        tmp_path, batch=12, packages=("jinja2",),
+        contexts=ContextsConfig(share=1.0, shortest=64, longest=64, questions=3),
+    )  # fmt: skip
+    generate(settings, llm)
+    # Four contexts, asked three questions each.
+    assert engine.scheduler.prefix_hit_tokens >= 8 * 56
 
 
 def test_a_foreign_file_is_not_written_to(tmp_path: Path, llm: LLM) -> None:

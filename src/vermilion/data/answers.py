@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vermilion.config import EngineConfig
-from vermilion.data.contexts import Contexts, ContextsConfig
+from vermilion.data.contexts import SPREAD, Contexts, ContextsConfig
 from vermilion.data.prompt_templates import Kind, Prompt, harvest, prompts
 from vermilion.decoding.presets import resolve
 from vermilion.engine.llm import LLM
@@ -186,8 +186,9 @@ def _answers(
     engine, decoding = llm.engine, resolve(llm.model, "ar")
     running: dict[str, tuple[int, Prompt]] = {}
     texts: dict[str, list[str]] = {}
+    unread: set[str] = set()
     while True:
-        while len(running) < config.batch and time.monotonic() < until:
+        while len(running) < config.batch and len(unread) < SPREAD and time.monotonic() < until:
             number, prompt = next(waiting, (-1, Prompt("chat", "")))
             if number < 0:
                 break
@@ -201,9 +202,11 @@ def _answers(
             grammar = prompt.form.grammar if prompt.form else None
             engine.submit(Request(name, tuple(_ids(llm, prompt)), sampling, decoding, grammar=grammar))
             running[name], texts[name] = (number, prompt), []
+            unread.add(name)
         if not running:
             return
         for name, event in engine.step():
+            unread.discard(name)
             if isinstance(event, Text):
                 texts[name].append(event.text)
             elif isinstance(event, Finish):

@@ -17,9 +17,9 @@ from vermilion.text import split_lines
 
 CODE = frozenset({".py", ".pyi", ".pyx", ".c", ".h", ".f90", ".js", ".css", ".html", ".toml"})
 DOCUMENTS = frozenset({".md", ".rst", ".txt", "METADATA"})
-_SPREAD = 16
-"""A question comes so many prompts after the one before it on its context, which has been read by then and
-is found in the prefix cache."""
+SPREAD = 16
+"""A question comes so many prompts after the one before it on its context: while no more of them are being
+read at a time, that one has been, and its context is found in the prefix cache."""
 _PAGES = 0.3
 """Of the pieces of documentation; the others are docstrings."""
 _MIN_PIECE = 200
@@ -79,15 +79,15 @@ class Contexts:
         self._documents = [file for name in packages for file in distribution_files(name, DOCUMENTS)]
         if not self._python:
             raise ConfigError("packages: contexts come from their files; name some that hold Python code.")
-        self._found = lru_cache(2 * _SPREAD)(self._drawn)
+        self._found = lru_cache(2 * SPREAD)(self._drawn)
 
     def before(self, number: int, prompt: Prompt) -> Prompt:
         """The prompt of that number behind its context, or alone where it has none.
 
         Raises ConfigError where the packages hold too little text.
         """
-        every = _SPREAD * self._config.questions
-        turns = self._found(number // every, number % _SPREAD)
+        every = SPREAD * self._config.questions
+        turns = self._found(number // every, number % SPREAD)
         if not turns or (turns[0][0] and prompt.kind != "continue"):
             return replace(prompt, turns=turns)
         before = "\n\n".join(text for turn in turns for text in turn if text)
