@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.engine import drafted
 from vermilion.models.drafter import Drafter
-from vermilion.training.base_states import text_of
+from vermilion.training.base_states import states_of, text_of
 from vermilion.training.drafter_loss import DrafterLoss, Frozen, OwnText, anchors_of, block_states, guess
 
 
@@ -27,6 +27,32 @@ def test_the_loss_is_its_definition() -> None:
     loss, accepted = slowly(drafter, frozen, text, anchors_A, config)
     torch.testing.assert_close(found.loss.double(), torch.tensor(loss).double(), rtol=1e-5, atol=0)
     assert found.accepted_AK.flatten().tolist() == accepted and any(accepted)
+
+
+def test_nothing_is_made_on_another_device_than_the_models() -> None:
+    """Tensors on `meta` refuse to be mixed with those of the CPU."""
+    base = drafted.model().float()
+    drafter, meta = base.drafter, torch.device("meta")
+    assert drafter is not None
+    [states] = states_of(base, [list(range(60))], drafter.shape.taps)
+    text = OwnText(torch.arange(60), states[:, :-1], states[:, -1], 8)
+    anchors_A = anchors_of(text, 4, drafter.shape.block_length, torch.Generator().manual_seed(3))
+    base.to(meta)
+    assert states_of(base, [[1, 2, 3], [4]], drafter.shape.taps)[1].shape == (1, 3, 32)
+    frozen = Frozen.of(base, drafter.vocabulary_W)
+    found = guess(drafter, frozen, text.to(meta), anchors_A, DrafterLoss(candidates=5))
+    found.loss.backward()  # type: ignore[no-untyped-call]
+    assert found.loss.is_meta and found.accepted_AK.is_meta and found.weight > 0
+    assert all(value.grad is not None and value.grad.is_meta for value in drafter.parameters())
+
+
+def test_states_of_several_texts_are_those_of_each() -> None:
+    base = drafted.model()
+    generator = torch.Generator().manual_seed(4)
+    texts = [torch.randint(0, 90, (size,), generator=generator).tolist() for size in (5, 31, 17)]
+    together = states_of(base, texts, (1, 2))
+    for ids, found in zip(texts, together, strict=True):
+        torch.testing.assert_close(found, states_of(base, [ids], (1, 2))[0])
 
 
 @torch.no_grad()

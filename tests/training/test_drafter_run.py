@@ -38,7 +38,7 @@ def recipe(base: Path, answers: Path, output: Path) -> DrafterRecipe:
     return DrafterRecipe(
         base=str(base / "base"), output=output, sources=(answers,), num_layers=1, block_length=4, rank=8,
         vocabulary=64, held_out=6, texts=4, anchors_every=3, steps=6, learning_rate=3e-3, warmup_steps=2,
-        validate_every=3, save_every=3, autocast=False, plot=False,
+        validate_every=3, save_every=3, autocast=False, plot=False, device="cpu",
     )  # fmt: skip
 
 
@@ -60,12 +60,15 @@ def test_a_run_that_was_stopped_ends_as_an_unbroken_one(base: Path, answers: Pat
         train_drafter(replace(further, output=tmp_path / "other", rank=4))
 
 
-def test_what_is_trained_is_accepted_more_often(base: Path, answers: Path, tmp_path: Path) -> None:
-    made, figures = recipe(base, answers, tmp_path), []
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_what_is_trained_is_accepted_more_often(
+    base: Path, answers: Path, tmp_path: Path, device: str
+) -> None:
+    made, figures = replace(recipe(base, answers, tmp_path), device=device, autocast=device != "cpu"), []
     folder, _ = train_drafter(replace(made, steps=60, validate_every=20), lambda f: figures.append(dict(f)))
     seen = [each["tokens_per_cycle"] for each in figures if "tokens_per_cycle" in each]
     assert figures[-1]["loss"] < 0.7 * figures[0]["loss"] and seen[-1] > 1.5
-    llm = LLM(str(folder), config=EngineConfig(threads=1, kv_tokens=2048))
+    llm = LLM(str(folder), config=EngineConfig(device="cpu", threads=1, kv_tokens=2048))
     # Rows of so small a model cost too much for any draft; here their worth is not the question.
     llm.engine.scheduler.costs = None
     ids = llm.chat_prompt([{"role": "user", "content": f"count from {WORDS[0]}"}])

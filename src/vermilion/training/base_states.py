@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,28 +28,33 @@ States = Callable[[Sequence[Sequence[int]]], list[torch.Tensor]]
 
 
 @torch.no_grad()
-def states_of(model: Transformer, ids: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
-    """[L, taps + 1, H]: the inputs of the layers `taps`, and the state after the last norm, of one text."""
-    ids_L = torch.tensor(ids, device=model.norm.weight.device)
-    x_LH = model.embed(ids_L)
-    turns = model.rotary.at(torch.arange(len(ids), device=ids_L.device), x_LH.dtype)
+def states_of(model: Transformer, texts: Sequence[Sequence[int]], taps: Sequence[int]) -> list[torch.Tensor]:
+    """Of each text, [L, taps + 1, H]: the inputs of the layers `taps`, and the state after the last norm.
+
+    One forward, on the model's device; what fills shorter texts up stands behind them, unseen."""
+    length, device = max(map(len, texts)), model.norm.weight.device
+    ids_N = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids in texts], device=device).flatten()
+    x_NH = model.embed(ids_N)
+    turns = model.rotary.at(torch.arange(length, device=device).repeat(len(texts)), x_NH.dtype)
     inputs = []
     for layer, turn in zip(model.layers, turns, strict=True):
-        inputs.append(x_LH)
-        x_LH, _ = layer(x_LH, (), turn, _causal)
-    return torch.stack([*(inputs[tap] for tap in taps), model.norm(x_LH)], 1)
+        inputs.append(x_NH)
+        x_NH, _ = layer(x_NH, (), turn, partial(_causal, len(texts)))
+    states_NTH = torch.stack([*(inputs[tap] for tap in taps), model.norm(x_NH)], 1)
+    each_BLTH = states_NTH.view(len(texts), length, *states_NTH.shape[1:])
+    return [states_LTH[: len(ids)] for ids, states_LTH in zip(texts, each_BLTH, strict=True)]
 
 
 def text_of(model: Transformer, ids: Sequence[int], num_prompt: int, taps: Sequence[int]) -> OwnText:
     """A text with its states, in memory."""
-    states = states_of(model, ids, taps)
-    return OwnText(torch.tensor(ids), states[:, :-1], states[:, -1], num_prompt)
+    [states] = states_of(model, [ids], taps)
+    return OwnText(torch.tensor(ids, device=states.device), states[:, :-1], states[:, -1], num_prompt)
 
 
-def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    q, k, v = (each.transpose(0, 1)[None] for each in (q, k, v))
+def _causal(num_texts: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    q, k, v = (each.view(num_texts, -1, *each.shape[1:]).transpose(1, 2) for each in (q, k, v))
     seen: torch.Tensor = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    return seen[0].transpose(0, 1)
+    return seen.transpose(1, 2).flatten(0, 1)
 
 
 class StateFolder:
@@ -96,7 +102,7 @@ class StateFolder:
             with (self._folder / "tokens").open("ab") as tokens, (self._folder / "states").open("ab") as file:
                 for (ids, num_prompt), state in zip(texts, found, strict=True):
                     np.asarray(ids, "<u4").tofile(tokens)
-                    state.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tofile(file)
+                    state.to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tofile(file)
                     end += len(ids)
                     rows.append((end, num_prompt))
             with (self._folder / "documents").open("ab") as documents:

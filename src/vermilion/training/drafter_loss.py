@@ -51,6 +51,11 @@ class OwnText:
     """After the base's last norm: its head gives the next token's logits."""
     num_prompt: int
 
+    def to(self, device: torch.device) -> OwnText:
+        """The same on a device."""
+        ids_L, tapped_LTH, last_LH = (each.to(device) for each in (self.ids_L, self.tapped_LTH, self.last_LH))
+        return OwnText(ids_L, tapped_LTH, last_LH, self.num_prompt)
+
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
@@ -65,8 +70,8 @@ class Frozen:
 
     @classmethod
     def of(cls, model: Transformer, vocabulary_W: Tensor) -> Frozen:
-        inverse_V = torch.full((model.architecture.vocab_size,), -1)
-        inverse_V[vocabulary_W] = torch.arange(len(vocabulary_W))
+        inverse_V = torch.full((model.architecture.vocab_size,), -1, device=vocabulary_W.device)
+        inverse_V[vocabulary_W] = torch.arange(len(vocabulary_W), device=vocabulary_W.device)
         return cls(model.embedding, model.output.rows(vocabulary_W), model.rotary, inverse_V)
 
 
@@ -81,7 +86,8 @@ class Guesses:
 
 
 def anchors_of(text: OwnText, every: int, length: int, generator: torch.Generator) -> Tensor:
-    """Positions of settled tokens to draft behind, [A], one in each run of `every`."""
+    """Positions of settled tokens to draft behind, [A], one in each run of `every`; on the CPU, so that they
+    are the same on every device."""
     first, last = max(1, text.num_prompt - 1), len(text.ids_L) - 1 - length
     starts = torch.arange(first, last + 1, every)
     if not len(starts):
@@ -91,13 +97,14 @@ def anchors_of(text: OwnText, every: int, length: int, generator: torch.Generato
 
 def guess(drafter: Drafter, frozen: Frozen, text: OwnText, anchors_A: Tensor, config: DrafterLoss) -> Guesses:
     """The loss of the blocks behind these anchors, summed over rows by weight."""
-    length = drafter.shape.block_length
-    position_AK = anchors_A[:, None] + torch.arange(length)
+    length, device = drafter.shape.block_length, text.ids_L.device
+    position_AK = (anchors_A[:, None] + torch.arange(length)).to(device)
     hidden_RH = block_states(drafter, frozen, text, anchors_A, position_AK)
     label_R = text.ids_L[(position_AK + 1).flatten()]
     before_R = text.ids_L[position_AK.flatten()]
     place_R = frozen.inverse_V[label_R]
-    weight_R = torch.exp(-torch.arange(length) / config.offset_decay).repeat(len(anchors_A))
+    weight_K = torch.exp(-torch.arange(length) / config.offset_decay)
+    weight_R = weight_K.to(device).repeat(len(anchors_A))
     known_R = place_R >= 0
     with torch.no_grad():
         teacher_RH = text.last_LH[position_AK.flatten()].to(hidden_RH.dtype)
@@ -124,7 +131,7 @@ def guess(drafter: Drafter, frozen: Frozen, text: OwnText, anchors_A: Tensor, co
     loss = (weight_R * ((1 - config.following) * plain_R + config.following * behind_R)).sum()
     chosen_R = places_RP.gather(-1, logit_RC[:, : config.candidates].argmax(-1, keepdim=True))[:, 0]
     accepted_AK = ((chosen_R == best_R4[:, 0]) & known_R).view(position_AK.shape)
-    return Guesses(loss, accepted_AK, float(weight_R.sum()))
+    return Guesses(loss, accepted_AK, len(anchors_A) * float(weight_K.sum()))
 
 
 def _named(
@@ -152,15 +159,16 @@ def block_states(
     """The hidden states [R, H], after the drafter's last norm, of the blocks behind these anchors."""
     num, length = position_AK.shape
     x_AKH = drafter.mask_embedding.expand(num, length, -1).clone()
+    # What no row sees needs no keys.
+    windows = [kind.window or len(text.ids_L) for kind in drafter.layer_kinds]
+    first = max(0, int(anchors_A.min()) - max(windows))
+    anchors_A = position_AK[:, 0]
     x_AKH[:, 0] = frozen.embedding.rows(text.ids_L[anchors_A])
     x_RH = x_AKH.flatten(0, 1)
     positions_R = position_AK.flatten()
-    windows = [kind.window or len(text.ids_L) for kind in drafter.layer_kinds]
-    # What no row sees needs no keys.
-    first = max(0, int(anchors_A.min()) - max(windows))
     context_LH = drafter.context(text.tapped_LTH[first:].to(drafter.norm.weight.dtype))
     own = drafter.shape.num_layers
-    where_L = torch.arange(first, len(text.ids_L))
+    where_L = torch.arange(first, len(text.ids_L), device=anchors_A.device)
     keys = drafter.keys_values(context_LH, frozen.rotary.at(where_L, x_RH.dtype)[-own:])
     turns = frozen.rotary.at(positions_R, x_RH.dtype)[-own:]
     for layer, turn, (k, v), window in zip(drafter.layers, turns, keys, windows, strict=True):

@@ -33,14 +33,16 @@ from vermilion.native.runner import NativeRunner
 from vermilion.text import read_json
 from vermilion.training import checkpoint, records
 from vermilion.training.base_states import StateFolder, States, states_of
-from vermilion.training.drafter_loss import Frozen, anchors_of, guess
+from vermilion.training.drafter_loss import Frozen, OwnText, anchors_of, guess
 from vermilion.training.drafter_recipe import DRAFTER_MAY_CHANGE, DrafterRecipe
 from vermilion.training.export import model_with
 from vermilion.training.loop import OnStep, stop_signals
+from vermilion.training.opening import device_named
 from vermilion.training.run import Progress
 
 _BATCH_TOKENS = 1500
-"""Of one forward of the base."""
+"""Of one forward of the base on a CPU."""
+_GPU_BATCH_TOKENS = 32_768
 _VALIDATION_STRIDE = 8
 
 
@@ -54,6 +56,14 @@ class _Work:
     """(source, text) pairs."""
     validation: Sequence[tuple[int, int]]
     optimizer: torch.optim.AdamW
+
+    @property
+    def device(self) -> torch.device:
+        return self.drafter.norm.weight.device
+
+    def text(self, source: int, index: int) -> OwnText:
+        """With its states, on the device."""
+        return self.sources[source][index].to(self.device)
 
     @property
     def num_steps(self) -> int:
@@ -88,7 +98,8 @@ def train_drafter(recipe: DrafterRecipe, on_step: OnStep = lambda figures: None)
 
 
 def _prepared(recipe: DrafterRecipe, files: ModelFiles) -> _Work:
-    built = build(replace(files, adapter=None))
+    device = device_named(recipe.device)
+    built = build(replace(files, adapter=None), device=device)
     model, architecture = built.model.requires_grad_(False), built.spec.architecture
     shape = DrafterShape.of(architecture, recipe.num_layers, recipe.block_length, recipe.rank, recipe.window)
     if not built.spec.traits.has_next_token:
@@ -103,7 +114,7 @@ def _prepared(recipe: DrafterRecipe, files: ModelFiles) -> _Work:
     else:
         vocabulary_W = _vocabulary(sources, architecture.vocab_size, recipe.vocabulary)
         made = drafter.fresh(architecture, shape, vocabulary_W, base_tensors(model), recipe.seed)
-    made.requires_grad_(True)
+    made.to(device).requires_grad_(True)
     frozen = Frozen.of(model, made.vocabulary_W)
     if recipe.autocast:
         frozen = replace(frozen, head_WH=frozen.head_WH.to(torch.bfloat16))
@@ -136,21 +147,24 @@ def _sources(
         source = StateFolder(folder / path.stem, shape.taps, model.architecture.hidden_size)
         if len(source) < len(corpus):
             states = states or _states(recipe, files, model, shape.taps)
-            for _ in source.extend(corpus, states, _BATCH_TOKENS, recipe.max_length):
+            batch = _GPU_BATCH_TOKENS if model.norm.weight.is_cuda else _BATCH_TOKENS
+            for _ in source.extend(corpus, states, batch, recipe.max_length):
                 pass
         made.append(source)
     return made
 
 
 def _states(recipe: DrafterRecipe, files: ModelFiles, model: Transformer, taps: Sequence[int]) -> States:
-    """By the native backend where it runs the base, as it will when serving, else by PyTorch."""
+    """By the native backend where it runs the base on a CPU, as it will when serving, else by PyTorch."""
+    if model.norm.weight.is_cuda:
+        return lambda texts: states_of(model, texts, taps)
     spec = spec_of(replace(files, adapter=None))
     try:
         library.load()
     except library.LibraryMissing:
-        return lambda texts: [states_of(model, ids, taps) for ids in texts]
+        return lambda texts: [states_of(model, [ids], taps)[0] for ids in texts]
     if obstacle(spec.architecture):
-        return lambda texts: [states_of(model, ids, taps) for ids in texts]
+        return lambda texts: [states_of(model, [ids], taps)[0] for ids in texts]
     packed = open_packed(replace(files, adapter=None), spec, "q8")
     pages = -(-(2 * _BATCH_TOKENS + 2 * recipe.max_length) // PAGE_SIZE)
     mask = spec.traits.mask_token_id
@@ -219,18 +233,19 @@ def _step(work: _Work, step: int, share: float) -> tuple[dict[str, float], int]:
     rate = recipe.learning_rate * min(1.0, (step + 1) / max(1, recipe.warmup_steps))
     rate *= min(1.0, (1 - share) / recipe.decay_share) if recipe.decay_share else 1.0
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-    texts = [work.sources[source][index] for source, index in _drawn(work, step)]
+    texts = [work.text(*pair) for pair in _drawn(work, step)]
     anchors = [anchors_of(text, recipe.anchors_every, length, generator) for text in texts]
     row_weights = float(torch.exp(-torch.arange(length) / recipe.loss.offset_decay).sum())
     whole = max(1.0, row_weights * sum(len(each) for each in anchors))
-    total = 0.0
+    parts = []
     # One region for all texts: autocast keeps the weights that it has cast until the region ends.
-    with _precision(recipe):
+    with _precision(work):
         for text, each in zip(texts, anchors, strict=True):
             if len(each):
                 part = guess(work.drafter, work.frozen, text, each, recipe.loss).loss / whole
                 torch.autograd.backward(part)
-                total += float(part.detach())
+                parts.append(part.detach())
+    total = sum(torch.stack(parts).tolist()) if parts else 0.0
     if not total < float("inf"):
         raise EngineFailure(f"The loss of step {step + 1} is {total}. Lower learning_rate and start again.")
     norm = torch.nn.utils.clip_grad_norm_(work.drafter.parameters(), recipe.clip_norm)
@@ -255,8 +270,8 @@ def _drawn(work: _Work, step: int) -> list[tuple[int, int]]:
     return drawn
 
 
-def _precision(recipe: DrafterRecipe) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast)
+def _precision(work: _Work) -> torch.autocast:
+    return torch.autocast(work.device.type, torch.bfloat16, enabled=work.recipe.autocast)
 
 
 @torch.no_grad()
@@ -265,11 +280,11 @@ def _validated(work: _Work) -> dict[str, float]:
     generator, length = torch.Generator().manual_seed(7), work.drafter.shape.block_length
     accepted, loss, weight = [], 0.0, 0.0
     for source, index in work.validation:
-        text = work.sources[source][index]
+        text = work.text(source, index)
         anchors_A = anchors_of(text, _VALIDATION_STRIDE, length, generator)
         if not len(anchors_A):
             continue
-        with _precision(work.recipe):
+        with _precision(work):
             found = guess(work.drafter, work.frozen, text, anchors_A, work.recipe.loss)
         accepted.append(found.accepted_AK)
         loss, weight = loss + float(found.loss), weight + found.weight
@@ -287,7 +302,7 @@ def _save(work: _Work, progress: Progress) -> None:
     partial, target = folder / f".{progress.step:07d}.partial", folder / f"{progress.step:07d}"
     shutil.rmtree(partial, ignore_errors=True)
     drafter.write(partial / "adapter", work.drafter, torch.bfloat16, {"steps": progress.step})
-    detached = {name: value.detach().contiguous() for name, value in tensors.items()}
+    detached = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     save_file(detached, partial / "state.safetensors")
     state = {"progress": asdict(progress), "recipe": checkpoint.settings(work.recipe)}
     (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
@@ -304,6 +319,7 @@ def _loaded(work: _Work, newest: Path) -> Progress:
         for name, parameter in work.drafter.named_parameters():
             parameter.copy_(tensors[f"parameter.{name}"])
             kinds = ("step", "exp_avg", "exp_avg_sq")
-            work.optimizer.state[parameter] = {kind: tensors[f"{kind}.{name}"] for kind in kinds}
+            state = {kind: tensors[f"{kind}.{name}"].to(parameter.device) for kind in kinds}
+            work.optimizer.state[parameter] = state | {"step": state["step"].cpu()}
     saved = read_json(newest / "state.json")["progress"]
     return Progress(saved["step"], saved["tokens"], saved["seconds"])

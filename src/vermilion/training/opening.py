@@ -41,16 +41,20 @@ def dataset_of(recipe: Recipe, files: ModelFiles, spec: ModelSpec) -> Dataset:
 
 def device_of(recipe: Recipe) -> torch.device:
     """The recipe's device; raises ConfigError for what is none."""
-    name = recipe.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device: {name!r} is not a device; try auto, cpu, cuda or cuda:0.") from error
+    device = device_named(recipe.device)
     if device.type == "cpu" and recipe.attention == "flex":
         raise ConfigError("attention: 'flex' goes backward on a GPU only; here 'dense' is allowed.")
     return device
+
+
+def device_named(name: str) -> torch.device:
+    """`auto` is the first GPU, where there is one; raises ConfigError for what is no device."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {name!r} is not a device; try auto, cpu, cuda or cuda:0.") from error
 
 
 def dtype_of(recipe: Recipe) -> torch.dtype:
