@@ -19,12 +19,14 @@ import json
 import os
 import platform
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +60,9 @@ PERSONA = 'greeting = ""\nmax_tokens = 40\ntemperature = 0.0\n'
 GOAL_S = 1.5
 PAUSE_S = 2.0
 """Between an answer and the next question."""
+PATIENCE_S = 60.0
+"""Of callers: what comes late on a busy machine is no question that went unanswered."""
+_NUMBERED = re.compile(r"[0-9a-f-]{36}|\d+")
 _VERMILION = (sys.executable, "-c", "import sys; from vermilion.cli import main; sys.exit(main())")
 _START_S = 180.0
 
@@ -91,6 +96,12 @@ class Processes:
     def turns(self) -> list[TurnLatency]:
         calls = httpx.get(f"{self.voice_url}/api/calls").json()
         return [TurnLatency(turn["total_ms"], turn["stages_ms"]) for call in calls for turn in call["turns"]]
+
+    def failures(self) -> dict[str, int]:
+        """What failed in the calls, and how often."""
+        calls = httpx.get(f"{self.voice_url}/api/calls").json()
+        told = [error.split(" ", 1)[-1][:100] for call in calls for error in call["errors"]]
+        return dict(Counter(_NUMBERED.sub("N", error) for error in told))
 
     def status(self) -> dict[str, Any]:
         return httpx.get(f"{self.voice_url}/api/status").json()
@@ -163,7 +174,7 @@ async def conversation(line: str, questions: list[np.ndarray], pause_s: float) -
     async with simulated_caller.call(line) as caller:
         for question in questions:
             caller.forget()
-            answer = await caller.answer(await caller.speak(question))
+            answer = await caller.answer(await caller.speak(question), PATIENCE_S)
             waits.append(answer.wait_s)
             await asyncio.sleep(pause_s)
     return waits
@@ -247,6 +258,7 @@ def soak(given: argparse.Namespace) -> dict[str, Any]:
             "waiting_requests": running.gauge("vermilion_waiting_requests"),
         }
         turns = summary(running.turns())
+        failures = running.failures()
     quarter = max(1, len(samples) // 4)
     growth = {
         name: round(
@@ -256,15 +268,17 @@ def soak(given: argparse.Namespace) -> dict[str, Any]:
         )
         for name in ("service", "voice")
     }
+    loads = [each["load_average"] for each in samples]
     figures = {
         "minutes": given.minutes,
         **counts,
         "errors": status["errors"],
+        "failures": failures,
         "interruptions": status["interruptions"],
         "ms": {"total": turns.get("total")},
         "rss_mb_second_to_last_quarter": growth,
-        "first": samples[0],
-        "last": samples[-1],
+        "samples": samples,
+        "load_averages": {"least": min(loads), "most": max(loads)},
         "left": left,
     }
     print(json.dumps(figures, indent=1))
@@ -274,7 +288,7 @@ def soak(given: argparse.Namespace) -> dict[str, Any]:
 async def busy(
     running: Processes, questions: list[np.ndarray], given: argparse.Namespace, samples: list[dict[str, Any]]
 ) -> dict[str, int]:
-    """Two callers for so many minutes; a sample of sizes every half minute."""
+    """Two callers for so many minutes; a sample of sizes every minute, or of eight in a short run."""
     deadline = time.monotonic() + 60 * given.minutes
     counts = {"calls": 0, "answers": 0, "barge_ins": 0, "unanswered": 0, "hung_up": 0}
 
@@ -291,19 +305,25 @@ async def busy(
                         break
                     try:
                         quiet_s = 0.0 if chance.random() < 0.3 else 1.5
-                        await line.answer(at, quiet_s=quiet_s)
+                        await line.answer(at, PATIENCE_S, quiet_s)
                         counts["answers"] += 1
                         counts["barge_ins"] += not quiet_s
                     except EngineFailure:
                         counts["unanswered"] += 1
 
+    def sample() -> None:
+        minute = round(given.minutes - (deadline - time.monotonic()) / 60, 1)
+        load_average = round(os.getloadavg()[0], 1)
+        samples.append({"minute": minute, **counts, **running.sizes(), "load_average": load_average})
+        print(json.dumps(samples[-1]), flush=True)
+
     async def watch() -> None:
         while time.monotonic() < deadline:
-            samples.append(running.sizes())
-            await asyncio.sleep(min(30.0, 6 * given.minutes))
+            sample()
+            await asyncio.sleep(min(60.0, 60 * given.minutes / 8))
 
     await asyncio.gather(caller(1), caller(2), watch())
-    samples.append(running.sizes())
+    sample()
     return counts
 
 

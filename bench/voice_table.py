@@ -85,14 +85,27 @@ def words(row: dict[str, Any]) -> str:
 
 def soak(row: dict[str, Any]) -> str:
     growth, left = row["rss_mb_second_to_last_quarter"], row["left"]
-    files = [row[moment]["voice"]["files"] for moment in ("first", "last")]
+    samples = row["samples"]
+    files = [samples[moment]["voice"]["files"] for moment in (0, -1)]
+    load = row["load_averages"]
+    table = [
+        "| minute | calls so far | service, MB | voice process, MB |",
+        "|---|---|---|---|",
+        *(
+            f"| {each['minute']:.0f} | {each['calls']} | {each['service']['rss_mb']:.0f} | "
+            f"{each['voice']['rss_mb']:.0f} |"
+            for each in samples
+            if round(each["minute"]) % 5 == 0 or each is samples[-1]
+        ),
+    ]
     return (
         f"{row['minutes']:g} minutes of two callers ({origin(row)}): {row['calls']} calls, {row['answers']} "
         f"answers, {row['barge_ins']} interruptions, {row['hung_up']} hung up while the model answered, "
         f"{row['unanswered']} unanswered, {row['errors']} errors. Memory, second quarter to last: "
         f"service {growth['service']:+} MB, voice {growth['voice']:+} MB; open files of the voice process "
         f"{files[0]} and {files[1]}. Left in the end: {left['calls']} calls, "
-        f"{left['running_requests']:.0f} running and {left['waiting_requests']:.0f} waiting requests."
+        f"{left['running_requests']:.0f} running and {left['waiting_requests']:.0f} waiting requests. "
+        f"Load of the machine: {load['least']:g} to {load['most']:g}.\n\n" + "\n".join(table)
     )
 
 

@@ -39,14 +39,10 @@ class FakeKokoro:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeKokoro:
     fake = FakeKokoro()
-    kokoro, runtime = ModuleType("kokoro_onnx"), ModuleType("onnxruntime")
+    kokoro = ModuleType("kokoro_onnx")
     kokoro.Kokoro = SimpleNamespace(from_session=lambda session, voices: fake)  # type: ignore[attr-defined]
-    runtime.SessionOptions = lambda: SimpleNamespace(  # type: ignore[attr-defined]
-        add_session_config_entry=lambda name, value: None
-    )
-    runtime.InferenceSession = lambda path, options, providers: path  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "kokoro_onnx", kokoro)
-    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    monkeypatch.setattr(kokoro_voice, "onnx_session", lambda model, threads: model)
     return fake
 
 

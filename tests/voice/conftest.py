@@ -17,6 +17,7 @@ if find_spec("pipecat") is None:
         "test_livekit.py",
         "test_clauses.py",
         "test_early_transcripts.py",
+        "test_memory.py",
         "test_model_calls.py",
         "test_words.py",
     ]

@@ -141,6 +141,43 @@ def test_an_ear_that_fails_is_apologised_for(monkeypatch: pytest.MonkeyPatch) ->
     asyncio.run(main())
 
 
+def test_a_question_is_answered_however_slow_the_ear_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    transcribe = type(ear()).transcribe
+
+    def slow(*args: Any, **options: Any) -> Any:
+        time.sleep(6)
+        return transcribe(*args, **options)
+
+    async def main() -> None:
+        async with calling(ScriptedModel(["The capital of France is Paris."])) as (caller, board):
+            with monkeypatch.context() as slowed:
+                slowed.setattr(type(ear()), "transcribe", slow)
+                caller.forget()
+                answer = await caller.answer(await caller.speak(speech("What is the capital of France?")))
+            assert "paris" in heard(answer.samples, answer.sample_rate)
+            assert [call.record.errors for call in board.running] == [[]]
+
+    asyncio.run(main())
+
+
+def test_a_sentence_is_spoken_however_slow_the_voice_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    speak = type(mouth()).speak
+
+    def slow(*args: Any, **options: Any) -> Any:
+        time.sleep(4)
+        yield from speak(*args, **options)
+
+    async def main() -> None:
+        async with calling(ScriptedModel(["The capital of France is Paris."])) as (caller, board):
+            with monkeypatch.context() as slowed:
+                slowed.setattr(type(mouth()), "speak", slow)
+                assert "paris" in await ask(caller, "What is the capital of France?")
+            assert [call.record.errors for call in board.running] == [[]]
+
+    speech("What is the capital of France?")
+    asyncio.run(main())
+
+
 def _broken(*args: Any, **options: Any) -> Any:
     raise RuntimeError("broken on purpose")
 

@@ -22,6 +22,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.workers.runner import WorkerRunner
 
 from vermilion.errors import EngineFailure
+from vermilion.serving.audio.speech_threads import SpeechThread
 from vermilion.speech.recognizer import SAMPLE_RATE, Transcript
 from vermilion.voice.pause_detector import PauseDetector
 from vermilion.voice.speech_services import RecognizerService
@@ -70,7 +71,8 @@ class Listener:
     """The recogniser's stage in a pipeline, told what a voice detector would tell."""
 
     def __init__(self, ear: CountingEar) -> None:
-        self.ear, self.stage, self.collector = ear, RecognizerService(ear), Collector()
+        self.ear, self.collector = ear, Collector()
+        self.stage = RecognizerService(ear, SpeechThread(lambda: ear))
         params = PipelineParams(audio_in_sample_rate=SAMPLE_RATE)
         self.worker = PipelineWorker(Pipeline([self.stage, self.collector]), params=params, enable_rtvi=False)
 

@@ -20,6 +20,7 @@ from pipecat.evals.tts import CachingTTSService
 
 from tests.voice.scripted_model import ScriptedModel
 from tests.voice.speaking import ear, heard, listening, mouth, speech
+from vermilion.serving.audio.speech_threads import SpeechThread
 from vermilion.voice.call import Agent
 from vermilion.voice.persona import Persona
 from vermilion.voice.speech_services import RecognizerService, SynthesizerService
@@ -224,12 +225,12 @@ def test_a_scenario_of_pipecats_harness_passes(name: str, tmp_path: Any) -> None
             listening(model.app) as model_port,
             listening(create_voice_app(agent_of(model_port))) as port,
         ):
-            caller = SynthesizerService(mouth(), sample_rate=16_000)
+            caller = SynthesizerService(mouth(), SpeechThread(mouth), sample_rate=16_000)
             session = EvalSession.from_scenario(
                 scenario,
                 f"ws://127.0.0.1:{port}/line",
                 user_tts=CachingTTSService(caller, cache_key="piper", use_cache=False),
-                bot_stt=RecognizerService(ear()),
+                bot_stt=RecognizerService(ear(), SpeechThread(ear)),
             )
             return await session.run()
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vermilion.errors import ModelFileError
+from vermilion.speech.onnx_session import onnx_session
 from vermilion.speech.sentences import sentences
 
 MODEL = "kokoro-v1.0.int8.onnx"
@@ -28,16 +29,11 @@ class KokoroSynthesizer:
 
     def __init__(self, folder: Path) -> None:
         try:
-            import onnxruntime
             from kokoro_onnx import Kokoro
+
+            session = onnx_session(folder / MODEL, threads=0)
         except ModuleNotFoundError as error:
             raise ModelFileError(f"{error.name} is missing. Run: pip install 'vermilion[kokoro]'") from error
-        options = onnxruntime.SessionOptions()
-        # Threads that spin take the processor from the model that is answering.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = onnxruntime.InferenceSession(
-            str(folder / MODEL), options, providers=["CPUExecutionProvider"]
-        )
         self._kokoro = Kokoro.from_session(session, str(_STYLE))
         self._style: NDArray[np.float32] = np.load(_STYLE)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vermilion.errors import ModelFileError
+from vermilion.speech.onnx_session import onnx_session
 
 _VOICE = "en_US-joe-medium.onnx"
 
@@ -21,19 +22,13 @@ class PiperSynthesizer:
 
     def __init__(self, folder: Path, threads: int) -> None:
         try:
-            import onnxruntime
             from piper import PiperVoice
             from piper.config import PiperConfig
+
+            session = onnx_session(folder / _VOICE, threads)
         except ModuleNotFoundError as error:
             raise ModelFileError(f"{error.name} is missing. Run: pip install 'vermilion[voice]'") from error
         config = json.loads((folder / f"{_VOICE}.json").read_text(encoding="utf-8"))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # Threads that spin take the processor from the model that is answering.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = onnxruntime.InferenceSession(
-            str(folder / _VOICE), options, providers=["CPUExecutionProvider"]
-        )
         self._voice = PiperVoice(session, PiperConfig.from_dict(config))
         self.sample_rate: int = self._voice.config.sample_rate
 

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pipecat.adapters.llm.schemas.tools_schema import AdapterType, ToolsSchema
 from pipecat.audio.turn.smart_turn.base_smart_turn import SmartTurnParams
-from pipecat.audio.turn.smart_turn.local_smart_turn_v3 import LocalSmartTurnAnalyzerV3
 from pipecat.frames.frames import (
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
@@ -41,17 +40,21 @@ from pipecat.turns.user_stop import TurnAnalyzerUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import UserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
 
+from vermilion.serving.audio.speech_threads import SpeechThread
 from vermilion.speech.recognizer import SAMPLE_RATE, Recognizer
 from vermilion.speech.synthesizer import Synthesizer
 from vermilion.voice.call_tools import CallTool, tools_of
 from vermilion.voice.canvas_llm import CanvasLLMService
-from vermilion.voice.pause_detector import PauseDetector
+from vermilion.voice.pause_detector import PauseDetector, voice_model
 from vermilion.voice.persona import Persona
 from vermilion.voice.speech_services import RecognizerService, SynthesizerService
+from vermilion.voice.turn_detector import TurnDetector, turn_model
 from vermilion.voice.turn_latency import TurnLatency
 
 _LONGEST_PAUSE_S = 1.2
 """Silence that ends a turn whatever the turn detector thinks of the sentence."""
+_LATEST_TRANSCRIPT_S = 20.0
+"""After that a turn ends without what was said and nothing is answered. pipecat waits for 5 s unless told."""
 _WARM_UP_S = 60.0
 _APOLOGY_PAUSE_S = 3.0
 """Several failures at once are one apology."""
@@ -72,15 +75,22 @@ class Agent:
     api_key: str = "unused"
     apology: NDArray[np.int16] = field(init=False)
     """The persona's apology as sound, made before a call needs it."""
+    hearing: SpeechThread[Recognizer] = field(init=False)
+    """A thread each, since memory goes by how many sentences are heard or spoken at once, over all calls."""
+    speaking: SpeechThread[Synthesizer] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.hearing = SpeechThread(lambda: self.recognizer)
+        self.speaking = SpeechThread(lambda: self.synthesizer)
         pieces = list(self.synthesizer.speak(self.persona.apology))
         self.apology = np.concatenate(pieces) if pieces else np.zeros(0, np.int16)
 
     def warm(self) -> None:
-        """Takes from the first caller what happens once: a model's first forward, and reading the persona's
-        instructions, whose keys and values every call then shares."""
+        """Takes from the first caller what happens once: loading models, their first forward, and reading the
+        persona's instructions, whose keys and values every call then shares."""
         self.recognizer.transcribe(np.zeros(SAMPLE_RATE, np.int16))
+        voice_model()
+        turn_model()
         messages = [
             {"role": "system", "content": self.persona.system_prompt},
             {"role": "user", "content": "Hello"},
@@ -120,7 +130,7 @@ class Call:
         self._llm = self._service()
         for tool in self._tools.values():
             self._llm.register_function(tool.name, self._handler(tool))
-        recognizer = RecognizerService(agent.recognizer)
+        recognizer = RecognizerService(agent.recognizer, agent.hearing)
         turns = _turn_taking(PauseDetector(recognizer.begin_early))
         aggregators = LLMContextAggregatorPair(self.context, user_params=turns)
         stages = [
@@ -128,7 +138,7 @@ class Call:
             recognizer,
             aggregators.user(),
             self._llm,
-            SynthesizerService(agent.synthesizer),
+            SynthesizerService(agent.synthesizer, agent.speaking),
             transport.output(),
             aggregators.assistant(),
         ]
@@ -267,8 +277,10 @@ class _BargeIn(BaseObserver):
 
 
 def _turn_taking(voice: PauseDetector) -> LLMUserAggregatorParams:
-    detector = LocalSmartTurnAnalyzerV3(params=SmartTurnParams(stop_secs=_LONGEST_PAUSE_S))
+    detector = TurnDetector(SmartTurnParams(stop_secs=_LONGEST_PAUSE_S))
     strategy = TurnAnalyzerUserTurnStopStrategy(turn_analyzer=detector)
     return LLMUserAggregatorParams(
-        vad_analyzer=voice, user_turn_strategies=UserTurnStrategies(stop=[strategy])
+        vad_analyzer=voice,
+        user_turn_strategies=UserTurnStrategies(stop=[strategy]),
+        user_turn_stop_timeout=_LATEST_TRANSCRIPT_S,
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pipecat.frames.frames import Frame, TranscriptionFrame, VADUserStoppedSpeakingFrame
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.services.settings import STTSettings, TTSSettings
@@ -17,16 +17,19 @@ from pipecat.services.tts_service import TTSService
 from pipecat.transcriptions.language import Language
 from pipecat.utils.time import time_now_iso8601
 
+from vermilion.serving.audio.speech_threads import SpeechThread
 from vermilion.speech.recognizer import Recognizer, Transcript
 from vermilion.speech.synthesizer import Synthesizer
 from vermilion.voice.clauses import ClauseAggregator
 
 _TYPICAL_LATENCY_S = 1.0
-"""How long a transcript may take before a turn ends without it."""
+"""Of nearly all transcripts; a turn waits for later ones too."""
 _NO_SPEECH, _UNLIKELY = 0.6, -1.0
 """Whisper's own rule for silence: both, since a single word alone looks like none."""
 _END_SILENCE_S = 0.19
 """A stretch of speech ends with so much silence at least: the detector's 0.2 s in frames of 32 ms."""
+_LONGEST_SYNTHESIS_S = 20.0
+"""Of a sentence: pipecat takes a voice that is silent for longer, 3 s unless told, to have failed."""
 _BYTES_PER_SAMPLE = 2
 
 
@@ -45,10 +48,11 @@ class RecognizerService(SegmentedSTTService):
 
     wants_wav_segments = False
 
-    def __init__(self, recognizer: Recognizer, **options: Any) -> None:
+    def __init__(self, recognizer: Recognizer, thread: SpeechThread[Recognizer], **options: Any) -> None:
+        """`thread`: where it works, for all calls of the process."""
         settings = STTSettings(model=recognizer.name, language=Language.EN)
         super().__init__(settings=settings, ttfs_p99_latency=_TYPICAL_LATENCY_S, **options)
-        self._recognizer = recognizer
+        self._recognizer, self._thread = recognizer, thread
         self._early: _EarlyTranscript | None = None
 
     def can_generate_metrics(self) -> bool:
@@ -64,6 +68,8 @@ class RecognizerService(SegmentedSTTService):
 
     def begin_early(self) -> None:
         """The caller paused; what was said so far may be all."""
+        if self._early is not None:
+            self._early.transcript.cancel()
         speech = bytes(self._audio_buffer)
         task = asyncio.create_task(self._heard(speech + self._trailing_silence()))
         # One that is thrown away may fail unseen.
@@ -77,6 +83,8 @@ class RecognizerService(SegmentedSTTService):
         if early is not None and self._is_whole(early.speech, audio):
             heard = await early.transcript
         else:
+            if early is not None:
+                early.transcript.cancel()
             heard = await self._heard(audio)
         await self.stop_processing_metrics()
         if heard.text and not is_silence(heard):
@@ -91,7 +99,7 @@ class RecognizerService(SegmentedSTTService):
         return int(_END_SILENCE_S * self.sample_rate) * _BYTES_PER_SAMPLE
 
     async def _heard(self, audio: bytes) -> Transcript:
-        return await asyncio.to_thread(self._recognizer.transcribe, np.frombuffer(audio, np.int16))
+        return await self._thread.run(partial(self._recognizer.transcribe, np.frombuffer(audio, np.int16)))
 
 
 def is_silence(heard: Transcript) -> bool:
@@ -103,18 +111,30 @@ def is_silence(heard: Transcript) -> bool:
 class SynthesizerService(TTSService):
     """Speaks the first clause of an answer, then sentence by sentence."""
 
-    def __init__(self, synthesizer: Synthesizer, **options: Any) -> None:
+    def __init__(self, synthesizer: Synthesizer, thread: SpeechThread[Synthesizer], **options: Any) -> None:
+        """`thread`: where it works, for all calls of the process."""
         settings = TTSSettings(model=synthesizer.name, voice=synthesizer.name, language=None)
-        super().__init__(settings=settings, push_start_frame=True, push_stop_frames=True, **options)
-        self._synthesizer = synthesizer
+        super().__init__(
+            settings=settings,
+            push_start_frame=True,
+            push_stop_frames=True,
+            stop_frame_timeout_s=_LONGEST_SYNTHESIS_S,
+            **options,
+        )
+        self._synthesizer, self._thread = synthesizer, thread
         self._text_aggregator = ClauseAggregator()
 
     def can_generate_metrics(self) -> bool:
         return True
 
+    async def on_turn_context_completed(self) -> None:
+        """All sound of a turn is there when its text ends, though the last piece may have had none."""
+        self._is_yielding_frames_synchronously = True
+        await super().on_turn_context_completed()
+
     async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Frame, None]:
         await self.start_tts_usage_metrics(text)
-        pieces = _bytes_of(self._synthesizer.speak(text))
+        pieces = self._thread.each(piece.tobytes() for piece in self._synthesizer.speak(text))
         rate = self._synthesizer.sample_rate
         try:
             async for frame in self._stream_audio_frames_from_iterator(
@@ -124,8 +144,3 @@ class SynthesizerService(TTSService):
                 yield frame
         finally:
             await self.stop_ttfb_metrics()
-
-
-async def _bytes_of(pieces: Iterator[NDArray[np.int16]]) -> AsyncIterator[bytes]:
-    while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-        yield piece.tobytes()
