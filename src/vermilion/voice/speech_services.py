@@ -134,13 +134,17 @@ class SynthesizerService(TTSService):
 
     async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Frame, None]:
         await self.start_tts_usage_metrics(text)
-        pieces = self._thread.each(piece.tobytes() for piece in self._synthesizer.speak(text))
         rate = self._synthesizer.sample_rate
         try:
+            pieces = self._thread.each(piece.tobytes() for piece in self._synthesizer.speak(text))
             async for frame in self._stream_audio_frames_from_iterator(
                 pieces, in_sample_rate=rate, context_id=context_id
             ):
                 await self.stop_ttfb_metrics()
                 yield frame
+        except Exception:
+            # What is said next, the apology first of all, would wait for the end of this turn.
+            await self.remove_audio_context(context_id)
+            raise
         finally:
             await self.stop_ttfb_metrics()
