@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.training.conftest import WORDS
-from vermilion.config import EngineConfig, build, read
+from vermilion.config import EngineConfig, build, load, read
+from vermilion.data.answers import AnswersConfig
+from vermilion.data.prompt_templates import distribution_files
 from vermilion.engine.llm import LLM
 from vermilion.errors import ConfigError
 from vermilion.text import read_json
@@ -78,5 +81,16 @@ def test_what_is_trained_is_accepted_more_often(
     assert llm.engine._accepted["drafter"] > 5
 
 
-def test_the_shipped_recipe_parses() -> None:
-    assert build(DrafterRecipe, read(RECIPE)).epochs == 3
+def test_the_shipped_recipe_trains_on_what_its_commands_write() -> None:
+    made = build(DrafterRecipe, read(RECIPE))
+    told = [
+        line.removeprefix("#").strip() for line in RECIPE.read_text().splitlines() if line.startswith("#")
+    ]
+    listed = "\n".join(told).replace("\\\n", " ").split("\n")
+    asked = [shlex.split(line)[3:] for line in listed if line.startswith("vermilion data answers")]
+    configs = [load(AnswersConfig, None, [word for word in words if word != "--set"]) for words in asked]
+    assert made.sources == tuple(config.output for config in configs)
+    assert made.epochs == 3 and f"vermilion convert recipes/{RECIPE.name}" in listed
+    [behind] = [config for config in configs if config.contexts.share]
+    assert behind.contexts.longest + 2 * behind.max_tokens < made.max_length
+    assert all(distribution_files(name) for name in behind.packages)
