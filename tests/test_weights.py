@@ -238,7 +238,8 @@ def test_embedded_model_loads_whole() -> None:
     built = build(catalog.find(catalog.DEFAULT_MODEL), torch.bfloat16)
     assert built.spec.architecture == SMOLLM2
     assert built.spec.traits == Traits("causal", True, 16, (2,), gated=True, drafter=5)
-    assert built.model.drafter is not None and len(built.model.drafter.vocabulary_W) == 16_384
+    drafter = built.model.drafter
+    assert drafter is not None and len(drafter.vocabulary_W) == 16_384 and drafter.shape.window == 512
     assert sum(tensor.numel() for tensor in hugging_face_tensors(built.model).values()) == 134_515_008
     assert len(adapters.pairs_of(built.model, adapters.DENOISER)) == 210
     assert adapters.rank_and_scale(built.model, adapters.DENOISER) == (64, 2.0)
