@@ -7,7 +7,7 @@ import warnings
 from importlib.util import find_spec
 
 if find_spec("pipecat") is None:
-    collect_ignore = ["test_voice_page_browser.py"]
+    collect_ignore = ["test_voice_page_browser.py", "test_voice_page_model.py"]
 else:
     with warnings.catch_warnings():
         # pipecat warns of itself while it is imported.
