@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tests.engine import drafted
 from vermilion.models.drafter import Drafter
-from vermilion.training.base_states import states_of, text_of
+from vermilion.training import drafter_run
+from vermilion.training.base_states import batches, states_of, text_of
 from vermilion.training.drafter_loss import DrafterLoss, Frozen, OwnText, anchors_of, block_states, guess
 
 
@@ -50,7 +51,9 @@ def test_states_of_several_texts_are_those_of_each() -> None:
     base = drafted.model()
     generator = torch.Generator().manual_seed(4)
     texts = [torch.randint(0, 90, (size,), generator=generator).tolist() for size in (5, 31, 17)]
+    assert list(batches(texts, 40)) == [[0, 2], [1]] and list(batches(texts, 9)) == [[0], [2], [1]]
     together = states_of(base, texts, (1, 2))
+    torch.testing.assert_close(drafter_run._states_in_batches(base, (1, 2), texts), together)
     for ids, found in zip(texts, together, strict=True):
         torch.testing.assert_close(found, states_of(base, [ids], (1, 2))[0])
 

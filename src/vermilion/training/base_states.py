@@ -45,6 +45,19 @@ def states_of(model: Transformer, texts: Sequence[Sequence[int]], taps: Sequence
     return [states_LTH[: len(ids)] for ids, states_LTH in zip(texts, each_BLTH, strict=True)]
 
 
+def batches(texts: Sequence[Sequence[int]], most_tokens: int) -> Iterator[list[int]]:
+    """The numbers of all texts, those of like lengths together, so many that no batch has more than
+    `most_tokens` when it is filled up; a longer text is one of its own."""
+    batch: list[int] = []
+    for number in sorted(range(len(texts)), key=lambda number: len(texts[number])):
+        if batch and (len(batch) + 1) * len(texts[number]) > most_tokens:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
 def text_of(model: Transformer, ids: Sequence[int], num_prompt: int, taps: Sequence[int]) -> OwnText:
     """A text with its states, in memory."""
     [states] = states_of(model, [ids], taps)

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from vermilion.native.checkpoint_packing import obstacle, open_packed
 from vermilion.native.runner import NativeRunner
 from vermilion.text import read_json
 from vermilion.training import checkpoint, records
-from vermilion.training.base_states import StateFolder, States, states_of
+from vermilion.training.base_states import StateFolder, States, batches, states_of
 from vermilion.training.drafter_loss import Frozen, OwnText, anchors_of, guess
 from vermilion.training.drafter_recipe import DRAFTER_MAY_CHANGE, DrafterRecipe
 from vermilion.training.export import model_with
@@ -157,7 +158,7 @@ def _sources(
 def _states(recipe: DrafterRecipe, files: ModelFiles, model: Transformer, taps: Sequence[int]) -> States:
     """By the native backend where it runs the base on a CPU, as it will when serving, else by PyTorch."""
     if model.norm.weight.is_cuda:
-        return lambda texts: states_of(model, texts, taps)
+        return partial(_states_in_batches, model, taps)
     spec = spec_of(replace(files, adapter=None))
     try:
         library.load()
@@ -186,6 +187,16 @@ def _states(recipe: DrafterRecipe, files: ModelFiles, model: Transformer, taps: 
         return parts
 
     return states
+
+
+def _states_in_batches(
+    model: Transformer, taps: Sequence[int], texts: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    found: dict[int, Tensor] = {}
+    for batch in batches(texts, _GPU_BATCH_TOKENS):
+        states = states_of(model, [texts[number] for number in batch], taps)
+        found |= {number: each.cpu() for number, each in zip(batch, states, strict=True)}
+    return [found[number] for number in range(len(texts))]
 
 
 def _vocabulary(sources: Sequence[StateFolder], vocab_size: int, wanted: int) -> Tensor:
