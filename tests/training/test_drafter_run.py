@@ -47,7 +47,7 @@ def recipe(base: Path, answers: Path, output: Path) -> DrafterRecipe:
 
 def test_a_run_that_was_stopped_ends_as_an_unbroken_one(base: Path, answers: Path, tmp_path: Path) -> None:
     whole, _ = train_drafter(recipe(base, answers, tmp_path / "whole"))
-    halves = replace(recipe(base, answers, tmp_path / "halves"), decay_share=0.0)
+    halves = replace(recipe(base, answers, tmp_path / "halves"), decay_share=0.0, autocast=True)
     unbroken, _ = train_drafter(replace(halves, output=tmp_path / "unbroken"))
     train_drafter(replace(halves, steps=3))
     resumed, progress = train_drafter(halves)

@@ -93,8 +93,10 @@ class Drafter(nn.Module):
     def context(self, tapped_NTH: Tensor) -> Tensor:
         """[N, H]: what the drafter's layers make keys and values of, where the base had these states."""
         x_NTH = F.rms_norm(tapped_NTH, tapped_NTH.shape[-1:])
-        x_NH: Tensor = self.inject_norm(self.inject(x_NTH.flatten(1)))
-        return x_NH
+        x_NH: Tensor = self.inject(x_NTH.flatten(1))
+        # Under autocast bfloat16 meets fp32 weights, of which PyTorch warns.
+        normed_NH: Tensor = self.inject_norm(x_NH.to(self.inject_norm.weight.dtype))
+        return normed_NH.to(x_NH.dtype)
 
     def keys_values(
         self, context_NH: Tensor, turns: Sequence[Turn | None]
