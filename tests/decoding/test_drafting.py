@@ -137,6 +137,29 @@ def test_one_interrupted_step_hardly_counts() -> None:
     assert costs.at(4) < 5.3
 
 
+def steps(costs: RowCosts, true: RowCosts, count: int) -> int:
+    """Run so many steps of one row, or of three where drafts of a fair chance are worth it; how many were."""
+    num_drafted = 0
+    for _ in range(count):
+        rows = 1 + worthwhile([0.6, 0.5], DraftBudget(costs, 1, 1))
+        costs.note(rows, 0, true.at(rows))
+        num_drafted += rows > 1
+    return num_drafted
+
+
+def test_rows_that_looked_dear_by_mistake_are_found_to_be_cheap() -> None:
+    true, mistaken = ((4.0, 4.3, 4.6, 6.0), (4.0, 8.2, 9.0, 12.0))
+    costs = RowCosts((1, 2, 4, 8), mistaken)
+    assert DraftBudget(costs, 1, 1).hopeless
+    steps(costs, RowCosts((1, 2, 4, 8), true), 600)
+    assert steps(costs, RowCosts((1, 2, 4, 8), true), 100) == 100
+
+
+def test_rows_that_are_dear_are_seldom_tried() -> None:
+    costs, true = (RowCosts((1, 2, 4, 8), (4.0, 7.5, 11.0, 19.0)) for _ in range(2))
+    assert 0 < steps(costs, true, 3000) < 60
+
+
 def test_a_row_beside_prompts_costs_what_it_costs_elsewhere() -> None:
     """Else every draft would look cheap beside a long prompt, whose first text would wait for it."""
     costs = RowCosts((1, 256), (4.0, 106.0))

@@ -22,6 +22,10 @@ MARGIN = 1.3
 than one token a stream, which the time is taken from."""
 _PACE_SHARE, _SHAPE_SHARE = 0.2, 0.05
 """Weights of one step's time in what is known of the machine's pace and of the curve."""
+_UNSEEN_STEPS, _MAX_SHAPE_SHARE = 64, 0.5
+"""After so many steps without any of as many rows the next one counts more, up to this weight."""
+_DOUBT, _MAX_DOUBTED = 0.998, 8
+"""What steps of up to so many rows are then believed to cost, step by step, of what was believed before."""
 _DRAWN_ANEW = 0.005
 """By how much a point of the curve moves before the costs between points are worked out again."""
 _HOST_SHARE = 0.2
@@ -60,6 +64,8 @@ class RowCosts:
         than its passes at load, which found their weights in the caches."""
         self.mask_ms = 0.0
         """What the base's row behind a draft takes besides under a grammar, for the tokens allowed there."""
+        self._steps, self._seen = 0, [0] * len(self.rows)
+        """Of each point when a step last told of it."""
         self._draw(ms)
 
     def _draw(self, ms: Sequence[float]) -> None:
@@ -112,16 +118,31 @@ class RowCosts:
         off = ms / (self.at(rows) + noisy * self.noisy_row_ms)
         off = min(_MAX_OFF, max(1 / _MAX_OFF, off))
         self._pace += _PACE_SHARE * (off - self._pace)
-        bend = _SHAPE_SHARE * (off / self._pace - 1)
+        self._steps += 1
         right = min(max(1, bisect_left(self.rows, rows)), len(self.rows) - 1)
         low, high = self.rows[right - 1], self.rows[right]
         share = min(1.0, max(0.0, (rows - low) / (high - low)))
-        self._points[right - 1] *= 1 + (1 - share) * bend
-        self._points[right] *= 1 + share * bend
+        for at, part in ((right - 1, 1 - share), (right, share)):
+            if part:
+                unseen = (self._steps - self._seen[at]) / _UNSEEN_STEPS
+                weight = min(_MAX_SHAPE_SHARE, _SHAPE_SHARE * max(1.0, unseen))
+                self._points[at] *= 1 + part * weight * (off / self._pace - 1)
+                self._seen[at] = self._steps
         if noisy:
-            self.noisy_row_ms *= 1 + bend
+            self.noisy_row_ms *= 1 + _SHAPE_SHARE * (off / self._pace - 1)
+        self._doubt(right + 1 if share else right)
         if any(abs(self._points[at] / self.ms[at] - 1) > _DRAWN_ANEW for at in (right - 1, right)):
             self._draw(self._points)
+
+    def _doubt(self, first: int) -> None:
+        """Take steps of more rows than there were lately for a little cheaper. If others had the machine
+        while they were measured, they would look too dear for any draft for ever, as no step would tell."""
+        if first >= len(self.rows) or self.rows[first] > _MAX_DOUBTED:
+            return
+        if self._steps - self._seen[first] > _UNSEEN_STEPS and self._points[first] > self._points[first - 1]:
+            self._points[first:] = [ms * _DOUBT for ms in self._points[first:]]
+            if self._points[first] < self.ms[first] * (1 - _DRAWN_ANEW):
+                self._draw(self._points)
 
 
 @dataclass(frozen=True, slots=True)
