@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 
 from vermilion.decoding.forward_jobs import Job, Wanted
-from vermilion.decoding.passes import ON_IT, Choices, Read, Reading
+from vermilion.decoding.passes import ON_IT, Read, Reading
 from vermilion.decoding.penalties import Adjustments
 from vermilion.models.families import Architecture
 from vermilion.native import library
 from vermilion.native.checkpoint_packing import PackedAdapter, layer_products
 from vermilion.native.kept_logits import divergence, guide, log_softmax
-from vermilion.native.library import AnswersStruct, LowRankStruct, PassStruct
+from vermilion.native.library import LowRankStruct, PassStruct
 from vermilion.native.model_table import ModelTable
 from vermilion.native.packed_file import PackedFile
+from vermilion.native.pass_answers import PassAnswers
 from vermilion.native.signals import Signals
 from vermilion.native.stored_sizes import filled_up
 from vermilion.types import EngineInfo, Sampling, Timing
@@ -35,8 +36,6 @@ from vermilion.types import EngineInfo, Sampling, Timing
 _SEGMENT = struct.Struct("=10i")
 _READ = struct.Struct("=4dQq14i")
 _CHANGE = np.dtype([("token", "i4"), ("repetition", "f4"), ("add", "f4")])
-_ANSWER = struct.Struct("=ddii")
-_GIVEN = struct.Struct("=4i")
 _NO_DRAFT, _ON_IT = -2, -3
 
 
@@ -63,6 +62,9 @@ class _Lists:
     """Tokens that may stand before the pass's drafts, at the most."""
     num_choices: int = 0
     """Of the drafts behind all of these."""
+    guided: bool = False
+    moving: bool = False
+    """Whether logits of some read count against another row's, and whether it is asked how far they moved."""
 
 
 def num_threads(configured: int) -> int:
@@ -122,6 +124,7 @@ class NativeRunner:
         self.tapped: Any = None
         """Those of the last pass, [rows, taps, hidden], float32; rows as the jobs list them."""
         self.timing = Timing()
+        self._answers = PassAnswers()
 
     @property
     def weights(self) -> Any:
@@ -191,11 +194,12 @@ class NativeRunner:
             _list_reads(lists, job, row)
             row += job.rows.num_rows
         lists.first_page.append(len(lists.pages))
-        guides = _list_guides(lists, jobs)
-        moving = any(want.divergence for job in jobs for want in job.wanted)
+        guides = _list_guides(lists, jobs) if lists.guided else []
+        moving = lists.moving
         kept = self.keep_logits or moving or bool(guides)
-        outcome = _Outcome(
-            lists,
+        outcome = self._answers
+        outcome.make_room(
+            (lists.num_reads, len(lists.targets), lists.num_top, lists.num_given, lists.num_choices),
             self.architecture.vocab_size if kept else 0,
             0 if self._signals is None else self._signals.size,
         )
@@ -223,7 +227,7 @@ class NativeRunner:
         return self._moved(jobs, outcome, readings) if moving else readings
 
     def _moved(
-        self, jobs: Sequence[Job], outcome: _Outcome, answers: list[list[Reading]]
+        self, jobs: Sequence[Job], outcome: PassAnswers, answers: list[list[Reading]]
     ) -> list[list[Reading]]:
         """The answers with how far the distributions of those who ask have moved since their last pass."""
         row = 0
@@ -305,6 +309,8 @@ def _list_read(lists: _Lists, read: Read, want: Wanted, first: tuple[int, int]) 
         want.draw, read.purpose == "canvas",
     )  # fmt: skip
     lists.num_reads += 1
+    lists.guided |= read.against >= 0
+    lists.moving |= want.divergence
     lists.targets += want.targets
     lists.num_top += want.top
     if want.adjustments is not None:
@@ -321,7 +327,7 @@ def _changes(adjustments: Adjustments) -> bytes:
 
 def _pass_of(lists: _Lists, num_requests: int, taps: Sequence[int]) -> PassStruct:
     def numbers(values: list[int]) -> bytes:
-        return array("i", values).tobytes()
+        return array("i", values).tobytes() if values else b""
 
     return PassStruct(
         lists.num_segments, num_requests, len(lists.moves) // 2, lists.num_reads, len(taps), 0,
@@ -330,68 +336,3 @@ def _pass_of(lists: _Lists, num_requests: int, taps: Sequence[int]) -> PassStruc
         numbers(lists.targets), bytes(lists.changes), bytes(lists.allowed), None,
         numbers(list(taps)),
     )  # fmt: skip
-
-
-class _Outcome:
-    """Room for a pass's answers, and what they become."""
-
-    def __init__(self, lists: _Lists, vocab_size: int, signal_size: int = 0) -> None:
-        """`vocab_size` 0: logits are not wanted; `signal_size` 0: mean embeddings are not."""
-        self._answers = ctypes.create_string_buffer(_ANSWER.size * lists.num_reads)
-        self._targets = (ctypes.c_double * len(lists.targets))()
-        self._top_tokens = (ctypes.c_int32 * lists.num_top)()
-        self._top_logprobs = (ctypes.c_double * lists.num_top)()
-        self._given = ctypes.create_string_buffer(_GIVEN.size * max(1, lists.num_given))
-        self._given_tokens = (ctypes.c_int32 * max(1, lists.num_choices))()
-        self._given_logprobs = (ctypes.c_double * max(1, lists.num_choices))()
-        self.logits: Any = None
-        self.timing = Timing()
-        address = None
-        if vocab_size:
-            self.logits = np.empty((lists.num_reads, vocab_size), np.float32)
-            address = self.logits.ctypes.data
-        self.signals: Any = np.empty((lists.num_reads, signal_size), np.float32) if signal_size else None
-        self.struct = AnswersStruct(
-            *(
-                ctypes.addressof(buffer)
-                for buffer in (
-                    self._answers, self._targets, self._top_tokens, self._top_logprobs, self._given,
-                    self._given_tokens, self._given_logprobs,
-                )
-            ),
-            None,
-            address,
-            None if self.signals is None else self.signals.ctypes.data,
-        )  # fmt: skip
-
-    def readings(self, jobs: Sequence[Job]) -> list[list[Reading]]:
-        answers = _ANSWER.iter_unpack(self._answers.raw)
-        targets, top = list(self._targets), list(zip(self._top_tokens, self._top_logprobs, strict=True))
-        given = self._given_by_read()
-        made: list[list[Reading]] = []
-        first_target = first_top = index = 0
-        for job in jobs:
-            made.append([])
-            for want in job.wanted:
-                logprob, entropy, token, num_top = next(answers)
-                end_target, end_top = first_target + len(want.targets), first_top + min(num_top, want.top)
-                if math.isfinite(logprob):
-                    reading = Reading(
-                        token, logprob, entropy, tuple(targets[first_target:end_target]),
-                        tuple(top[first_top:end_top]), given.get(index, {}),
-                    )  # fmt: skip
-                else:
-                    reading = Reading(0, math.nan, target_logprobs=(math.nan,) * len(want.targets))
-                made[-1].append(reading)
-                first_target, first_top, index = end_target, first_top + want.top, index + 1
-        return made
-
-    def _given_by_read(self) -> dict[int, dict[int, Choices]]:
-        given: dict[int, dict[int, Choices]] = {}
-        rows = _GIVEN.iter_unpack(self._given.raw[: _GIVEN.size * self.struct.num_given])
-        for read, before, first, count in rows:
-            end = first + count
-            given.setdefault(read, {})[before] = tuple(
-                zip(self._given_tokens[first:end], self._given_logprobs[first:end], strict=True)
-            )
-        return given
