@@ -89,7 +89,10 @@ class Processes:
 
     def sizes(self) -> dict[str, dict[str, float]]:
         return {
-            name: {"rss_mb": round(process.memory_info().rss / 1e6, 1), "files": process.num_fds()}
+            name: {
+                "rss_mb": round(sum(each.memory_info().rss for each in family(process)) / 1e6, 1),
+                "files": sum(each.num_fds() for each in family(process)),
+            }
             for name, process in self.of.items()
         }
 
@@ -111,17 +114,25 @@ class Processes:
         return sum(float(line.split()[-1]) for line in lines if line.split("{")[0].split()[0] == name)
 
     def _spent(self) -> dict[str, float]:
-        return {name: sum(process.cpu_times()[:2]) for name, process in self.of.items()}
+        return {
+            name: sum(sum(each.cpu_times()[:2]) for each in family(process))
+            for name, process in self.of.items()
+        }
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
 
 
 @contextmanager
-def processes(asr_model: str | None) -> Iterator[Processes]:
+def processes(asr_model: str | None, number: int = 1) -> Iterator[Processes]:
     ports = [free_port(), free_port()]
     with tempfile.TemporaryDirectory() as folder:
         persona = Path(folder, "bench.toml")
         persona.write_text(PERSONA, encoding="utf-8")
         serve = [*_VERMILION, "serve", "--port", str(ports[0])]
         talk = [*_VERMILION, "voice", "--no-open", "--port", str(ports[1]), "--persona", str(persona)]
+        talk += ["--processes", str(number)]
         talk += ["--service", f"http://127.0.0.1:{ports[0]}"] + (
             ["--asr-model", asr_model] if asr_model else []
         )
@@ -131,7 +142,10 @@ def processes(asr_model: str | None) -> Iterator[Processes]:
             until_open(f"http://127.0.0.1:{ports[0]}/ready", running[0])
             running.append(subprocess.Popen(talk, **quiet))
             until_open(f"http://127.0.0.1:{ports[1]}/api/status", running[1])
-            yield Processes(*ports, {"service": running[0].pid, "voice": running[1].pid})
+            found = Processes(*ports, {"service": running[0].pid, "voice": running[1].pid})
+            while found.status().get("processes", 1) < number:
+                time.sleep(0.5)
+            yield found
         finally:
             for process in reversed(running):
                 process.send_signal(signal.SIGINT)
@@ -199,8 +213,9 @@ def latency(given: argparse.Namespace) -> dict[str, Any]:
 
 def calls(given: argparse.Namespace) -> dict[str, Any]:
     questions, found, most = spoken(), [], 0
-    with processes(given.asr_model) as running:
-        asyncio.run(conversation(running.line, questions[:1], 0.5))
+    with processes(given.asr_model, given.processes) as running:
+        for _ in range(given.processes):
+            asyncio.run(conversation(running.line, questions[:1], 0.5))
         for number in range(1, given.most + 1):
             skipped = len(running.turns())
             running.cores()
@@ -223,6 +238,7 @@ def calls(given: argparse.Namespace) -> dict[str, Any]:
         "benchmark": "voice calls",
         "goal_p95_s": GOAL_S,
         "pause_s": PAUSE_S,
+        "processes": given.processes,
         "most": most,
         "found": found,
     }
@@ -341,6 +357,7 @@ def main() -> None:
     parser.add_argument("what", choices=("latency", "calls", "soak"))
     parser.add_argument("--turns", type=int, default=0, help="of a call; 20 of latency, 4 of calls")
     parser.add_argument("--most", type=int, default=6, help="calls at once")
+    parser.add_argument("--processes", type=int, default=1, help="that answer, for calls")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--asr-model", help="as of vermilion voice")
     parser.add_argument("--output", type=Path, help="append the row to this file")

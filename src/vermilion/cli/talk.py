@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from vermilion.voice.call import Agent
+    from vermilion.voice.call_processes import CallProcess
 
 _LOAD_WAIT_S = 300.0
 
@@ -52,21 +53,30 @@ class TalkOptions:
     persona: Annotated[str | None, typer.Option(help="A TOML file, or restaurant.")] = None
 
 
-@app.callback()
-@with_options(TalkOptions)
-def voice(
-    context: typer.Context,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Where the page is.")] = 7860,
-    host: Annotated[
-        str, typer.Option(help="Others than this machine need an address of it here.")
-    ] = "127.0.0.1",
-    browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
+@dataclass(frozen=True, slots=True)
+class SwitchboardOptions(TalkOptions):
+    """Where calls come in."""
+
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where the page is.")] = 7860
+    host: Annotated[str, typer.Option(help="Others than this machine need an address of it here.")] = (
+        "127.0.0.1"
+    )
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="A name besides localhost that the page may be asked under, as a proxy's."),
-    ] = None,
+    ] = None
+    processes: Annotated[
+        int, typer.Option(min=1, max=64, help="How many answer calls, each with the models of speech.")
+    ] = 1
+
+
+@app.callback()
+@with_options(SwitchboardOptions)
+def voice(
+    context: typer.Context,
+    browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = True,
     *,
-    options: TalkOptions,
+    options: SwitchboardOptions,
 ) -> None:
     """Talk with a model. Starts the service if none runs, fetches what is missing, opens the page."""
     if context.invoked_subcommand:
@@ -74,16 +84,25 @@ def voice(
     _need_extra()
     from vermilion.voice import voice_app
 
-    def opened(url: str) -> None:
-        note(f"Talk at {url}. Ctrl-C ends it.")
+    listener, page = voice_app.listen(options.host, options.port)
+
+    def opened() -> None:
+        note(f"Talk at {page}. Ctrl-C ends it.")
         if browser:
             import webbrowser
 
-            webbrowser.open(url)
+            webbrowser.open(page)
 
     _pull_missing(options)
-    with _agent(options) as agent:
-        voice_app.serve(agent, host, port, allow_host or (), opened)
+    with _service(options):
+        if options.processes > 1:
+            from vermilion.voice.call_processes import answer_in_processes
+
+            answer_in_processes(options.processes, listener, partial(_answer, options), opened)
+        else:
+            agent = _agent(options)
+            opened()
+            voice_app.serve(agent, options.host, options.allow_host or (), [listener])
 
 
 @app.command()
@@ -100,8 +119,8 @@ def say(
 
     turns = [headless.read_speech(file) for file in files]
     _pull_missing(options)
-    with _agent(options) as agent:
-        conversation = headless.converse(agent, turns)
+    with _service(options):
+        conversation = headless.converse(_agent(options), turns)
     for who, text in conversation.record.lines:
         print_plain(f"{who}: {text}\n")
     for number, latency in enumerate(conversation.record.latencies, 1):
@@ -184,31 +203,53 @@ def _show_progress(progress: Progress, task: TaskID, done: int, total: int) -> N
 
 
 @contextlib.contextmanager
-def _agent(options: TalkOptions) -> Iterator[Agent]:
-    """Everything loaded, and the service running, which is started and ended here if nobody else did."""
+def _service(options: TalkOptions) -> Iterator[None]:
+    """The service running, which is started and ended here if nobody else did."""
     from vermilion.cli import pulling
     from vermilion.cli.demo import wait_until_ready
-    from vermilion.integrations.endpoint import discover
-    from vermilion.speech.recognizer import find_recognizer
-    from vermilion.speech.synthesizer import find_synthesizer
     from vermilion.voice import model_service
-    from vermilion.voice.call import Agent
-    from vermilion.voice.persona import find_persona
 
-    persona, url = find_persona(options.persona), options.service.rstrip("/").removesuffix("/v1")
-    model = options.model or DEFAULT_MODEL
+    url, model = _url(options), options.model or DEFAULT_MODEL
     with contextlib.ExitStack() as stack:
         pid = None
         if not model_service.answers(url):
             pulling.ensure(model, offline=False)
             note(f"Starting the service at {url}")
             pid = stack.enter_context(model_service.started(url, model))
-        recognizer, synthesizer = find_recognizer(options.asr_model), find_synthesizer(options.tts)
         wait_until_ready(url, _LOAD_WAIT_S, pid)
-        endpoint = discover(url, options.key, options.model, note)
-        agent = Agent(recognizer, synthesizer, persona, endpoint.v1, endpoint.model, options.key)
-        agent.warm()
-        yield agent
+        yield
+
+
+def _agent(options: TalkOptions) -> Agent:
+    """Everything loaded."""
+    from vermilion.integrations.endpoint import discover
+    from vermilion.speech.recognizer import find_recognizer
+    from vermilion.speech.synthesizer import find_synthesizer
+    from vermilion.voice.call import Agent
+    from vermilion.voice.persona import find_persona
+
+    persona = find_persona(options.persona)
+    recognizer, synthesizer = find_recognizer(options.asr_model), find_synthesizer(options.tts)
+    endpoint = discover(_url(options), options.key, options.model, note)
+    agent = Agent(recognizer, synthesizer, persona, endpoint.v1, endpoint.model, options.key)
+    agent.warm()
+    return agent
+
+
+def _answer(options: SwitchboardOptions, place: CallProcess) -> None:
+    """One of several processes."""
+    _need_extra()
+    from vermilion.voice import voice_app
+    from vermilion.voice.other_processes import OtherProcesses
+
+    agent = _agent(options)
+    place.ready.set()
+    others = OtherProcesses(place.others)
+    voice_app.serve(agent, options.host, options.allow_host or (), place.listeners, others)
+
+
+def _url(options: TalkOptions) -> str:
+    return options.service.rstrip("/").removesuffix("/v1")
 
 
 def _need_extra() -> None:

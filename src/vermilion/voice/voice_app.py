@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from fastapi import BackgroundTasks, FastAPI, Request, WebSocket
+from fastapi import BackgroundTasks, FastAPI, HTTPException, Request, WebSocket
 from fastapi.staticfiles import StaticFiles
 from pipecat.pipeline.worker import PipelineParams
 from pipecat.serializers.protobuf import ProtobufFrameSerializer
@@ -29,11 +29,13 @@ from pipecat.transports.websocket.fastapi import FastAPIWebsocketParams, FastAPI
 from vermilion.errors import BadRequest, ConfigError
 from vermilion.speech.recognizer import SAMPLE_RATE
 from vermilion.voice.call import Agent, Call, CallRecord
+from vermilion.voice.other_processes import OtherProcesses, together
 from vermilion.voice.page_check import PageCheck
 from vermilion.voice.phone_line import PHONE_RATE, open_line
 
 PAGE = Path(__file__).parent / "page"
 _MOST_RECORDS = 200
+_NOT_FOUND = 404
 _POLICY_VIOLATION, _MOST_REASON_BYTES = 1008, 120
 """Of a WebSocket that is closed (RFC 6455)."""
 
@@ -90,10 +92,15 @@ class Switchboard:
         ]
 
 
-def create_voice_app(agent: Agent, host: str = "127.0.0.1", allowed_hosts: Sequence[str] = ()) -> FastAPI:
+def create_voice_app(
+    agent: Agent,
+    host: str = "127.0.0.1",
+    allowed_hosts: Sequence[str] = (),
+    others: OtherProcesses | None = None,
+) -> FastAPI:
     """Answers calls with `agent` on the address `host`; there is no login, but pages of other sites than this
     one and `allowed_hosts` are refused."""
-    board = Switchboard(agent)
+    board, others = Switchboard(agent), others or OtherProcesses()
     webrtc = SmallWebRTCRequestHandler()
 
     @asynccontextmanager
@@ -105,19 +112,41 @@ def create_voice_app(agent: Agent, host: str = "127.0.0.1", allowed_hosts: Seque
     app = FastAPI(title="Vermilion voice", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(PageCheck, host=host, allowed_hosts=allowed_hosts)
     app.state.switchboard = board
-    app.get("/api/status")(board.status)
-    app.get("/api/calls")(board.calls)
-    _add_webrtc(app, board, webrtc)
+    _add_reports(app, board, others)
+    _add_webrtc(app, board, webrtc, others)
     _add_sockets(app, board)
     if PAGE.is_dir():
         app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
 
-def _add_webrtc(app: FastAPI, board: Switchboard, webrtc: SmallWebRTCRequestHandler) -> None:
+def _add_reports(app: FastAPI, board: Switchboard, others: OtherProcesses) -> None:
+    @app.get("/api/status")
+    async def status(own: bool = False) -> dict[str, Any]:
+        return board.status() if own else together([board.status(), *await others.everywhere("/api/status")])
+
+    @app.get("/api/calls")
+    async def calls(own: bool = False) -> list[dict[str, Any]]:
+        return board.calls() if own else sum(await others.everywhere("/api/calls"), board.calls())
+
+
+def _add_webrtc(
+    app: FastAPI, board: Switchboard, webrtc: SmallWebRTCRequestHandler, others: OtherProcesses
+) -> None:
+    async def of_another(request: Request, body: dict[str, Any], own: bool) -> Any | None:
+        """The answer of the process that has the call, where that is another; 404 where it should be here."""
+        if body.get("pc_id") in (None, *webrtc._pcs_map):
+            return None
+        if own:
+            raise HTTPException(_NOT_FOUND, "no such call here")
+        return await others.hand_on(request.method, request.url.path, body)
+
     @app.post("/api/offer")
-    async def offer(request: Request, background: BackgroundTasks) -> Any:
-        asked = SmallWebRTCRequest.from_dict(await request.json())
+    async def offer(request: Request, background: BackgroundTasks, own: bool = False) -> Any:
+        body = await request.json()
+        if (answered := await of_another(request, body, own)) is not None:
+            return answered
+        asked = SmallWebRTCRequest.from_dict(body)
 
         async def begin(connection: SmallWebRTCConnection) -> None:
             params = TransportParams(audio_in_enabled=True, audio_out_enabled=True)
@@ -128,8 +157,10 @@ def _add_webrtc(app: FastAPI, board: Switchboard, webrtc: SmallWebRTCRequestHand
         return await webrtc.handle_web_request(asked, begin)
 
     @app.patch("/api/offer")
-    async def candidates(request: Request) -> dict[str, str]:
+    async def candidates(request: Request, own: bool = False) -> Any:
         body = await request.json()
+        if (answered := await of_another(request, body, own)) is not None:
+            return answered
         found = [IceCandidate(**candidate) for candidate in body["candidates"]]
         await webrtc.handle_patch_request(SmallWebRTCPatchRequest(body["pc_id"], found))
         return {"status": "success"}
@@ -159,10 +190,8 @@ def _add_sockets(app: FastAPI, board: Switchboard) -> None:
         await board.answer(transport, _rates(SAMPLE_RATE, rate), watched=not phone)
 
 
-def serve(
-    agent: Agent, host: str, port: int, allowed_hosts: Sequence[str], opened: Callable[[str], None]
-) -> None:
-    """Answers calls until a signal; `opened` gets the page's address. Raises ConfigError for a taken port."""
+def listen(host: str, port: int) -> tuple[socket.socket, str]:
+    """A socket that listens, and the page's address. Raises ConfigError for a taken port."""
     try:
         listener = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -171,9 +200,19 @@ def serve(
         raise ConfigError(
             f"Cannot listen on {host} port {port}: {error.strerror or error}. Choose another with --port."
         ) from None
-    opened(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
-    config = uvicorn.Config(create_voice_app(agent, host, allowed_hosts), log_level=logging.WARNING)
-    uvicorn.Server(config).run([listener])
+    return listener, f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+def serve(
+    agent: Agent,
+    host: str,
+    allowed_hosts: Sequence[str],
+    listeners: list[socket.socket],
+    others: OtherProcesses | None = None,
+) -> None:
+    """Answers calls until a signal."""
+    app = create_voice_app(agent, host, allowed_hosts, others)
+    uvicorn.Server(uvicorn.Config(app, log_level=logging.WARNING)).run(listeners)
 
 
 def _rates(heard: int, spoken: int) -> PipelineParams:
