@@ -34,40 +34,50 @@ void score_tiles(const float* const* queries, const uint16_t* const* keys, int h
         for (int q = 0; q < kQueries; q++) store(scores[q] + 16 * t, mul(sum[t][q], splat(scale)));
 }
 
+// The values of slots[first, first + count).
+struct Values {
+    const uint16_t* pool;  // [slot][head_dim]
+    const int32_t* slots;
+    int first, count, head_dim;
+    int run;  // slots from one multiple of it to the next follow each other in the pool
+};
+
 // outputs += weights[0, count) . values, over kVectors vectors of every value.
 template <int kQueries, int kVectors>
-inline void weigh_vectors(const float* const* weights, int count, const uint16_t* values, int head_dim,
-                          float* const* outputs, int first) {
+inline void weigh_vectors(const float* const* weights, const Values& values, float* const* outputs, int first) {
     Floats sum[kQueries][kVectors];
     for (int q = 0; q < kQueries; q++)
         for (int v = 0; v < kVectors; v++) sum[q][v] = load(outputs[q] + first + 16 * v);
-    for (int j = 0; j < count; j++) {
-        Floats value[kVectors];
+    for (int j = 0; j < values.count;) {
+        const int at = values.first + j, left = values.run - at % values.run;
+        const int end = left < values.count - j ? j + left : values.count;
+        const uint16_t* from = values.pool + (long)values.slots[at] * values.head_dim + first;
+        for (; j < end; j++, from += values.head_dim) {
+            Floats value[kVectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; v++) value[v] = load_half(values + (long)j * head_dim + first + 16 * v);
+            for (int v = 0; v < kVectors; v++) value[v] = load_half(from + 16 * v);
 #pragma GCC unroll 8
-        for (int q = 0; q < kQueries; q++) {
-            const Floats weight = splat(weights[q][j]);
+            for (int q = 0; q < kQueries; q++) {
+                const Floats weight = splat(weights[q][j]);
 #pragma GCC unroll 4
-            for (int v = 0; v < kVectors; v++) sum[q][v] = fma(weight, value[v], sum[q][v]);
+                for (int v = 0; v < kVectors; v++) sum[q][v] = fma(weight, value[v], sum[q][v]);
+            }
         }
     }
     for (int q = 0; q < kQueries; q++)
         for (int v = 0; v < kVectors; v++) store(outputs[q] + first + 16 * v, sum[q][v]);
 }
 
-template <int kQueries>
-void weigh(const float* const* weights, int count, const uint16_t* values, int head_dim, float* const* outputs) {
+template <int kQueries> void weigh(const float* const* weights, const Values& values, float* const* outputs) {
     constexpr int kVectors = kQueries <= 6 || kValueVectors == 1 ? kValueVectors : kValueVectors / 2;
     int first = 0;
-    for (; first + 16 * kVectors <= head_dim; first += 16 * kVectors)
-        weigh_vectors<kQueries, kVectors>(weights, count, values, head_dim, outputs, first);
-    for (; first < head_dim; first += 16)
-        weigh_vectors<kQueries, 1>(weights, count, values, head_dim, outputs, first);
+    for (; first + 16 * kVectors <= values.head_dim; first += 16 * kVectors)
+        weigh_vectors<kQueries, kVectors>(weights, values, outputs, first);
+    for (; first < values.head_dim; first += 16) weigh_vectors<kQueries, 1>(weights, values, outputs, first);
 }
 
 using ScoreTiles = void (*)(const float* const*, const uint16_t* const*, int, float, float* const*);
-using Weigh = void (*)(const float* const*, int, const uint16_t*, int, float* const*);
+using Weigh = void (*)(const float* const*, const Values&, float* const*);
 template <int kQueries> constexpr ScoreTiles kAtOnce = score_tiles<kQueries, tiles_at_once(kQueries)>;
 constexpr ScoreTiles kScoreTile[] = {nullptr,           score_tiles<1, 1>, score_tiles<2, 1>,
                                      score_tiles<3, 1>, score_tiles<4, 1>, score_tiles<5, 1>,
@@ -96,6 +106,10 @@ Range row_of(const Attention& a, int first) {
     return {first, count};
 }
 
+inline void fetch(const uint16_t* from, int count) {
+    for (int i = 0; i < count; i += kLine / 2) __builtin_prefetch(from + i);
+}
+
 void score(const Attention& a) {
     int longest = 0;
     for (int q = 0; q < a.num_queries; q++) longest = a.prefix[q] > longest ? a.prefix[q] : longest;
@@ -110,6 +124,12 @@ void score(const Attention& a) {
                                 : gather_keys(a, slots, longest - at < 16 ? longest - at : 16);
         }
         for (int q = 0; q < a.num_queries; q++) to[q] = a.scores + (long)q * a.score_stride + at;
+        // The keys of the next tiles and the values that go with these come into the cache beside the scores.
+        for (int t = 0; t < num_tiles && a.fetched; t++) {
+            const int slot = at + 16 * t, ahead = slot + 16 * num_tiles;
+            if (ahead < longest) fetch(a.keys + (long)a.slots[ahead] * a.head_dim, 16 * a.head_dim);
+            fetch(a.values + (long)a.slots[slot] * a.head_dim, 16 * a.head_dim);
+        }
         const ScoreTiles score = (num_tiles > 1 ? kScoreTiles : kScoreTile)[a.num_queries];
         score(a.queries, keys, a.head_dim, a.scale, to);
         at += 16 * num_tiles;
@@ -145,16 +165,12 @@ float soften(float* scores, int first, int hidden, int count) {
     return 1.0f / total(sum);
 }
 
-// Adds the values of the logical slots [first, end) to the outputs of `row`.
-void weigh_slots(const Attention& a, Range row, int first, int end) {
+// Adds the values of slots[first, first + count) to the outputs of `row`; its weight of the first is the score `at`.
+void weigh_slots(const Attention& a, Range row, const int32_t* slots, Range which, int at, int run) {
+    if (which.count <= 0) return;
     const float* from[kMaxQueries];
-    for (int at = first; at < end;) {
-        const int next = (at / 16 + 1) * 16, stop = next < end ? next : end;
-        const int count = a.aligned ? stop - at : 1;
-        for (int i = 0; i < row.count; i++) from[i] = a.scores + (long)(row.first + i) * a.score_stride + at;
-        kWeigh[row.count](from, count, a.values + (long)a.slots[at] * a.head_dim, a.head_dim, a.outputs + row.first);
-        at += count;
-    }
+    for (int i = 0; i < row.count; i++) from[i] = a.scores + (long)(row.first + i) * a.score_stride + at;
+    kWeigh[row.count](from, {a.values, slots, which.first, which.count, a.head_dim, run}, a.outputs + row.first);
 }
 
 void attend(const Attention& a) {
@@ -166,18 +182,14 @@ void attend(const Attention& a) {
         common = a.prefix[q] < common ? a.prefix[q] : common;
         for (int d = 0; d < a.head_dim; d += 16) store(a.outputs[q] + d, zero());
     }
-    weigh_slots(a, {0, a.num_queries}, a.first, common);
+    const int run = a.aligned ? 16 : 1;
+    weigh_slots(a, {0, a.num_queries}, a.slots, {a.first, common - a.first}, a.first, run);
     common = common > a.first ? common : a.first;
-    const float* from[kMaxQueries];
     for (Range row = row_of(a, 0);; row = row_of(a, row.first + row.count)) {
         const int prefix = a.prefix[row.first];
-        weigh_slots(a, row, common, prefix);
-        for (int i = a.first > prefix ? a.first - prefix : 0; i < a.num_tail[row.first]; i++) {
-            for (int q = 0; q < row.count; q++)
-                from[q] = a.scores + (long)(row.first + q) * a.score_stride + prefix + i;
-            const uint16_t* value = a.values + (long)a.tail[row.first][i] * a.head_dim;
-            kWeigh[row.count](from, 1, value, a.head_dim, a.outputs + row.first);
-        }
+        weigh_slots(a, row, a.slots, {common, prefix - common}, common, run);
+        const int hidden = a.first > prefix ? a.first - prefix : 0;
+        weigh_slots(a, row, a.tail[row.first], {hidden, a.num_tail[row.first] - hidden}, prefix + hidden, 1);
         if (row.first + row.count == a.num_queries) break;
     }
     for (int q = 0; q < a.num_queries; q++)

@@ -66,20 +66,18 @@ void Forward::plan_attention(int num_kv_heads) {
     // Few rows are split by heads instead, so that every member has work.
     const bool few = rows_.size() * num_kv_heads < 4 * team_.size();
     const int heads = few ? 1 : std::min(group, kMaxQueries);
-    const bool many = rows_.size() * num_kv_heads >= 16 * team_.size();
+    const bool many = rows_.size() * num_kv_heads >= 8 * team_.size();
     const int most_rows = many ? std::max(1, kMaxQueries / heads) : 1;
     std::vector<AttentionUnit>& units = units_[num_kv_heads];
-    for (int first = 0; first < rows_.size();) {
-        int count = 1;
-        while (count < most_rows && first + count < rows_.size() &&
-               rows_.rows[first + count].request == rows_.rows[first].request)
-            count++;
+    for (int first = 0, end = 0; first < rows_.size(); first = end) {
+        for (end = first + 1; end < rows_.size() && rows_.rows[end].request == rows_.rows[first].request;) end++;
+        // Key head by key head, so that a member reads few of them.
         for (int head = 0; head < model_.num_heads;) {
-            const int end = std::min(head + heads, (head / group + 1) * group);
-            units.push_back({{first, count}, head / group, head, end - head});
-            head = end;
+            const int next = std::min(head + heads, (head / group + 1) * group);
+            for (int row = first; row < end; row += most_rows)
+                units.push_back({{row, std::min(most_rows, end - row)}, head / group, head, next - head});
+            head = next;
         }
-        first += count;
     }
 }
 
@@ -225,7 +223,14 @@ void Forward::finish_head(const Layer& l, int in_pool, int head, int row, float*
 void Forward::attend(int layer) {
     const Layer& l = stack_.layers[layer];
     const std::vector<AttentionUnit>& units = units_.at(l.num_kv_heads);
-    team_.share((int)units.size(), [&](int index) { attend_unit(layer, units[index]); });
+    const int num_units = (int)units.size();
+    const int begin = team_.first_of(num_units);
+    team_.share(num_units, [&](int index) {
+        const AttentionUnit& unit = units[index];
+        const bool again = index > begin && units[index - 1].key_head == unit.key_head &&
+                           rows_.rows[units[index - 1].rows.first].request == rows_.rows[unit.rows.first].request;
+        attend_unit(layer, unit, !again);
+    });
     const int size = model_.num_heads * l.head_dim, stored = l.output.parts[0].inputs;
     const Activations into = attended_codes_.view(stored);
     if (l.gate.tiles)
@@ -241,12 +246,13 @@ void Forward::attend(int layer) {
     });
 }
 
-void Forward::attend_unit(int layer, const AttentionUnit& unit) {
+void Forward::attend_unit(int layer, const AttentionUnit& unit, bool fetched) {
     const Layer& l = stack_.layers[layer];
     Attention a = {};
     const int size = l.head_dim;
     a.head_dim = size;
     a.scale = l.attention_scale;
+    a.fetched = fetched && session_.page_size % 16 == 0;
     a.aligned = session_.page_size % 16 == 0;
     a.keys = session_.pool.keys(stack_.first_in_pool + layer, unit.key_head);
     a.values = session_.pool.values(stack_.first_in_pool + layer, unit.key_head);

@@ -59,7 +59,7 @@ class Forward {
     float query_scale(int position) const;
     void finish_head(const Layer& l, int in_pool, int head, int row, float* x);
     void attend(int layer);
-    void attend_unit(int layer, const AttentionUnit& unit);
+    void attend_unit(int layer, const AttentionUnit& unit, bool fetched);
     void add_product(int layer, Kind kind, Activations x);
     void feed_forward(int layer);
     void gate_up(int layer);

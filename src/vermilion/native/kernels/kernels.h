@@ -45,6 +45,7 @@ constexpr int kMaxQueries = 8;
 struct Attention {
     int num_queries, head_dim;
     float scale;
+    bool fetched;           // whether keys and values are to be brought into the cache, page by page
     bool aligned;           // whether 16 logical slots in a row lie in one tile of the pool
     const uint16_t* keys;   // this layer and key head: [tile of 16 slots][head_dim][16]
     const uint16_t* values;  // [slot][head_dim]

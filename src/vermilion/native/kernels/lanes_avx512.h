@@ -58,6 +58,7 @@ inline float highest(Floats x) { return _mm512_reduce_max_ps(x); }
 
 inline Ints to_ints(Floats x) { return {_mm512_cvtps_epi32(x)}; }
 inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x.all); }
+inline Ints add(Ints a, Ints b) { return {_mm512_add_epi32(a.all, b.all)}; }
 inline int32_t total(Ints x) { return _mm512_reduce_add_epi32(x.all); }
 inline void store_codes(int8_t* to, Ints x) { _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(x.all)); }
 

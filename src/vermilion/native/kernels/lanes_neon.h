@@ -79,6 +79,10 @@ inline Ints to_ints(Floats x) {
     return made;
 }
 inline Floats to_floats(Ints x) { return each([&](int i) { return vcvtq_f32_s32(x.at[i]); }); }
+inline Ints add(Ints a, Ints b) {
+    for (int i = 0; i < 4; i++) a.at[i] = vaddq_s32(a.at[i], b.at[i]);
+    return a;
+}
 inline int32_t total(Ints x) {
     return vaddvq_s32(vaddq_s32(vaddq_s32(x.at[0], x.at[1]), vaddq_s32(x.at[2], x.at[3])));
 }

@@ -83,6 +83,11 @@ inline Ints to_ints(const Floats& x) {
     for (int i = 0; i < 16; i++) made.at[i] = (int32_t)rintf(x.at[i]);
     return made;
 }
+inline Ints add(const Ints& a, const Ints& b) {
+    Ints made;
+    for (int i = 0; i < 16; i++) made.at[i] = a.at[i] + b.at[i];
+    return made;
+}
 inline int32_t total(const Ints& x) {
     int32_t sum = 0;
     for (int i = 0; i < 16; i++) sum += x.at[i];

@@ -168,7 +168,7 @@ void quantize(const float* x, int count, const Activations& into, int row, int f
         const Ints first = to_ints(mul(low, inverse)), second = to_ints(mul(high, inverse));
         store_codes(codes + block * kBlock, first);
         store_codes(codes + block * kBlock + 16, second);
-        const int32_t sum = total(first) + total(second);
+        const int32_t sum = total(add(first, second));
         into.scales[at + block] = scale;
         into.sums[at + block] = scale * (float)sum;
         into.totals[at + block] = sum;

@@ -81,20 +81,22 @@ std::vector<int32_t> Reading::not_below(float limit) const {
     return found;
 }
 
-void Reading::sort(std::vector<int32_t>& tokens) const {
-    std::sort(tokens.begin(), tokens.end(), [&](int a, int b) {
+// Puts the likeliest `count` first, in order; the rest is left as it comes.
+void Reading::sort(std::vector<int32_t>& tokens, int count) const {
+    const auto middle = tokens.begin() + std::min(count, (int)tokens.size());
+    std::partial_sort(tokens.begin(), middle, tokens.end(), [&](int a, int b) {
         return logits_[a] != logits_[b] ? logits_[a] > logits_[b] : a < b;
     });
 }
 
 std::vector<int32_t> Reading::likeliest(int count) const {
     std::vector<int32_t> found;
-    for (float width = 8.0f;; width *= 2) {
+    for (float width = 1.0f;; width *= 2) {
         const float limit = width > 1e4f ? kLowest : summary_.highest - width;
         found = not_below(limit);
         if ((int)found.size() >= count || limit == kLowest) break;
     }
-    sort(found);
+    sort(found, count);
     if ((int)found.size() > count) found.resize(count);
     return found;
 }
@@ -150,10 +152,10 @@ std::vector<int32_t> Reading::nucleus(std::vector<int32_t> kept, bool all) const
         mass = kernels_.summarize(logits_, padded_, (float)(1.0 / read_.temperature)).normalizer;
     else
         for (const int token : kept) mass += weight(token);
-    for (double width = 8.0;; width *= 2) {
+    for (double width = 2.0;; width *= 2) {
         const bool whole = !all || width > 1e4;
         if (all) kept = not_below(whole ? kLowest : (float)(summary_.highest - width * read_.temperature));
-        sort(kept);
+        sort(kept, (int)kept.size());
         double before = 0.0;
         for (size_t i = 0; i < kept.size(); i++) {
             if (i && before >= read_.top_p * mass) {

@@ -31,7 +31,7 @@ class Reading {
     int sample_all() const;
     int invert(std::vector<int32_t> kept) const;
     std::vector<int32_t> not_below(float limit) const;
-    void sort(std::vector<int32_t>& tokens) const;
+    void sort(std::vector<int32_t>& tokens, int count) const;
     std::vector<int32_t> nucleus(std::vector<int32_t> kept, bool all) const;
 
     const Kernels& kernels_;
