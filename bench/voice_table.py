@@ -105,7 +105,8 @@ def soak(row: dict[str, Any]) -> str:
         f"service {growth['service']:+} MB, voice {growth['voice']:+} MB; open files of the voice process "
         f"{files[0]} and {files[1]}. Left in the end: {left['calls']} calls, "
         f"{left['running_requests']:.0f} running and {left['waiting_requests']:.0f} waiting requests. "
-        f"Load of the machine: {load['least']:g} to {load['most']:g}.\n\n" + "\n".join(table)
+        f"Load of the machine: {load['least']:g} to {load['most']:g}, median wait "
+        f"{row['ms']['total']['median'] / 1000:.1f} s.\n\n" + "\n".join(table)
     )
 
 

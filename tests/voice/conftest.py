@@ -19,6 +19,7 @@ if find_spec("pipecat") is None:
         "test_early_transcripts.py",
         "test_memory.py",
         "test_model_calls.py",
+        "test_mouths.py",
         "test_other_processes.py",
         "test_words.py",
     ]
