@@ -26,6 +26,7 @@ from vermilion.voice.call import Agent
 from vermilion.voice.voice_app import create_voice_app
 
 _MICROPHONE_HZ = 48_000
+_SILENCE_MS = 2000
 RECORDER = Path(__file__).parent / "played_sound.js"
 SPEAKER = Path(__file__).parent / "spoken_sound.js"
 
@@ -100,6 +101,14 @@ class Caller:
 
     def state(self, words: str) -> None:
         self.page.locator(".state", has_text=words).wait_for()
+
+    def until_spoken(self, ended: str = "Listening") -> None:
+        """Returns when the agent has been silent for so long that it is not between two sentences."""
+        while True:
+            self.state(ended)
+            self.page.wait_for_timeout(_SILENCE_MS)
+            if self.page.locator(".state", has_text=ended).count():
+                return
 
     def played(self) -> NDArray[np.float32]:
         """What the loudspeaker was given since the call began, at 16 kHz."""

@@ -75,7 +75,7 @@ def test_a_question_is_answered_so_that_it_can_be_heard(
         here.call(connection)
         here.wait_for("you", "capital of france")
         here.wait_for("agent", "seine")
-        here.state("Listening")
+        here.until_spoken()
         assert here.said("agent")[0] == ANSWER
         here.page.locator(".canvas", has_text=ANSWER).wait_for()
         stages = here.page.locator("table th").all_inner_texts()
@@ -138,7 +138,7 @@ def test_a_typed_turn_is_answered_aloud_without_a_microphone(
         field = here.page.get_by_label("Type instead of speaking")
         here.write(QUESTION)
         here.wait_for("agent", "seine")
-        here.state("No microphone, type")
+        here.until_spoken("No microphone, type")
         assert here.said("you") == [QUESTION] and here.said("agent") == [ANSWER]
         assert QUESTION in asked(backend)
         here.page.locator(".canvas", has_text=ANSWER).wait_for()

@@ -39,7 +39,7 @@ export function Captions() {
             </li>
           ))}
         </ol>
-        {lines.value.length === 0 && <p class="muted">Start the call and say something; speak at any time to interrupt.</p>}
+        {lines.value.length === 0 && <p class="muted">Start the call and say something, or type it. Speak or type at any time to interrupt.</p>}
       </div>
       <Composer />
     </section>
