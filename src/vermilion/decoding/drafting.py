@@ -24,8 +24,9 @@ _PACE_SHARE, _SHAPE_SHARE = 0.2, 0.05
 """Weights of one step's time in what is known of the machine's pace and of the curve."""
 _UNSEEN_STEPS, _MAX_SHAPE_SHARE = 64, 0.5
 """After so many steps without any of as many rows the next one counts more, up to this weight."""
-_DOUBT, _MAX_DOUBTED = 0.998, 8
-"""What steps of up to so many rows are then believed to cost, step by step, of what was believed before."""
+_DOUBT, _DEAR, _MAX_DOUBTED = 0.998, 1.3, 4
+"""Share of their cost that such steps are believed to have with each more step, while that is so many times
+the cost of the next smaller ones; up to so many rows."""
 _DRAWN_ANEW = 0.005
 """By how much a point of the curve moves before the costs between points are worked out again."""
 _HOST_SHARE = 0.2
@@ -135,14 +136,14 @@ class RowCosts:
             self._draw(self._points)
 
     def _doubt(self, first: int) -> None:
-        """Take steps of more rows than there were lately for a little cheaper. If others had the machine
+        """Take dear steps of more rows than there were lately for a little cheaper. If others had the machine
         while they were measured, they would look too dear for any draft for ever, as no step would tell."""
         if first >= len(self.rows) or self.rows[first] > _MAX_DOUBTED:
             return
-        if self._steps - self._seen[first] > _UNSEEN_STEPS and self._points[first] > self._points[first - 1]:
-            self._points[first:] = [ms * _DOUBT for ms in self._points[first:]]
-            if self._points[first] < self.ms[first] * (1 - _DRAWN_ANEW):
-                self._draw(self._points)
+        least = _DEAR * self._points[first - 1]
+        if self._points[first] > least and self._steps - self._seen[first] > _UNSEEN_STEPS:
+            self._points[first] = max(least, self._points[first] * _DOUBT)
+            self._draw(self._points)
 
 
 @dataclass(frozen=True, slots=True)
