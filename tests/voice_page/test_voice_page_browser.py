@@ -13,8 +13,8 @@ pytest.importorskip("pipecat", reason="scripts/test-voice-page installs it")
 from console.driving import NARROW, WIDE
 from serving.fake import MODEL, FakeBackend
 from serving.threaded import threaded
-from vermilion.speech.recognizer import Recognizer, find_recognizer
-from vermilion.speech.synthesizer import Synthesizer, find_synthesizer
+from vermilion.speech.recognizer import Recognizer
+from vermilion.speech.synthesizer import Synthesizer
 from vermilion.voice.call import Agent
 from vermilion.voice.persona import Persona
 from voice_page.driving import Caller, caller, recording, voice_process, words
@@ -23,16 +23,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.voice]
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris. It lies on the river Seine."
 TALE = "Once there was a river that ran to the sea and sang all night about the stones."
-
-
-@pytest.fixture(scope="module")
-def ear() -> Recognizer:
-    return find_recognizer()
-
-
-@pytest.fixture(scope="module")
-def mouth() -> Synthesizer:
-    return find_synthesizer("piper")
 
 
 @pytest.fixture(scope="module")

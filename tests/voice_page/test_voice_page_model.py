@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("playwright", reason="scripts/test-voice-page installs it")
 pytest.importorskip("pipecat", reason="scripts/test-voice-page installs it")
 from clients.running import MODEL, Running, running
-from vermilion.speech.recognizer import Recognizer, find_recognizer
-from vermilion.speech.synthesizer import Synthesizer, find_synthesizer
+from vermilion.speech.recognizer import Recognizer
+from vermilion.speech.synthesizer import Synthesizer
 from vermilion.voice.call import Agent
 from vermilion.voice.persona import Persona
 from voice_page.driving import caller, recording, voice_process, words
@@ -22,16 +22,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.voice, pytest.mark.model]
 CONNECTIONS = pytest.mark.parametrize("connection", ["webrtc", "websocket"])
 STORY = "Write a very long story about a dog and a cat, with many chapters."
 TALKATIVE = Persona(greeting="", max_tokens=4000, temperature=0.0)
-
-
-@pytest.fixture(scope="module")
-def ear() -> Recognizer:
-    return find_recognizer()
-
-
-@pytest.fixture(scope="module")
-def mouth() -> Synthesizer:
-    return find_synthesizer("piper")
 
 
 @pytest.fixture(scope="module")
