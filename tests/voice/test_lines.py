@@ -113,7 +113,7 @@ def agent_of(model_port: int, persona: Persona = QUIET) -> Agent:
 @pytest.mark.parametrize("provider", OPENINGS)
 def test_a_phone_call_is_answered_in_the_providers_own_messages(provider: str) -> None:
     async def main() -> None:
-        model = ScriptedModel(["The answer is Paris, a large city."])
+        model = ScriptedModel(["The capital of France is Paris."])
         async with (
             listening(model.app) as model_port,
             listening(create_voice_app(agent_of(model_port))) as port,
