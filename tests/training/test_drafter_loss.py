@@ -23,7 +23,7 @@ def test_the_loss_is_its_definition() -> None:
     ids = torch.randint(0, base.architecture.vocab_size, (160,), generator=generator).tolist()
     text = text_of(base, ids, 8, drafter.shape.taps)
     anchors_A = anchors_of(text, 4, drafter.shape.block_length, generator)
-    config = DrafterLoss(candidates=5, plain_candidates=len(drafter.vocabulary_W))
+    config = DrafterLoss(candidates=5)
     found = guess(drafter, frozen, text, anchors_A, config)
     loss, accepted = slowly(drafter, frozen, text, anchors_A, config)
     torch.testing.assert_close(found.loss.double(), torch.tensor(loss).double(), rtol=1e-5, atol=0)
@@ -62,7 +62,7 @@ def test_states_of_several_texts_are_those_of_each() -> None:
 def slowly(
     drafter: Drafter, frozen: Frozen, text: OwnText, anchors_A: Tensor, config: DrafterLoss
 ) -> tuple[float, list[bool]]:
-    """Row by row, over lists of tokens; the first part is over everything that can be guessed."""
+    """Row by row, over lists of tokens."""
     length, total, accepted = drafter.shape.block_length, 0.0, []
     hidden_RH = block_states(drafter, frozen, text, anchors_A, anchors_A[:, None] + torch.arange(length))
     for row, hidden_H in enumerate(hidden_RH):

@@ -34,9 +34,6 @@ class DrafterLoss:
     following: float = 0.6
     total_variation: float = 0.9
     candidates: int = 16
-    plain_candidates: int = 64
-    """Likeliest tokens that the first part's softmax is over, with the base's and the token itself: over the
-    whole vocabulary its gradient took as long as both layers, and points the same way (cosine 0.96)."""
     offset_decay: float = 4.0
     """Row k weighs exp(-k / this): drafts are used from the left."""
 
@@ -106,46 +103,30 @@ def guess(drafter: Drafter, frozen: Frozen, text: OwnText, anchors_A: Tensor, co
     weight_K = torch.exp(-torch.arange(length) / config.offset_decay)
     weight_R = weight_K.to(device).repeat(len(anchors_A))
     known_R = place_R >= 0
+    label_R1 = place_R.clamp(min=0)[:, None]
+    logits_RW = F.linear(hidden_RH, frozen.head_WH).float()
+    plain_R = F.cross_entropy(logits_RW, label_R1[:, 0], reduction="none") * known_R
     with torch.no_grad():
         teacher_RH = text.last_LH[position_AK.flatten()].to(hidden_RH.dtype)
         teacher_RW = F.linear(teacher_RH, frozen.head_WH)
         best_R4 = teacher_RW.topk(4).indices
-        places_RP, repeated_RP = _named(
-            F.linear(hidden_RH, frozen.head_WH), best_R4, place_R.clamp(min=0)[:, None], config
-        )
-        near = config.candidates + 5
-        repeated_RC = repeated_RP[:, :near]
-        teacher_RC = _shares_of(teacher_RW, places_RP[:, :near]).masked_fill(repeated_RC, 0.0)
-        at_R1 = (places_RP == place_R[:, None]).float().argmax(-1, keepdim=True)
-    rows_RPH = frozen.head_WH[places_RP]
-    logits_RP = torch.einsum("rh,rph->rp", hidden_RH, rows_RPH).float()
-    logprob_RP = logits_RP.masked_fill(repeated_RP, float("-inf")).log_softmax(-1)
-    plain_R = -logprob_RP.gather(-1, at_R1)[:, 0] * known_R
+        candidate_RC = torch.cat([logits_RW.topk(config.candidates).indices, best_R4, label_R1], -1)
+        # A token that is named twice counts once.
+        repeated_RC = (candidate_RC[:, :, None] == candidate_RC[:, None, :]).tril(-1).any(-1)
+        teacher_RC = _shares_of(teacher_RW, candidate_RC).masked_fill(repeated_RC, 0.0)
+        at_R1 = (candidate_RC == label_R1).float().argmax(-1, keepdim=True)
     added_RH = drafter.head(hidden_RH, frozen.embedding.rows(before_R).to(hidden_RH.dtype))
-    moved_RC = torch.einsum("rh,rch->rc", added_RH, rows_RPH[:, :near]).float()
-    logit_RC = (logits_RP[:, :near] + moved_RC).masked_fill(repeated_RC, float("-inf"))
+    # Through all logits again the gradient of a few candidates would cost more than to read their rows.
+    moved_RC = torch.einsum("rh,rch->rc", hidden_RH + added_RH, frozen.head_WH[candidate_RC]).float()
+    logit_RC = moved_RC.masked_fill(repeated_RC, float("-inf"))
     logprob_RC = logit_RC.log_softmax(-1)
     follow_R = -logprob_RC.gather(-1, at_R1)[:, 0] * known_R
     variation_R = 0.5 * (logprob_RC.exp() - teacher_RC).abs().sum(-1)
     behind_R = (1 - config.total_variation) * follow_R + config.total_variation * variation_R
     loss = (weight_R * ((1 - config.following) * plain_R + config.following * behind_R)).sum()
-    chosen_R = places_RP.gather(-1, logit_RC[:, : config.candidates].argmax(-1, keepdim=True))[:, 0]
+    chosen_R = candidate_RC.gather(-1, logit_RC[:, : config.candidates].argmax(-1, keepdim=True))[:, 0]
     accepted_AK = ((chosen_R == best_R4[:, 0]) & known_R).view(position_AK.shape)
     return Guesses(loss, accepted_AK, len(anchors_A) * float(weight_K.sum()))
-
-
-def _named(
-    logits_RW: Tensor, best_R4: Tensor, label_R1: Tensor, config: DrafterLoss
-) -> tuple[Tensor, Tensor]:
-    """Places [R, P] that the losses look at: the row's `candidates`, the base's, the label, the row's others.
-
-    With them, bool [R, P]: which of them name a token again, as it counts once.
-    """
-    near = config.candidates
-    count = min(max(near, config.plain_candidates), logits_RW.shape[-1])
-    top_RN = logits_RW.topk(count).indices
-    places_RP = torch.cat([top_RN[:, :near], best_R4, label_R1, top_RN[:, near:]], -1)
-    return places_RP, (places_RP[:, :, None] == places_RP[:, None, :]).tril(-1).any(-1)
 
 
 def _shares_of(logits_RW: Tensor, places_RC: Tensor) -> Tensor:
