@@ -216,7 +216,8 @@ def _look(here: Caller) -> None:
         here.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         for width, height in (WIDE, NARROW):
             here.page.set_viewport_size({"width": width, "height": height})
-            # Buttons pass from one colour to the other.
+            # Buttons pass from one colour to the other, from the next frame on.
+            here.page.evaluate("new Promise(done => requestAnimationFrame(_ => requestAnimationFrame(done)))")
             here.page.evaluate("Promise.all(document.getAnimations().map(one => one.finished))")
             assert here.here.violations() == [], (scheme, width)
             assert not here.here.too_wide(), (scheme, width)
