@@ -162,9 +162,10 @@ def _states(recipe: DrafterRecipe, files: ModelFiles, model: Transformer, taps: 
     spec = spec_of(replace(files, adapter=None))
     try:
         library.load()
-    except library.LibraryMissing:
-        return lambda texts: [states_of(model, [ids], taps)[0] for ids in texts]
-    if obstacle(spec.architecture):
+        unable = obstacle(spec.architecture)
+    except library.LibraryMissing as missing:
+        unable = str(missing)
+    if unable:
         return lambda texts: [states_of(model, [ids], taps)[0] for ids in texts]
     packed = open_packed(replace(files, adapter=None), spec, "q8")
     pages = -(-(2 * _BATCH_TOKENS + 2 * recipe.max_length) // PAGE_SIZE)
