@@ -1,6 +1,7 @@
-"""What guesses for the base: the drafter, the LoRA denoiser, prompt lookup, alone and together.
+r"""What guesses for the base: the drafter, the LoRA denoiser, prompt lookup, alone and together.
 
-    python bench/drafters.py --drafter runs/smollm2-135m-drafter/model/adapter --out drafters.jsonl
+    python bench/drafters.py --drafter runs/smollm2-135m-drafter/model/adapter \
+        --trained-on runs/answers-*.jsonl
 
 Every guesser answers the same held-out prompts, `lossless` at temperature 0, each right after `ar`, so that
 whatever else the machine does slows both alike. Rows give tokens per pass of the base, accepted and drafted
@@ -48,8 +49,8 @@ from vermilion.models.denoiser_file import DRAFTER_FILE
 from vermilion.models.families.traits import NO_MASK_ID
 from vermilion.types import Decoding, Finish, Grammar, Sampling, Text, Usage
 
-HELD_OUT_SEED = 77
-"""Of the prompts; training has others."""
+SEED = 77
+"""Of the prompts; training has another, but a few of its prompts are the same."""
 AR = Decoding("ar")
 DRAFTING = Decoding("lossless", block_length=8, draft_nodes=12)
 TOGETHER = Decoding("lossless", block_length=8, draft_nodes=12, lookup=64)
@@ -69,13 +70,15 @@ class Question:
     grammar: Grammar | None = None
 
 
-def questions(llm: LLM, kinds: Sequence[Kind], count: int, context: int = 0) -> list[Question]:
-    """`count` of each kind, behind `context` tokens of documentation."""
-    texts = harvest((), HELD_OUT_SEED)
+def questions(llm: LLM, given: argparse.Namespace, context: int = 0) -> list[Question]:
+    """As many of each kind as asked for, none that training saw, behind `context` tokens of documentation."""
+    texts = harvest((), SEED)
     before = filler(llm, texts.paragraphs, context)
+    seen = trained_on(given.trained_on)
     found = []
-    for kind in kinds:
-        for prompt in itertools.islice(prompts(texts, {kind: 1.0}, HELD_OUT_SEED), count):
+    for kind in given.kinds:
+        unseen = (prompt for prompt in prompts(texts, {kind: 1.0}, SEED) if prompt.text not in seen)
+        for prompt in itertools.islice(unseen, given.prompts):
             if kind == "continue":
                 text = texts.paragraphs[len(found) % len(texts.paragraphs)][:200]
                 ids = llm.tokenizer.encode(f"{before}{text}")
@@ -85,6 +88,12 @@ def questions(llm: LLM, kinds: Sequence[Kind], count: int, context: int = 0) -> 
             grammar = prompt.form.grammar if prompt.form else None
             found.append(Question("prose" if kind == "continue" else kind, tuple(ids), grammar))
     return found
+
+
+def trained_on(files: Sequence[Path]) -> set[str]:
+    """The prompts of files that `vermilion data answers` wrote."""
+    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return {row["messages"][-2]["content"] if "messages" in row else row.get("prompt", "") for row in rows}
 
 
 def filler(llm: LLM, paragraphs: Sequence[str], context: int) -> str:
@@ -158,6 +167,9 @@ def main() -> None:
     kinds = get_args(Kind)
     parser.add_argument("--kinds", nargs="*", choices=kinds, default=kinds)
     parser.add_argument("--prompts", type=int, default=100, help="of each kind")
+    parser.add_argument(
+        "--trained-on", type=Path, nargs="*", default=[], help="answers: their prompts are left out"
+    )
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=GUESSERS, default=list(GUESSERS))
@@ -184,7 +196,7 @@ def main() -> None:
 
 
 def alone_and_together(given: argparse.Namespace, llms: dict[str, LLM]) -> Iterator[dict[str, object]]:
-    for group in by_kind(questions(llms["drafter"], given.kinds, given.prompts)):
+    for group in by_kind(questions(llms["drafter"], given)):
         for name in given.only:
             yield measured(name, llms, group, given.max_tokens)
 
@@ -196,7 +208,7 @@ def along(given: argparse.Namespace, stored: dict[str, LLM]) -> Iterator[dict[st
         # Without prices every draft is made, so that the counts do not depend on the machine.
         llm.engine.scheduler.costs = None
     for context in given.contexts:
-        for group in by_kind(questions(stored["drafter"], given.kinds, given.prompts, context)):
+        for group in by_kind(questions(stored["drafter"], given, context)):
             for is_stored, llms in ((True, stored), (False, cold)):
                 row = measured("drafter", llms, group, given.max_tokens)
                 del row["times_ar"]
@@ -216,7 +228,7 @@ class Guess:
 def calibration(given: argparse.Namespace, llm: LLM) -> Iterator[dict[str, object]]:
     # Without prices every draft is made, so that the counts do not depend on the machine.
     llm.engine.scheduler.costs = None
-    for group in by_kind(questions(llm, given.kinds, given.prompts)):
+    for group in by_kind(questions(llm, given)):
         found = [guess for question in group for guess in guesses(llm, question, given.max_tokens)]
         for offset in sorted({guess.offset for guess in found}):
             here = [guess for guess in found if guess.offset == offset]
