@@ -14,16 +14,14 @@ import pytest
 
 from tests import tiny
 from vermilion.config import EngineConfig
-from vermilion.data import answers, contexts
+from vermilion.data import answers
 from vermilion.data.answers import AnswerCounts, AnswersConfig, generate, refusal_of, repeated
-from vermilion.data.contexts import ContextsConfig
 from vermilion.data.conversations import CALL_BEGIN, CALL_END
 from vermilion.data.examples import read_answers
 from vermilion.data.prompt_templates import Kind, Prompt, Texts, harvest, prompts
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import Loaded
 from vermilion.errors import ConfigError
-from vermilion.models import catalog
 
 TEXTS = Texts(["A paragraph."], ["Return the sum of all numbers."], ["def f(x):\n    return"])
 SHARES = {"chat": 0.5, "code": 0.3, "continue": 0.2}
@@ -134,40 +132,6 @@ def test_it_goes_on_behind_a_torn_line(tmp_path: Path, llm: LLM) -> None:
     assert by_number(part.output) == by_number(whole.output)
 
 
-def test_contexts_go_into_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "harvest", lambda packages, seed: TEXTS)
-    settings = config(
-        tmp_path, num_answers=8, batch=8, max_tokens=8, max_continued=8, max_repeated=1.0,
-        shares={"chat": 0.6, "continue": 0.1, "json": 0.3}, packages=("jinja2",),
-        contexts=ContextsConfig(share=1.0, shortest=200, longest=200, questions=1),
-    )  # fmt: skip
-    generate(replace(settings, num_answers=5))
-    settings.output.write_bytes(settings.output.read_bytes()[:-10])
-    generate(settings)
-    written = rows(settings.output) + rows(settings.output.with_suffix(".refused.jsonl"))
-    assert sorted(int(str(row["number"])) for row in written) == list(range(8))
-    files = catalog.find(settings.model)
-    documents = read_answers(settings.output, catalog.tokenizer_of(files), catalog.chat_template_of(files))
-    assert len(documents) == len(rows(settings.output)) > 3
-    assert all(190 < document.num_prompt < 800 for document in documents)
-
-
-def test_questions_on_one_context_find_it_in_the_prefix_cache(
-    tmp_path: Path, llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (answers, contexts):
-        monkeypatch.setattr(module, "SPREAD", 2)
-    engine = tiny.engine("causal-shift", tiny.model("causal-shift"), max_running=12, kv_tokens=2048)
-    llm = LLM("", loaded=Loaded(engine, tiny.Letters(), None))  # type: ignore[arg-type]
-    settings = config(
-        tmp_path, batch=12, packages=("jinja2",),
-        contexts=ContextsConfig(share=1.0, shortest=64, longest=64, questions=3),
-    )  # fmt: skip
-    generate(settings, llm)
-    # Four contexts, asked three questions each.
-    assert engine.scheduler.prefix_hit_tokens >= 8 * 56
-
-
 def test_a_foreign_file_is_not_written_to(tmp_path: Path, llm: LLM) -> None:
     (tmp_path / "answers.jsonl").write_text("# notes\n")
     with pytest.raises(ConfigError, match="other than answers"):
@@ -187,7 +151,6 @@ def test_what_repeats_itself_or_is_short_is_refused() -> None:
     [
         (lambda c: replace(c, num_answers=0), "num_answers, minutes"),
         (lambda c: replace(c, min_tokens=30), "min_tokens"),
-        (lambda c: replace(c, contexts=ContextsConfig(share=0.5)), "name some under packages"),
         (lambda c: replace(c, shares={"poem": 1.0}), "allowed: a number above 0 for chat, code, continue"),
     ],
 )

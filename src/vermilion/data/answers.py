@@ -11,13 +11,12 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vermilion.config import EngineConfig
-from vermilion.data.contexts import SPREAD, Contexts, ContextsConfig
 from vermilion.data.prompt_templates import Kind, Prompt, harvest, prompts
 from vermilion.decoding.presets import resolve
 from vermilion.engine.llm import LLM
@@ -53,8 +52,6 @@ class AnswersConfig:
     shares: dict[str, float] = field(default_factory=lambda: dict(_SHARES))
     packages: tuple[str, ...] = ()
     """Installed distributions whose docstrings and files are used beside the standard library's."""
-    contexts: ContextsConfig = field(default_factory=ContextsConfig)
-    """Taken from `packages` alone."""
     threads: int = 1
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -67,8 +64,6 @@ class AnswersConfig:
             raise ConfigError(
                 "min_tokens, max_tokens, max_continued, batch: at least 1, min_tokens the least."
             )
-        if self.contexts.share and not self.packages:
-            raise ConfigError("contexts.share: contexts come from packages; name some under packages.")
         kinds = set(get_args(Kind))
         if not self.shares or set(self.shares) - kinds or min(self.shares.values()) <= 0:
             raise ConfigError(
@@ -93,12 +88,12 @@ def generate(
     refused_file = config.output.with_suffix(".refused.jsonl")
     config.output.parent.mkdir(parents=True, exist_ok=True)
     asked = AnswerCounts()
-    answered: dict[tuple[str, ...], int] = {}
+    answered: set[tuple[str, ...]] = set()
     for row in itertools.chain(_rows(config.output), _rows(refused_file)):
         asked = _counted(asked, row)
-        answered[_asked(row)] = row["number"]
+        answered.add(_asked(row))
     llm = llm or _model(config)
-    waiting = _prompts(config, llm, answered)
+    waiting = _prompts(config, answered)
     until = time.monotonic() + 60 * config.minutes if config.minutes else float("inf")
     with (
         config.output.open("a", encoding="utf-8") as kept,
@@ -114,22 +109,12 @@ def generate(
     return asked
 
 
-def _prompts(
-    config: AnswersConfig, llm: LLM, answered: Mapping[tuple[str, ...], int]
-) -> Iterator[tuple[int, Prompt]]:
+def _prompts(config: AnswersConfig, answered: Collection[tuple[str, ...]]) -> Iterator[tuple[int, Prompt]]:
     """The prompts that are not answered, numbered from 0 among all."""
     listed = prompts(harvest(config.packages, config.seed), config.shares, config.seed)  # type: ignore[arg-type]
-    contexts = None
-    if config.contexts.share:
-        tokens = (llm.tokenizer.encode, llm.tokenizer.decode)
-        contexts = Contexts(config.contexts, config.packages, config.seed, tokens)
-    ends = {number: asked[-1] for asked, number in answered.items()}
     for number, prompt in itertools.islice(enumerate(listed), config.num_answers or None):
-        if ends.get(number, "").endswith(prompt.text):
-            continue  # its context, which takes time to make, need not be known
-        behind = contexts.before(number, prompt) if contexts else prompt
-        if _asked(_told(behind, "")) not in answered:
-            yield number, behind
+        if _asked(_told(prompt, "")) not in answered:
+            yield number, prompt
 
 
 def _asked(row: dict[str, Any]) -> tuple[str, ...]:
@@ -161,17 +146,14 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _model(config: AnswersConfig) -> LLM:
-    alone, contexts = config.max_tokens + 512, config.contexts
-    mean = alone + round(contexts.share * contexts.mean)
-    longest = alone + contexts.longest if contexts.share else alone
     engine = EngineConfig(
         device=config.device,
         dtype=config.dtype,
         threads=config.threads,
-        kv_tokens=max(config.batch * mean, longest),
+        kv_tokens=config.batch * (config.max_tokens + 512),
         max_rows=2 * config.batch + 256,
         max_running=config.batch,
-        prefix_cache=contexts.share > 0,
+        prefix_cache=False,
     )
     return LLM(config.model, config=engine)
 
@@ -186,9 +168,8 @@ def _answers(
     engine, decoding = llm.engine, resolve(llm.model, "ar")
     running: dict[str, tuple[int, Prompt]] = {}
     texts: dict[str, list[str]] = {}
-    unread: set[str] = set()
     while True:
-        while len(running) < config.batch and len(unread) < SPREAD and time.monotonic() < until:
+        while len(running) < config.batch and time.monotonic() < until:
             number, prompt = next(waiting, (-1, Prompt("chat", "")))
             if number < 0:
                 break
@@ -202,11 +183,9 @@ def _answers(
             grammar = prompt.form.grammar if prompt.form else None
             engine.submit(Request(name, tuple(_ids(llm, prompt)), sampling, decoding, grammar=grammar))
             running[name], texts[name] = (number, prompt), []
-            unread.add(name)
         if not running:
             return
         for name, event in engine.step():
-            unread.discard(name)
             if isinstance(event, Text):
                 texts[name].append(event.text)
             elif isinstance(event, Finish):

@@ -8,7 +8,7 @@ import re
 import sysconfig
 import tomllib
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -65,8 +65,8 @@ def standard_library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def distribution_files(name: str, endings: Collection[str] = (".py",)) -> list[Path]:
-    """The files of an installed distribution with these suffixes, or names that have none, but for its tests.
+def distribution_files(name: str) -> list[Path]:
+    """The Python files of an installed distribution, but for its tests.
 
     Raises ConfigError where it is not installed.
     """
@@ -74,7 +74,7 @@ def distribution_files(name: str, endings: Collection[str] = (".py",)) -> list[P
         files = metadata.files(name) or []
     except metadata.PackageNotFoundError:
         raise ConfigError(f"packages: {name} is not installed; leave it out or install it.") from None
-    kept = (file for file in files if (file.suffix or file.name) in endings and not SKIPPED & set(file.parts))
+    kept = (file for file in files if file.suffix == ".py" and not SKIPPED & set(file.parts))
     return sorted(Path(str(file.locate())) for file in kept)
 
 
@@ -161,20 +161,12 @@ def _walk(tree: ast.Module) -> Iterator[ast.AST]:
             queue.extend(getattr(node, name, ()))
 
 
-def definitions(
-    tree: ast.Module,
-) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """What of a module may have a docstring, itself first."""
+def _docstrings(tree: ast.Module) -> Iterator[str]:
     for node in _walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
-
-
-def _docstrings(tree: ast.Module) -> Iterator[str]:
-    for node in definitions(tree):
-        text = ast.get_docstring(node)
-        if text and text.isascii():
-            yield text
+            text = ast.get_docstring(node)
+            if text and text.isascii():
+                yield text
 
 
 def _paragraphs(docstring: str) -> list[str]:
