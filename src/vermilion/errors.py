@@ -60,8 +60,10 @@ class ModelNotFound(VermilionError):
     code = "model_not_found"
     param = "model"
 
-    def __init__(self, name: str, known: tuple[str, ...] = ()) -> None:
-        super().__init__(f"Model {name!r} not found. Known models: {', '.join(known) or 'none'}.")
+    def __init__(self, name: str, known: tuple[str, ...] = (), more: str = "") -> None:
+        """`more` says where the rest of a long list is."""
+        listed = ", ".join(known) or "none"
+        super().__init__(f"Model {name!r} not found. Known models: {listed}{f'; {more}' if more else ''}.")
 
 
 class Overloaded(VermilionError):

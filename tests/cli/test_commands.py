@@ -261,7 +261,8 @@ def test_models_come_and_go(
     assert " ".join(row.split()) == "sdar:1.7b sdar 2.0B Apache-2.0 2.5 GB 3.1 GB 5.0 GB 4.1 GB balanced"
     assert str(tmp_path) in output.err
     assert vermilion("rm", "gpt-9") == 2
-    assert "Known models: smollm2-135m-diffusion" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "Known models: smollm2-135m-diffusion" in told and "`vermilion models` lists all" in told
 
 
 def test_models_are_listed_and_shown_as_json(

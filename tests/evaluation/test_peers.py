@@ -10,7 +10,7 @@ import pytest
 
 from vermilion.config import EngineConfig
 from vermilion.errors import ConfigError
-from vermilion.evaluation import speed
+from vermilion.evaluation import peers, speed
 from vermilion.evaluation.peers import LlamaCpp, PeerRound, Setup, opened, peer_row, requantized
 from vermilion.models import catalog
 from vermilion.models.catalog import DEFAULT_MODEL
@@ -39,6 +39,14 @@ def test_only_the_coarse_matrices_are_stored_anew(gguf: Path, coarse: Path) -> N
     assert _Q4_0 in wanted.values()
     kept = {name for name in before.metadata if not name.startswith("general.quantization")}
     assert all(after.metadata[name] == before.metadata[name] for name in kept)
+
+
+def test_a_missing_peer_is_told_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    monkeypatch.setattr(speed, "_peer_file", lambda config: None)
+    monkeypatch.setattr(speed, "LLM", lambda *given, **named: pytest.fail("loaded"))
+    with pytest.raises(ConfigError, match=r"vermilion\[peers\]"):
+        speed.main(speed.BenchConfig(peer="llama.cpp"))
 
 
 @pytest.mark.model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from tests import tiny
 from vermilion.data.corpus import Document, write_corpus
+from vermilion.errors import ConfigError
 from vermilion.evaluation import code_tasks, exact_tasks
 from vermilion.evaluation.code_tasks import gaps
 from vermilion.evaluation.gap_tasks import difference
@@ -201,6 +203,12 @@ def test_json_is_valid_by_the_schema_and_right_by_its_fields() -> None:
     invalid = measure(scripted(lambda ask: json.dumps({**ask.facts["answer"], "age": "old"})), setting)
     assert (invalid["valid"], invalid["right"]) == (0.0, 0.0)
     assert measure(scripted(lambda ask: '{"name": "A'), setting)["valid"] == 0.0
+
+
+def test_a_missing_validator_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    with pytest.raises(ConfigError, match=r"vermilion\[eval\]"):
+        TASKS["json"].measure(scripted(lambda ask: "{}"), Setting(limit=1))
 
 
 def test_the_agent_makes_thirty_calls_on_one_growing_conversation() -> None:

@@ -28,7 +28,7 @@ def models(
 ) -> None:
     """List the models and what they need.
 
-    Whether that fits this machine, and which are on this disk.
+    Shows what fits this machine, and which are on this disk.
     """
     if context.invoked_subcommand is not None:
         return

@@ -100,7 +100,7 @@ def read_answers(
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error}.") from None
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}.") from None
     if not tokenizer.eos_token_ids:
         raise ConfigError("The model names no end-of-sequence token, so that an answer cannot end.")
     examples, refusals = parse(data)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vermilion.decoding.presets import resolve
+from vermilion.errors import ConfigError
 from vermilion.evaluation.sampler import Ask, Reply, Sampler
 from vermilion.evaluation.task import EvalTask, Grade, Setting, asked
 from vermilion.types import Grammar
@@ -77,7 +78,10 @@ _PERSON = {
 
 def _json(sampler: Sampler, setting: Setting) -> dict[str, Any]:
     """One object to a schema: valid by the schema, right by every field."""
-    from jsonschema import Draft202012Validator
+    try:
+        from jsonschema import Draft202012Validator
+    except ModuleNotFoundError:
+        raise ConfigError("jsonschema is missing; run: pip install 'vermilion[eval]'") from None
 
     validator = Draft202012Validator(_PERSON)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,17 +49,20 @@ class PeerRound:
     """Median time that reading one prompt took."""
 
 
+def require_package() -> None:
+    """Raises ConfigError where llama.cpp's package is missing."""
+    if find_spec("xllamacpp") is None:
+        raise ConfigError("--peer llama.cpp needs the extra `peers`. Run: pip install 'vermilion[peers]'")
+
+
 class LlamaCpp:
     """llama.cpp's server, called in process."""
 
     def __init__(self, gguf: Path, setup: Setup) -> None:
         """Raises ConfigError where the package is missing."""
-        try:
-            import xllamacpp
-        except ImportError as error:
-            raise ConfigError(
-                "--peer llama.cpp needs the extra `peers`. Run: pip install 'vermilion[peers]'"
-            ) from error
+        require_package()
+        import xllamacpp
+
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(gguf)
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = setup.threads

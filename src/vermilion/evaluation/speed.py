@@ -30,7 +30,16 @@ from vermilion.evaluation.environment import environment
 from vermilion.evaluation.fixed_prompts import FixedPrompt, fixed
 from vermilion.evaluation.likelihood import opinion
 from vermilion.evaluation.pass_times import PassRow, measure_passes, print_passes, run_pass
-from vermilion.evaluation.peers import PEERS, LlamaCpp, PeerRound, PeerRow, Setup, opened, peer_row
+from vermilion.evaluation.peers import (
+    PEERS,
+    LlamaCpp,
+    PeerRound,
+    PeerRow,
+    Setup,
+    opened,
+    peer_row,
+    require_package,
+)
 from vermilion.models import catalog
 from vermilion.models.catalog import DEFAULT_MODEL
 from vermilion.types import Decoding, Finish, Request, Sampling, Text, Timing
@@ -106,6 +115,10 @@ class Row:
 
 def main(config: BenchConfig) -> dict[str, Any]:
     """Measure, print tables and, last, one JSON document; returns the document."""
+    if config.peer:
+        # What is missing is said before a model is loaded.
+        _peer_file(config)
+        require_package()
     llm = LLM(config.model, config=config.engine)
     rows, peer_rows = ([], []) if config.passes_only else _measure_presets(config, llm)
     run_pass(llm)

@@ -142,7 +142,9 @@ def find(name_or_path: str) -> ModelFiles:
 
 def _not_found(name: str) -> ModelNotFound:
     known = [*_PUBLISHED, *published_models()]
-    return ModelNotFound(name, tuple(difflib.get_close_matches(name, known, n=5, cutoff=0.4) or known[:5]))
+    alike = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or known[:5]
+    rest = "`vermilion models` lists all" if len(alike) < len(known) else ""
+    return ModelNotFound(name, tuple(alike), rest)
 
 
 def pull(name: str, on_progress: Progress | None = None) -> ModelFiles:

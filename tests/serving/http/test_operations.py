@@ -198,6 +198,16 @@ async def test_the_log_names_no_prompt(client: httpx.AsyncClient, caplog: pytest
     assert "my-secret-prompt" not in caplog.text
 
 
+async def test_probes_do_not_fill_the_log(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="vermilion")
+    for probe in ("/health", "/ready", "/ping", "/metrics"):
+        assert (await client.get(probe)).status_code == 200
+    await client.get("/v1/models")
+    assert [record.getMessage().split()[2:4] for record in caplog.records] == [["/v1/models", "200"]]
+
+
 @pytest.mark.parametrize(
     ("settings", "origin", "allowed"),
     [

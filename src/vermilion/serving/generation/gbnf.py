@@ -15,10 +15,8 @@ def lark_of(grammar: str, param: str) -> str:
     """Raises `BadRequest` for what is no grammar."""
     if len(grammar) > MAX_CHARACTERS:
         raise _refused(param, f"{len(grammar)} characters are too many; at most {MAX_CHARACTERS}")
-    try:
-        from llguidance.gbnf_to_lark import gbnf_to_lark
-    except ImportError:
-        raise _refused(param, "it needs the package llguidance: pip install 'vermilion[serve]'") from None
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
     try:
         return str(gbnf_to_lark(_ESCAPED.sub(_letter, grammar)))
     except RecursionError:

@@ -26,6 +26,10 @@ _CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a request whose client left before a reply began; only metrics and the log see it."""
 _ALLOW_HOST = "--set 'serve.allowed_hosts=[\"{}\"]'"
 
+_PROBES = frozenset({"/health", "/ready", "/ping", "/metrics"})
+"""Routes that machines ask every few seconds; their lines would hide the others in the log."""
+_LINE = "%s %s %s %d %.1f ms"
+
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +85,8 @@ class EdgeMiddleware:
             duration_s = perf_counter() - started_s
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.request_s.labels(route).observe(duration_s)
-            _log.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, duration_s * 1000)
+            level = logging.DEBUG if route in _PROBES else logging.INFO
+            _log.log(level, _LINE, request_id, scope["method"], route, status, duration_s * 1000)
 
     async def _enter(self, scope: Scope, request_id: str) -> tuple[Visit | None, ASGIApp]:
         """Who asks, and what answers them: the application, or a refusal in their own shape."""
