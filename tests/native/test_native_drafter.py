@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
@@ -17,8 +19,10 @@ from tests.engine.test_drafter import LOSSLESS, asked, requests
 from tests.engine.test_matches_reference import outcome, prompt
 from tests.native import tiny_native
 from vermilion.config import EngineConfig
-from vermilion.decoding.forward_jobs import Job
-from vermilion.decoding.passes import Reading
+from vermilion.decoding import sampling as oracle
+from vermilion.decoding.forward_jobs import Job, Wanted
+from vermilion.decoding.passes import Pass, Read, Reading, Segment
+from vermilion.decoding.penalties import Adjustment, Adjustments
 from vermilion.engine.engine import Engine
 from vermilion.engine.loading import engine_over
 from vermilion.models.build import fill
@@ -26,6 +30,7 @@ from vermilion.models.drafter import Drafter, DrafterShape
 from vermilion.models.families import FAMILIES, LLAMA, Architecture, ModelSpec
 from vermilion.models.transformer import Transformer
 from vermilion.models.weights import TensorFolder
+from vermilion.native import library
 from vermilion.native.checkpoint_packing import pack_base
 from vermilion.native.drafter_packing import pack_drafter
 from vermilion.native.packed_file import PackedFile, PackWriter, Weight, in_memory
@@ -34,7 +39,7 @@ from vermilion.training.base_states import text_of
 from vermilion.training.drafter_loss import Frozen, block_states
 from vermilion.types import Decoding, Request, Sampling
 
-tiny_native.available_sets()
+SETS = tiny_native.available_sets()
 
 PLAIN = replace(tiny_native.PLAIN, num_layers=4)
 ARCHITECTURES = {
@@ -122,6 +127,41 @@ def test_guesses_are_close_to_those_of_training(name: str, tmp_path: Path) -> No
     assert len(seen) > 10
     errors = [_error(drafter, frozen, model, each) for each in seen]
     assert max(errors) < 0.35, errors
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_guesses_are_read_as_from_logits_of_the_whole_vocabulary(isa: str) -> None:
+    """The kernels read only the rows of the drafter's head; what it cannot say is as good as impossible."""
+    allowed = np.packbits([i % 3 != 1 for i in range(tiny.VOCAB)], bitorder="little").tobytes()
+    changes = Adjustments.of([Adjustment(3, 1.5, -0.5), Adjustment(8, 1.0, 6.0), Adjustment(60, 1.2, 2.0)])
+    samplings = (Sampling(), Sampling(temperature=1.5, seed=3), Sampling(temperature=2.0, seed=5, top_k=5))
+    wanted = [
+        Wanted(sampling, 20 + i, top=top, targets=(4, 7), adjustments=bias, allowed=mask, draw=i)
+        for i, (sampling, top, bias, mask) in enumerate(
+            product(samplings, (8, 20), (None, changes), (b"", allowed))
+        )
+    ]
+    masks = len(wanted) - 1
+    rows = Segment((5, *(masks * [tiny.MASK])), 19, 19, 0, 0, masked=(False, *(masks * [True])))
+    reads = tuple(Read(i, want.position, "next", want.targets) for i, want in enumerate(wanted))
+    one = NativeRunner(packed("plain"), ARCHITECTURES["plain"], tiny.MASK, (4, 16), 1, isa)
+    one.keep_logits = True
+    [ours] = one.draft([Job([1, 0, 2], Pass((rows,), reads), wanted)])
+    logits = torch.from_numpy(one.logits.astype(np.float64))
+    assert set(torch.where(logits[0] > -1e29)[0].tolist()) == set(range(0, tiny.MASK, 2))
+    theirs = oracle.read(logits, wanted, tiny.MASK)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.token == other.token
+        assert mine.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert mine.target_logprobs[0] == pytest.approx(other.target_logprobs[0], abs=1e-4)
+        assert max(mine.target_logprobs[1], other.target_logprobs[1]) < -1e29
+        assert [token for token, _ in mine.top] == [token for token, _ in other.top]
+    # By Gumbel's noise, which belongs to a token whatever row it has in the head.
+    noisy = [Wanted(Sampling(temperature=1.5, seed=3), want.position) for want in wanted]
+    [ours] = one.draft([Job([1, 0, 2], Pass((rows,), reads), noisy)])
+    for row, (want, mine) in enumerate(zip(noisy, ours, strict=True)):
+        noise = [library.load().vermilion_noise(3, want.position, token) for token in range(tiny.VOCAB)]
+        assert mine.token == int((torch.from_numpy(one.logits[row]) / 1.5 + torch.tensor(noise)).argmax())
 
 
 def _error(

@@ -63,6 +63,7 @@ struct Attention {
 };
 
 struct Summary {
+    float lanes[16];  // the highest of every sixteenth value from each of the first sixteen on
     float highest;
     int32_t at;         // the lowest index that has it
     double normalizer;  // sum of exp(sharpness * (x - highest))

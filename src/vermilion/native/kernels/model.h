@@ -2,6 +2,8 @@
 #pragma once
 #include <stdint.h>
 
+#include <algorithm>
+
 constexpr int kBlock = 32;  // inputs that share a scale
 constexpr int kTile = 16;   // outputs that lie side by side
 
@@ -132,6 +134,22 @@ struct Model {
     SelfConditioning conditioning;
 };
 
+constexpr float kUnsaid = -1e30f;  // logit of a token that a head has no row for: as good as impossible
+
+// What the rows of a head stand for.
+struct Vocabulary {
+    const int32_t* ids;  // of the tokens, ascending; null: each row's own number
+    int size;
+
+    int32_t id_of(int row) const { return ids ? ids[row] : row; }
+    // The row of a token; -1 where it has none.
+    int row_of(int32_t token) const {
+        if (!ids) return token;
+        const int32_t* at = std::lower_bound(ids, ids + size, token);
+        return at < ids + size && *at == token ? (int)(at - ids) : -1;
+    }
+};
+
 // What a pass runs through: the base's layers, or the drafter's.
 struct Stack {
     const Layer* layers;
@@ -139,6 +157,5 @@ struct Stack {
     int first_in_pool;  // layer of the pool that takes the first one's keys and values
     const float *norm, *norm_shift, *mask_embedding, *head_bias;
     Matrix head, draft_down, draft_up;
-    const int32_t* vocabulary;  // token ids of the head's rows; null: each row's own number
-    int num_outputs;
+    Vocabulary vocabulary;
 };

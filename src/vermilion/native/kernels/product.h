@@ -1,5 +1,7 @@
 // Quantised products: codes of weights with codes of activations, exact sums, one order of float operations.
 #pragma once
+#include <string.h>
+
 #include "kernels.h"
 
 namespace {
@@ -137,21 +139,23 @@ void multiply(const Matrix& matrix, Tiles tiles, const Activations& x, Range row
 
 void unpack(const Matrix& matrix, int output, Range wanted, float* values) {
     const int blocks = matrix.inputs / kBlock, lane = output % kTile;
-    const uint8_t* codes = matrix.tiles + (long)(output / kTile) * tile_bytes(matrix.inputs, matrix.bits);
+    const uint8_t* codes = tile_of(matrix, output / kTile);
     const bool four = matrix.bits == 4;
     const uint16_t* scales = (const uint16_t*)(codes + blocks * (four ? 256 : 512)) + wanted.first * (four ? 32 : 16);
-    codes += wanted.first * (four ? 256 : 512);
-    for (int block = 0; block < wanted.count; block++) {
+    codes += wanted.first * (four ? 256 : 512) + lane * 4;
+    for (int block = 0; block < wanted.count; block++, values += kBlock) {
         const float scale = half_to_float(scales[lane]), least = four ? half_to_float(scales[16 + lane]) : 0.0f;
-        for (int i = 0; i < kBlock; i++) {
-            const int group = i / 4, byte = lane * 4 + i % 4;
-            if (four) {
-                const int code = codes[group / 2 * 64 + byte] >> (group % 2 * 4) & 15;
-                values[block * kBlock + i] = (float)code * scale + least;
-            } else {
-                values[block * kBlock + i] = (float)(codes[group * 64 + byte] - 128) * scale;
-            }
+        uint8_t own[kBlock];  // the output's codes, side by side
+        for (int group = 0; group < 8; group++) {
+            uint32_t word;
+            memcpy(&word, codes + (four ? group / 2 : group) * 64, 4);
+            if (four) word = word >> (group % 2 * 4) & 0x0f0f0f0f;
+            memcpy(own + group * 4, &word, 4);
         }
+        if (four)
+            for (int i = 0; i < kBlock; i++) values[i] = (float)own[i] * scale + least;
+        else
+            for (int i = 0; i < kBlock; i++) values[i] = (float)(own[i] - 128) * scale;
         codes += four ? 256 : 512;
         scales += four ? 32 : 16;
     }

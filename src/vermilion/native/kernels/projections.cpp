@@ -118,9 +118,10 @@ void Forward::project_heads(int layer) {
 }
 
 void Forward::add_product(int layer, Kind kind, Activations x) {
-    const int num_tiles = model_.hidden_size / kTile, step = tiles_per_share(num_tiles, team_.size());
+    const int num_tiles = model_.hidden_size / kTile, most = tiles_per_share(num_tiles, team_.size());
     team_.share(num_shares(layer, kind), [&](int index, int next) {
-        const Tiles tiles = {index * step, std::min(step, num_tiles - index * step), ahead_of(layer, kind, next)};
+        const int tile = share_of(layer, kind, index).tile;
+        const Tiles tiles = {tile, std::min(most, num_tiles - tile), ahead_of(layer, kind, next)};
         project(layer, kind, 0, tiles, x, {outlet() + tiles.first * kTile, model_.hidden_size, true});
     });
 }

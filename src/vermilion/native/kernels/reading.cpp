@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include <algorithm>
+#include <functional>
 
 namespace {
 
@@ -34,9 +35,11 @@ double most_noise(uint64_t bits) {
     return (__builtin_clzll(rest) + 1) * 0.6931471805599454;
 }
 
-void apply_bans(float* logits, int vocab_size, const uint8_t* allowed) {
-    for (int token = 0; token < vocab_size; token++)
-        if (!(allowed[token / 8] >> (token % 8) & 1)) logits[token] = kBanned;
+void apply_bans(float* logits, const Vocabulary& vocabulary, const uint8_t* allowed) {
+    for (int row = 0; row < vocabulary.size; row++) {
+        const int token = vocabulary.id_of(row);
+        if (!(allowed[token / 8] >> (token % 8) & 1)) logits[row] = kBanned;
+    }
 }
 
 }  // namespace
@@ -47,30 +50,48 @@ uint64_t noise_key(uint64_t seed, int position) {
 
 double gumbel(uint64_t key, int token) { return gumbel_of(bits_of(key, token)); }
 
-Reading::Reading(const Kernels& kernels, float* logits, int vocab_size, int mask_token, const Pass& pass,
-                 const Read& read)
-    : kernels_(kernels), logits_(logits), padded_((vocab_size + 15) / 16 * 16), read_(read),
-      key_(noise_key(read.seed, read.position)) {
-    for (int token = vocab_size; token < padded_; token++) logits[token] = kBanned;
-    if (mask_token >= 0 && !read.may_mask) logits[mask_token] = kBanned;
+Reading::Reading(const Kernels& kernels, float* logits, const Vocabulary& vocabulary, int mask_token,
+                 const Pass& pass, const Read& read)
+    : kernels_(kernels), logits_(logits), vocabulary_(vocabulary), padded_((vocabulary.size + 15) / 16 * 16),
+      read_(read), key_(noise_key(read.seed, read.position)) {
+    std::fill(logits + vocabulary.size, logits + padded_, kBanned);
+    const int mask = mask_token >= 0 && !read.may_mask ? vocabulary.row_of(mask_token) : -1;
+    if (mask >= 0) logits[mask] = kBanned;
     for (int i = 0; i < read.num_changes; i++) {
         const Change& change = pass.changes[read.first_change + i];
-        float& logit = logits[change.token];
+        const int row = vocabulary.row_of(change.token);
+        if (row < 0) continue;
+        float& logit = logits[row];
         logit = (logit > 0 ? logit / change.repetition : logit * change.repetition) + change.add;
     }
     const float divisor = (float)read.divisor;
     for (int token = 0; token < padded_ && divisor != 1.0f; token++) logits[token] /= divisor;
-    if (read.allowed >= 0) apply_bans(logits, vocab_size, pass.allowed + read.allowed);
+    if (read.allowed >= 0) apply_bans(logits, vocabulary, pass.allowed + read.allowed);
     summary_ = kernels.summarize(logits, padded_, 1.0f);
     total_ = (double)summary_.highest + log(summary_.normalizer);
 }
 
 Answer Reading::answer() const {
     Answer made = {};
-    made.token = read_.temperature > 0 ? sample() : summary_.at;
-    made.logprob = logprob(made.token);
+    const int row = read_.temperature > 0 ? sample() : summary_.at;
+    made.token = vocabulary_.id_of(row);
+    made.logprob = (double)logits_[row] - total_;
     made.entropy = read_.entropy ? kernels_.entropy(logits_, padded_, (float)total_) : 0.0;
     return made;
+}
+
+double Reading::logprob(int32_t token) const {
+    const int row = vocabulary_.row_of(token);
+    return (double)(row < 0 ? kUnsaid : logits_[row]) - total_;
+}
+
+int Reading::list_likeliest(int count, int32_t* tokens, double* logprobs) const {
+    const std::vector<int32_t> rows = likeliest(count);
+    for (size_t i = 0; i < rows.size(); i++) {
+        tokens[i] = vocabulary_.id_of(rows[i]);
+        logprobs[i] = (double)logits_[rows[i]] - total_;
+    }
+    return (int)rows.size();
 }
 
 std::vector<int32_t> Reading::not_below(float limit) const {
@@ -89,12 +110,22 @@ void Reading::sort(std::vector<int32_t>& tokens, int count) const {
     });
 }
 
+// A limit that at least `count` values reach and few more do: of the lanes' maxima, the one in place `count`.
+float Reading::limit_of(int count) const {
+    if (count > 16) return summary_.highest - 1.0f;
+    float lanes[16];
+    std::copy_n(summary_.lanes, 16, lanes);
+    std::nth_element(lanes, lanes + count - 1, lanes + 16, std::greater<float>());
+    return std::max(lanes[count - 1], kLowest);
+}
+
 std::vector<int32_t> Reading::likeliest(int count) const {
     std::vector<int32_t> found;
-    for (float width = 1.0f;; width *= 2) {
-        const float limit = width > 1e4f ? kLowest : summary_.highest - width;
+    float limit = limit_of(count);
+    for (float width = 2.0f;; width *= 2) {
         found = not_below(limit);
         if ((int)found.size() >= count || limit == kLowest) break;
+        limit = width > 1e4f ? kLowest : summary_.highest - width;
     }
     sort(found, count);
     if ((int)found.size() > count) found.resize(count);
@@ -172,7 +203,7 @@ int Reading::sample_among(const std::vector<int32_t>& kept) const {
     int best = summary_.at;
     double most = -INFINITY;
     for (const int token : kept) {
-        const double score = logits_[token] / read_.temperature + gumbel(key_, token);
+        const double score = logits_[token] / read_.temperature + gumbel(key_, vocabulary_.id_of(token));
         if (score > most || (score == most && token < best)) most = score, best = token;
     }
     return best;
@@ -182,11 +213,11 @@ int Reading::sample_among(const std::vector<int32_t>& kept) const {
 int Reading::sample_all() const {
     int best = summary_.at;
     const double inverse = 1.0 / read_.temperature;
-    double most = summary_.highest / read_.temperature + gumbel(key_, best);
+    double most = summary_.highest / read_.temperature + gumbel(key_, vocabulary_.id_of(best));
     for (int token = 0; token < padded_; token++) {
         const double scaled = logits_[token] * inverse;
         if (scaled + kMostNoise < most) continue;
-        const uint64_t bits = bits_of(key_, token);
+        const uint64_t bits = bits_of(key_, vocabulary_.id_of(token));
         if (scaled + most_noise(bits) + 1e-3 < most) continue;
         const double score = logits_[token] / read_.temperature + gumbel_of(bits);
         if (score > most || (score == most && token < best)) most = score, best = token;

@@ -15,17 +15,21 @@ double gumbel(uint64_t key, int token);
 // One row of logits after penalties and bans, with its summary.
 class Reading {
    public:
-    // Changes `logits` as the read asks; `size` is padded with -inf to a multiple of 16.
-    Reading(const Kernels& kernels, float* logits, int vocab_size, int mask_token, const Pass& pass, const Read& read);
+    // Changes `logits` as the read asks; they are padded with -inf to a multiple of 16.
+    Reading(const Kernels& kernels, float* logits, const Vocabulary& vocabulary, int mask_token, const Pass& pass,
+            const Read& read);
 
     Answer answer() const;
-    double logprob(int token) const { return (double)logits_[token] - total_; }
-    // Each token's probability in its place.
+    double logprob(int32_t token) const;
+    // Each row's probability in its place.
     void weigh(float* probabilities) const;
-    // Up to `count` tokens that may be chosen, likeliest first, of equals the lowest.
-    std::vector<int32_t> likeliest(int count) const;
+    // Lists up to `count` tokens that may be chosen, likeliest first, of equals the lowest; returns how many.
+    int list_likeliest(int count, int32_t* tokens, double* logprobs) const;
 
    private:
+    // From here on tokens are rows of the head.
+    std::vector<int32_t> likeliest(int count) const;
+    float limit_of(int count) const;
     int sample() const;
     int sample_among(const std::vector<int32_t>& kept) const;
     int sample_all() const;
@@ -36,6 +40,7 @@ class Reading {
 
     const Kernels& kernels_;
     float* logits_;
+    const Vocabulary vocabulary_;
     int padded_;
     const Read& read_;
     const uint64_t key_;

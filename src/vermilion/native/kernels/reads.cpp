@@ -1,7 +1,5 @@
 #include "reads.h"
 
-#include <string.h>
-
 #include <algorithm>
 
 #include "reading.h"
@@ -16,6 +14,7 @@ constexpr int kTilesPerShare = 16;
 Reads::Reads(Session& session, const Rows& rows, const Forward& forward, const Pass& pass, Answers& answers)
     : session_(session),
       stack_(session.stack(pass.drafting)),
+      num_tiles_((stack_.vocabulary.size + kTile - 1) / kTile),
       rows_(rows),
       forward_(forward),
       pass_(pass),
@@ -27,21 +26,20 @@ Reads::Reads(Session& session, const Rows& rows, const Forward& forward, const P
         first_top_.push_back(top);
         top += pass.reads[read].top;
     }
-    const size_t padded = (size_t)(stack_.num_outputs + kTile - 1) / kTile * kTile;
-    const size_t needed = padded * std::min(kBatch, pass.num_reads);
+    const size_t needed = (size_t)num_tiles_ * kTile * std::min(kBatch, pass.num_reads);
     if (session.logits.size() < needed) session.logits.resize(needed);
 }
 
 void Reads::run(Team& team) {
     team.share(pass_.num_reads, [&](int read) { normalize(read); });
-    const int num_tiles = (stack_.num_outputs + kTile - 1) / kTile, padded = num_tiles * kTile;
+    const int padded = num_tiles_ * kTile;
     float* logits = session_.logits.data();
     for (int first = 0; first < pass_.num_reads; first += kBatch) {
         const int count = std::min(kBatch, pass_.num_reads - first);
-        team.share((num_tiles + kTilesPerShare - 1) / kTilesPerShare, [&](int index, int next) {
+        team.share((num_tiles_ + kTilesPerShare - 1) / kTilesPerShare, [&](int index, int next) {
             const int tile = index * kTilesPerShare;
             const uint8_t* ahead = next < 0 ? nullptr : tile_of(stack_.head, next * kTilesPerShare);
-            session_.kernels->multiply(stack_.head, {tile, std::min(kTilesPerShare, num_tiles - tile), ahead},
+            session_.kernels->multiply(stack_.head, {tile, std::min(kTilesPerShare, num_tiles_ - tile), ahead},
                                        codes_.view(), {first, count}, {logits + tile * kTile, padded, false});
         });
         team.share(count, [&](int i) { answer(first + i, logits + (size_t)i * padded); });
@@ -62,29 +60,25 @@ void Reads::normalize(int read) {
 void Reads::answer(int index, float* logits) {
     const Model& model = session_.model;
     const Read& read = pass_.reads[index];
-    std::vector<float> spread;
-    if (stack_.vocabulary) {
-        // What the drafter cannot guess is as good as impossible.
-        spread.assign((size_t)(model.vocab_size + kTile - 1) / kTile * kTile, -1e30f);
-        for (int i = 0; i < stack_.num_outputs; i++) spread[stack_.vocabulary[i]] = logits[i];
-        logits = spread.data();
-    }
-    if (stack_.head_bias) session_.kernels->add(logits, stack_.head_bias, (model.vocab_size + 15) / 16 * 16);
-    if (model.logit_softcap > 0) session_.kernels->cap(logits, (model.vocab_size + 15) / 16 * 16, model.logit_softcap);
-    if (answers_.logits)
-        memcpy(answers_.logits + (size_t)index * model.vocab_size, logits, model.vocab_size * sizeof(float));
-    const Reading reading(*session_.kernels, logits, model.vocab_size, model.mask_token, pass_, read);
+    const int padded = num_tiles_ * kTile;
+    if (stack_.head_bias) session_.kernels->add(logits, stack_.head_bias, padded);
+    if (model.logit_softcap > 0) session_.kernels->cap(logits, padded, model.logit_softcap);
+    if (answers_.logits) keep(logits, answers_.logits + (size_t)index * model.vocab_size);
+    const Reading reading(*session_.kernels, logits, stack_.vocabulary, model.mask_token, pass_, read);
     Answer& answer = answers_.answers[index];
     answer = reading.answer();
     for (int i = read.first_target; i < read.first_target + read.num_targets; i++)
         answers_.targets[i] = reading.logprob(pass_.targets[i]);
-    const std::vector<int32_t> top = read.top ? reading.likeliest(read.top) : std::vector<int32_t>();
-    answer.num_top = (int32_t)top.size();
-    for (size_t i = 0; i < top.size(); i++) {
-        answers_.top_tokens[first_top_[index] + i] = top[i];
-        answers_.top_logprobs[first_top_[index] + i] = reading.logprob(top[i]);
-    }
+    const int first = first_top_[index];
+    if (read.top) answer.num_top = reading.list_likeliest(read.top, answers_.top_tokens + first, answers_.top_logprobs + first);
     if (read.signalled) reading.weigh(logits);
+}
+
+// Logits of all tokens.
+void Reads::keep(const float* logits, float* kept) const {
+    const Vocabulary& vocabulary = stack_.vocabulary;
+    if (vocabulary.size < session_.model.vocab_size) std::fill_n(kept, session_.model.vocab_size, kUnsaid);
+    for (int row = 0; row < vocabulary.size; row++) kept[vocabulary.id_of(row)] = logits[row];
 }
 
 // Which reads of a batch want their mean embedding, and which tokens these take.
@@ -93,8 +87,8 @@ void Reads::list_signals(int first, int count) {
     weighed_.clear();
     for (int i = 0; i < count; i++)
         if (pass_.reads[first + i].signalled) signalled_.push_back(i);
-    const size_t padded = (size_t)(stack_.num_outputs + kTile - 1) / kTile * kTile;
-    for (int token = 0; token < stack_.num_outputs && !signalled_.empty(); token++)
+    const size_t padded = (size_t)num_tiles_ * kTile;
+    for (int token = 0; token < stack_.vocabulary.size && !signalled_.empty(); token++)
         if (std::any_of(signalled_.begin(), signalled_.end(), [&](int i) { return session_.logits[i * padded + token] > 0; }))
             weighed_.push_back(token);
 }
@@ -102,7 +96,7 @@ void Reads::list_signals(int first, int count) {
 // 32 entries of the mean embeddings of a batch, summed up token by token, so that no read notices the others.
 void Reads::signal(int first, int block, const float* weights) {
     const Model& model = session_.model;
-    const size_t padded = (size_t)(stack_.num_outputs + kTile - 1) / kTile * kTile;
+    const size_t padded = (size_t)num_tiles_ * kTile;
     float values[kBlock];
     std::vector<float> sums(signalled_.size() * kBlock);
     for (const int token : weighed_) {

@@ -24,11 +24,13 @@ class Reads {
    private:
     void normalize(int read);
     void answer(int read, float* logits);
+    void keep(const float* logits, float* kept) const;
     void list_signals(int first, int count);
     void signal(int first, int block, const float* weights);
 
     Session& session_;
     const Stack stack_;
+    const int num_tiles_;  // of the head
     const Rows& rows_;
     const Forward& forward_;
     const Pass& pass_;

@@ -94,9 +94,9 @@ Stack Session::stack(bool drafting) const {
     const Drafter& d = model.drafter;
     if (!drafting)
         return {m.layers, m.num_layers, 0,            m.norm,     m.norm_shift, m.mask_embedding,
-                m.head_bias, m.head,    m.draft_down, m.draft_up, nullptr,      m.vocab_size};
+                m.head_bias, m.head,    m.draft_down, m.draft_up, {nullptr, m.vocab_size}};
     return {d.layers, d.num_layers, m.num_layers, d.norm, nullptr,      d.mask_embedding,
-            nullptr,  d.head,       d.down,       d.up,   d.vocabulary, d.vocab_size};
+            nullptr,  d.head,       d.down,       d.up, {d.vocabulary, d.vocab_size}};
 }
 
 Team& Session::workers() {

@@ -11,7 +11,8 @@ constexpr int kChunk = 1024;  // lanes hold few enough terms that single precisi
 Summary summarize(const float* logits, int count, float sharpness) {
     Floats most = splat(-INFINITY);
     for (int i = 0; i < count; i += 16) most = higher(most, load(logits + i));
-    Summary made = {highest(most), 0, 0.0};
+    Summary made = {{}, highest(most), 0, 0.0};
+    store(made.lanes, most);
     for (int i = 0; i < count; i += 16) {
         const unsigned mask = mask_not_below(load(logits + i), made.highest);
         if (mask) {
