@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from vermilion.config import build, load, merge, read
+from vermilion.models.catalog import ASSETS, DEFAULT_MODEL
+from vermilion.models.denoiser_file import DENOISER_FILE
 from vermilion.training import finetune, toy
 from vermilion.training.convert import convert
 from vermilion.training.recipe import CONVERSIONS, Recipe
@@ -36,6 +39,18 @@ def test_it_parses_and_takes_a_step(base: Path, tmp_path: Path, file: Path) -> N
         assert one.method in CONVERSIONS
         folder, progress = convert(one)
     assert progress.step == 1 and any(folder.rglob("*.safetensors"))
+
+
+def test_recipes_of_the_embedded_model_mask_with_its_own_token() -> None:
+    shipped = json.loads((ASSETS / DEFAULT_MODEL / DENOISER_FILE).read_text())["mask_token_id"]
+    wanting = [
+        file.stem
+        for file in RECIPES
+        if read(file).get("base") == DEFAULT_MODEL
+        and read(file).get("method", "adapter") in ("adapter", "copy", "tied")
+        and read(file).get("mask_token_id") != shipped
+    ]
+    assert not wanting
 
 
 def test_no_recipe_is_left_out() -> None:
