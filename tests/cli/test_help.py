@@ -36,6 +36,13 @@ def squeezed(text: str) -> str:
     return re.sub(r"\s+", "", text)
 
 
+def test_help_begins_with_use_and_ends_with_training(capsys: pytest.CaptureFixture[str]) -> None:
+    vermilion("--help")
+    listed = capsys.readouterr().out.partition("Commands:")[2].splitlines()
+    named = [line.split()[0] for line in listed if line]
+    assert named[:3] == ["run", "chat", "complete"] and named[-2:] == ["convert", "train"]
+
+
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_help_says_every_word_of_its_texts(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert vermilion(*path, "--help") == 0

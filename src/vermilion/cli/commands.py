@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import vermilion
 from vermilion.cli import pulling
@@ -24,7 +25,20 @@ from vermilion.cli.talk import app as voice
 from vermilion.cli.train import convert, train
 from vermilion.errors import BadParameter, ConfigError, VermilionError
 
+_ORDER = (
+    "run", "chat", "complete", "voice", "serve", "demo", "connect", "accounts", "models", "pull", "rm",
+    "doctor", "bench", "eval", "report", "data", "convert", "train",
+)  # fmt: skip
+"""Of `--help`: use, service, models, measurements, training."""
+
+
+class _Commands(typer.core.TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=_ORDER.index)
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     # Rich would take [serve] in a help text for markup.
