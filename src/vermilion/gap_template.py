@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from vermilion.errors import ModelFileError
-from vermilion.text import read_json
+from vermilion.text import Tokenizer, read_json
 
 FIM_FOLDER = "fim"
 """Below a denoiser's folder: an adapter in PEFT's layout and FIM_FILE."""
@@ -67,6 +67,27 @@ class GapTemplate:
 def before_middle(prefix: Sequence[int], suffix: Sequence[int], marks: Sequence[int]) -> list[int]:
     """All of a row that is given."""
     return [marks[0], marks[1], *suffix, marks[2], *prefix]
+
+
+def before_word(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
+    """(ids, blank): `text` in the tokens that it has where a word follows, and its last blank where that is
+    part of the word's token.
+
+    An indentation that ends a text is one token; before a word it is not, and models know it only so.
+    """
+    if not text[-1:].isspace():
+        return tokenizer.encode(text), ""
+    ids = tokenizer.encode(f"{text}x")[:-1]
+    return ids, text[len(tokenizer.decode(ids)) :]
+
+
+def open_prompt(tokenizer: Tokenizer, prompt: Sequence[int]) -> tuple[tuple[int, ...], str]:
+    """(ids, blank): the prompt before a gap on an open line, its last blanks tokenised by `before_word`."""
+    kept = len(prompt)
+    while kept > max(0, len(prompt) - LINE_TOKENS) and tokenizer.decode(prompt[kept - 1 : kept]).isspace():
+        kept -= 1
+    ids, blank = before_word(tokenizer, tokenizer.decode(prompt[kept:]))
+    return (*prompt[:kept], *ids), blank
 
 
 def is_open_line(prefix: str, suffix: str) -> bool:

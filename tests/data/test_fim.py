@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vermilion.data.corpus import Corpus, Document
-from vermilion.data.fim import gap, rearranged
+from vermilion.data.fim import GapForm, gap, rearranged
 from vermilion.data.packing import DataConfig, Dataset, DataSource, DataState, next_batch
 from vermilion.errors import ConfigError
 from vermilion.models import catalog
@@ -88,7 +88,7 @@ def test_gaps_of_a_text_lie_where_cursors_stand_and_fit_their_row(tmp_path: Path
     text = "".join(f"{'    ' * (n % 3)}name{n} = call({n}, other)\n" for n in range(60))
     kinds = set()
     for seed in range(300):
-        row = gap(text, tokenizer, MARKS, 300, random.Random(seed))
+        row = gap(text, tokenizer, GapForm(MARKS, 300), random.Random(seed))
         if row is None:
             continue
         assert len(row.ids) <= 300
@@ -100,14 +100,32 @@ def test_gaps_of_a_text_lie_where_cursors_stand_and_fit_their_row(tmp_path: Path
     assert {kind[0] for kind in kinds} == {True, False} and len(kinds) >= 6
 
 
+def test_gaps_on_open_lines_are_whole_lines_in_the_tokens_of_the_text() -> None:
+    tokenizer = catalog.tokenizer_of(catalog.find("smollm2-135m-diffusion"))
+    text = "".join(f"{'    ' * (n % 3)}name{n} = call({n}, other)\n" for n in range(60))
+    whole, breaks = set(text.splitlines()), 0
+    for seed in range(60):
+        row = gap(text, tokenizer, GapForm(MARKS, 200, open_lines=1.0), random.Random(seed))
+        if row is None:
+            continue  # nothing is behind the last line
+        prefix, suffix, middle = parts(row)
+        last = tokenizer.decode(prefix).rpartition("\n")[2]
+        lines = (last + tokenizer.decode(middle)).splitlines()
+        assert not last.strip() and set(lines) <= whole and tokenizer.decode(suffix)[0] == "\n"
+        assert [*prefix, *middle] == tokenizer.encode(tokenizer.decode([*prefix, *middle]))
+        breaks += len(lines) > 1
+    assert 5 < breaks < 25, "a quarter goes over lines"
+
+
 def test_a_text_without_words_or_without_an_end_has_no_gap(tmp_path: Path) -> None:
     toy._write_texts(tmp_path)
     (tmp_path / "model.safetensors").touch()
     tokenizer = catalog.tokenizer_of(catalog.find(str(tmp_path)))
-    assert gap("\n  \n\n", tokenizer, MARKS, 96, random.Random(0)) is None
+    form = GapForm(MARKS, 96)
+    assert gap("\n  \n\n", tokenizer, form, random.Random(0)) is None
     text, found = "one line", 0
     for seed in range(60):
-        if row := gap(text, tokenizer, MARKS, 96, random.Random(seed)):
+        if row := gap(text, tokenizer, form, random.Random(seed)):
             found += 1
             assert parts(row)[1], "a gap lies before something"
     assert found

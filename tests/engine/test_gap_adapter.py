@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +17,16 @@ from vermilion.engine.engine import Engine
 from vermilion.engine.loaded_adapters import FIM
 from vermilion.engine.loading import read_adapter
 from vermilion.errors import ModelFileError
-from vermilion.gap_template import GapTemplate, before_middle, is_open_line
+from vermilion.gap_template import GapTemplate, before_middle, before_word, is_open_line, open_prompt
+from vermilion.models import catalog
 from vermilion.types import Decoding, Finish, Request, Sampling, Text
 
 KIND = "causal-shift"
 BREAK = 94
 """No prompt or answer here holds it; suffixes begin with it."""
 TEMPLATE = GapTemplate((91, 92, 93, tiny.EOS), max_suffix=6, end_bias=0.5)
+BLANK = 90
+"""Of the tokenizer `Words`."""
 DECODINGS = [
     Decoding("ar"),
     Decoding("lossless", block_length=4, draft_nodes=8),
@@ -35,6 +39,22 @@ class Lines(tiny.Letters):
 
     def token_bytes(self, token_id: int) -> bytes:
         return b"\n" if token_id == BREAK else super().token_bytes(token_id)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        ids = super().encode(text, special)
+        return [BREAK if letter == "\n" else token for letter, token in zip(text, ids, strict=True)]
+
+
+class Words(Lines):
+    """A token is a blank and a letter, or one of the two at a text's end or behind a break."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        known = super().token_bytes(token_id)
+        return b" " if token_id == BLANK else known if token_id == BREAK else b" " + known
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        ids = super().encode(re.sub(r" (\S)", r"\1", text), special)
+        return [*ids[:-1], BLANK] if text.endswith(" ") else ids
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +158,37 @@ def test_the_end_mark_ends_it_unless_ends_are_ignored(folder: Path, other: Path)
         "deaf", request.prompt, Sampling(max_tokens=18, ignore_eos=True), request.decoding, request.suffix
     )
     assert len(answers(engine(folder, other, ending), [deaf])[0]) == 18
+
+
+def test_a_prompts_last_blank_is_part_of_the_middles_first_token_and_told_once(
+    folder: Path, other: Path
+) -> None:
+    request = gaps(DECODINGS[1])[0]
+    (expected,) = answers(engine(folder, other), [request])
+    one = engine(folder, other)
+    one.tokenizer = Words()  # type: ignore[assignment]
+    named = replace(request.sampling, logprobs=0)
+    spaced = replace(request, prompt=(*request.prompt, BLANK), sampling=named)
+    assert answers(one, [replace(spaced, id="again")]) == [expected]
+    *told, finish = tiny.run(one, [spaced])["0"]
+    kept = [token for token in expected if token != tiny.EOS]
+    text = "".join(event.text for event in told if isinstance(event, Text))
+    assert " " + text == one.tokenizer.decode(kept) and text[0] != " "
+    raw = [info.raw for event in told if isinstance(event, Text) for info in event.tokens]
+    assert b"".join(raw).decode() == text
+    assert isinstance(finish, Finish) and finish.usage.prompt_tokens == 17
+
+
+@pytest.mark.parametrize("end", ["\n    ", "\n\t\t", "\n", "\n\n\n  ", ")\r\n \n     ", "\n \t ", "\n "])
+def test_an_open_line_is_tokenised_as_before_a_word(end: str) -> None:
+    tokenizer = catalog.tokenizer_of(catalog.find("smollm2-135m-diffusion"))
+    for text in (f"def f(x):{end}", end):
+        ids, blank = before_word(tokenizer, text)
+        for word in ("return x", "("):
+            assert [*ids, *tokenizer.encode(blank + word)] == tokenizer.encode(text + word)
+        assert blank == (" " if end[-1] == " " else "")
+        assert open_prompt(tokenizer, tokenizer.encode(text)) == (tuple(ids), blank)
+    assert before_word(tokenizer, "def f") == (tokenizer.encode("def f"), "")
 
 
 def test_what_is_metered_is_what_was_asked(folder: Path, other: Path) -> None:

@@ -135,20 +135,23 @@ def test_lines_are_asked_for_in_each_way_and_compared_gap_by_gap(tmp_path: Path)
         gap = ask.facts["gap"]
         above, _, indent = gap.before.rpartition("\n")
         given, blanks = above if "above" in ask.facts["way"] else gap.before, f"\n{indent}"
-        assert ask.prompt == given and not indent.strip()
+        ids = tuple(sampler.llm.tokenizer.encode(given))
+        assert ask.prompt in (given, ids) and not indent.strip()
         return {
             "both sides": gap.middle,
             "left alone": f"{gap.middle}\nand more",
             "left alone, from the line above": f"{blanks}{gap.middle}\nand more",
+            "left alone, tokens of an open line": f"{gap.middle}\nand more",
         }.get(ask.facts["way"], "wrong")
 
     figures = TASKS["fim"].measure(replace(sampler, script=fill), Setting(limit=5, held_out=(tmp_path,)))
     assert engine.gap_template is template
-    left = {("left alone", True), ("left alone, from the line above", True)}
+    alone = ("left alone", "left alone, from the line above", "left alone, tokens of an open line")
+    left = {(way, True) for way in alone}
     assert set(asked) == {("both sides", True), ("both sides, no adapter", False), *left}
-    assert len(asked) == 40
+    assert len(asked) == 50
     for source in ("humaneval", tmp_path.name):
-        for way in ("left alone", "left alone, from the line above"):
+        for way in alone:
             assert figures["by_group"][f"{source} line, {way}"]["exact"] == 1.0
             assert figures["differences"][f"{source}: both sides over {way}"]["mean"] == 0.0
         over = figures["differences"][f"{source}: both sides over both sides, no adapter"]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from vermilion.data.corpus import Document
-from vermilion.gap_template import before_middle
+from vermilion.gap_template import before_middle, before_word
 from vermilion.text import Tokenizer, line_end, split_lines
 
 Marks = Sequence[int]
@@ -21,6 +22,19 @@ _MIN_SUFFIX = 8
 _CHARACTERS = 6
 """Read on either side, a token of the row; more than is kept."""
 _MAX_LINES = 4
+_OPEN_LINE = 0.5
+"""Where the draw of a gap's kind stands for a whole line behind its indentation."""
+
+
+@dataclass(frozen=True, slots=True)
+class GapForm:
+    """What rows with gaps look like."""
+
+    marks: Marks
+    length: int
+    """Most tokens of a row."""
+    open_lines: float = 0.0
+    """Share of the gaps that are whole lines behind their indentation; the others lie anywhere."""
 
 
 def row(prefix: Sequence[int], middle: Sequence[int], suffix: Sequence[int], marks: Marks) -> Document:
@@ -45,30 +59,29 @@ def rearranged(
     return row(ids[:first], ids[first:last], ids[last:], marks)
 
 
-def gap(
-    text: str, tokenizer: Tokenizer, marks: Marks, length: int, generator: random.Random
-) -> Document | None:
-    """A row of at most `length` tokens with a gap at a random place of `text`.
+def gap(text: str, tokenizer: Tokenizer, form: GapForm, generator: random.Random) -> Document | None:
+    """A row with a gap at a random place of `text`.
 
     None where the chosen place has no text, none behind it, or too much for half a row.
     """
-    start, end = _cut(text, generator)
-    middle, after = text[start:end], text[end : end + _CHARACTERS * length]
-    ids = tokenizer.encode(middle)
-    if not middle.strip() or not after.strip() or len(ids) > length // 2:
+    length = form.length
+    start, end = _cut(text, form.open_lines, generator)
+    after = text[end : end + _CHARACTERS * length]
+    prefix, blank = before_word(tokenizer, text[max(0, start - _CHARACTERS * length) : start])
+    ids = tokenizer.encode(blank + text[start:end])
+    if not text[start:end].strip() or not after.strip() or len(ids) > length // 2:
         return None
-    room = length - len(ids) - len(marks)
+    room = length - len(ids) - len(form.marks)
     suffix = tokenizer.encode(after)[: generator.randint(_MIN_SUFFIX, length // 3)]
-    prefix = tokenizer.encode(text[max(0, start - _CHARACTERS * length) : start])
-    return row(prefix[max(0, len(prefix) - room + len(suffix)) :], ids, suffix, marks)
+    return row(prefix[max(0, len(prefix) - room + len(suffix)) :], ids, suffix, form.marks)
 
 
-def _cut(text: str, generator: random.Random) -> tuple[int, int]:
+def _cut(text: str, open_lines: float, generator: random.Random) -> tuple[int, int]:
     """Where a gap begins and ends: three in four lie in one line, the others go over up to four.
 
-    It begins where cursors stand: at the end of a line, with the break before the next; behind an
-    indentation; at a line's start, and ends with its break; within a line, up to its end; and between two
-    places of a line.
+    It begins where cursors stand: behind an indentation (`open_lines` of them, and a fifth of the others); at
+    the end of a line, with the break before the next; at a line's start, and ends with its break; within a
+    line, up to its end; and between two places of a line.
     """
     lines = split_lines(text)
     filled = [number for number, line in enumerate(lines) if line.strip()]
@@ -78,7 +91,7 @@ def _cut(text: str, generator: random.Random) -> tuple[int, int]:
     begin = sum(map(len, lines[:first]))
     body = lines[first].removesuffix(line_end(lines[first]))
     indent = len(body) - len(body.lstrip())
-    kind = generator.random()
+    kind = _OPEN_LINE if generator.random() < open_lines else generator.random()
     if kind < 0.2:
         low, high = sorted(generator.sample(range(indent, len(body) + 1), 2))
         return begin + low, begin + high
@@ -88,7 +101,7 @@ def _cut(text: str, generator: random.Random) -> tuple[int, int]:
     if kind < 0.3:
         return begin, stop
     stop -= len(line_end(taken[-1]))
-    if kind < 0.5:
+    if kind <= _OPEN_LINE:
         return begin + indent, stop
     if kind < 0.7:
         return begin + generator.randrange(indent, len(body)), stop

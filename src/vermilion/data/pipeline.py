@@ -23,7 +23,7 @@ from vermilion.data.archives import Sdist, fetch_sdist, sha256_of
 from vermilion.data.cleaning import Decontamination, Deduplicator
 from vermilion.data.corpus import MANIFEST, Document, write_corpus
 from vermilion.data.examples import read_answers
-from vermilion.data.fim import gap
+from vermilion.data.fim import GapForm, gap
 from vermilion.data.languages import LANGUAGES
 from vermilion.data.licences import PERMISSIVE
 from vermilion.data.projects import (
@@ -91,6 +91,8 @@ class DataRecipe:
     """Rows with a gap per text of code and docs."""
     fim_length: int = 128
     """Tokens of a row with a gap, of one in four twice as many."""
+    fim_lines: float = 0.0
+    """Share of the gaps that are whole lines behind their indentation; the others lie anywhere."""
     fim_tokens: tuple[int, ...] = (11, 12, 13, 2)
     """Ids that a gap's row begins with, that open suffix and prefix, and the one that ends the middle: three
     of no other use, and EOS."""
@@ -104,6 +106,8 @@ class DataRecipe:
             raise ConfigError("packages: every name may stand there once.")
         if not (0 < self.max_project_share <= 1 and 0 < self.similarity <= 1 and self.fim_share >= 0):
             raise ConfigError("max_project_share, similarity: above 0 to 1; fim_share: 0 or more.")
+        if not 0 <= self.fim_lines <= 1:
+            raise ConfigError(f"fim_lines: {self.fim_lines} is not allowed; allowed: 0 to 1.")
         unknown = sorted(set(self.languages) - LANGUAGES.keys())
         if unknown:
             raise ConfigError(f"languages: {', '.join(unknown)}; allowed: any of {', '.join(LANGUAGES)}.")
@@ -282,7 +286,8 @@ class _Writer:
         recipe = self._recipe
         count = int(recipe.fim_share) + (generator.random() < recipe.fim_share % 1)
         lengths = [recipe.fim_length * (1 + (generator.random() < 0.25)) for _ in range(count)]
-        rows = (gap(text, self._tokenizer, recipe.fim_tokens, length, generator) for length in lengths)
+        forms = (GapForm(recipe.fim_tokens, length, recipe.fim_lines) for length in lengths)
+        rows = (gap(text, self._tokenizer, form, generator) for form in forms)
         return [row for row in rows if row is not None]
 
     def _chosen(

@@ -20,8 +20,9 @@ from vermilion.decoding.filling import overlap
 from vermilion.decoding.passes import Pass, Read, Reading, Segment
 from vermilion.decoding.program import Open, Program, Task
 from vermilion.decoding.speculative import Speculative
-from vermilion.gap_template import GapTemplate
+from vermilion.gap_template import GapTemplate, open_prompt
 from vermilion.models.families import Traits
+from vermilion.text import Tokenizer
 from vermilion.types import Decoding, Sampling
 
 REACH = 16
@@ -51,9 +52,11 @@ def line_decoding(decoding: Decoding) -> Decoding:
     return decoding if DECODERS[decoding.decoder].needs_base else replace(decoding, decoder="lossless")
 
 
-def continued(task: Task, template: GapTemplate, context_length: int) -> Task:
-    """The gap as a text that goes on, for the adapter that the template belongs to."""
-    prompt = template.prompt(task.prompt, task.suffix, context_length - task.max_tokens)
+def continued(task: Task, template: GapTemplate, tokenizer: Tokenizer, context_length: int) -> Task:
+    """The gap as a text that goes on, for the adapter that the template belongs to. The answer begins with
+    the blank that `open_prompt` took off."""
+    before, _ = open_prompt(tokenizer, task.prompt)
+    prompt = template.prompt(before, task.suffix, context_length - task.max_tokens)
     eos = task.eos and task.eos | {template.marks[3]}
     return replace(task, prompt=prompt, suffix=(), eos=eos, decoding=line_decoding(task.decoding))
 

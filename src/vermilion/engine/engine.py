@@ -158,8 +158,8 @@ class Engine:
         )
         if request.seeds is not None:
             return GapFilling(task, self.traits)
-        if template := self._template_for(request):
-            return program_of(continued(task, template, self.model.context_length), self.traits)
+        if gap := self._template_for(request):
+            return program_of(continued(task, gap, self.tokenizer, self.model.context_length), self.traits)
         if request.suffix and self.tokenizer.decode(request.suffix).strip():
             if not self.traits.has_next_token:
                 return GapFilling(task, self.traits)

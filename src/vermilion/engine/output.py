@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import exp
 
 from vermilion.decoding.program import Open, Program, Settled
+from vermilion.gap_template import open_prompt
 from vermilion.text import Detokenizer, StopScanner, Tokenizer, line_end, split_lines
 from vermilion.types import (
     Canvas,
@@ -29,8 +30,9 @@ class Output:
     """What one request has been told so far."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer, *, before_suffix: bool = False) -> None:
-        """`before_suffix`: the answer ends where it would repeat the first line of the suffix, and with its
-        line where it does not begin with a break."""
+        """`before_suffix`: the answer fills an open line. It ends where it would repeat the first line of the
+        suffix, and with its line where it does not begin with a break; a blank of the prompt's that its first
+        token repeats (`open_prompt`) is not told."""
         self._request = request
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
@@ -38,6 +40,7 @@ class Output:
         ends = self._undecided = before_suffix and not request.sampling.ignore_eos
         self._repeated = repeats_of(tokenizer.decode(request.suffix)) if ends else ()
         self._repeats = StopScanner(self._repeated)
+        self._blank = open_prompt(tokenizer, request.prompt)[1] if before_suffix else ""
         self._text: list[str] = []
         self._taken = 0
         self._progress = 0.0
@@ -57,6 +60,8 @@ class Output:
             if settled.token in program.task.eos:
                 break
             piece = self._detokenizer.push((settled.token,))
+            blank, self._blank = self._blank, "" if piece else self._blank
+            piece = piece.removeprefix(blank)
             if self._request.canvas_tokens and piece:
                 self._told.append(self._settled_token(settled, len(piece)))
             if self._undecided and piece:
@@ -67,7 +72,7 @@ class Output:
             text, hit = self._scanner.push(text)
             shown.append(text)
             if self._request.sampling.logprobs is not None:
-                infos.append(self._info(settled))
+                infos.append(self._info(settled, blank))
             if hit is not None:
                 self.stop_string = hit
                 program.finish = "stop"
@@ -123,13 +128,13 @@ class Output:
             tail += rest
         return tail, hit or ""
 
-    def _info(self, settled: Settled) -> TokenInfo:
+    def _info(self, settled: Settled, blank: str) -> TokenInfo:
         reading = settled.reading
         top = tuple(
             (token, self._tokenizer.token_bytes(token), logprob)
             for token, logprob in reading.top[: self._request.sampling.logprobs]
         )
-        raw = self._tokenizer.token_bytes(settled.token)
+        raw = self._tokenizer.token_bytes(settled.token).removeprefix(blank.encode())
         # Rounding can put the logarithm of a certainty a hair above zero.
         logprob = min(0.0, reading.logprob)
         return TokenInfo(settled.token, raw, logprob, 2.718281828459045**logprob, settled.pass_number, top)

@@ -16,11 +16,13 @@ from vermilion.evaluation.reference_texts import problems, programs
 from vermilion.evaluation.sampler import Ask, Reply, Sampler
 from vermilion.evaluation.task import EvalTask, Grade, Setting, Silent, asked
 from vermilion.evaluation.text_quality import similarity
+from vermilion.gap_template import before_word
 
 _TOKENS = 40
 _RESAMPLED = 10_000
 _BOTH, _PLAIN = "both sides", "both sides, no adapter"
 _LEFT, _ABOVE = "left alone", "left alone, from the line above"
+_OPEN = "left alone, tokens of an open line"
 
 
 def line_gaps(sources: Sequence[tuple[str, int]], count: int, seed: int) -> list[Gap]:
@@ -50,7 +52,8 @@ def difference(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str, float]
 
 def _fim(sampler: Sampler, setting: Setting) -> dict[str, Any]:
     """`limit` gaps of each source. What has no right side is cut where the line ends: it knows no other end.
-    From the line above, indentation and all, a continuation begins as its tokens do in any text."""
+    From the line above, indentation and all, a continuation begins as its tokens do in any text; behind the
+    indentation it does so in the tokens of an open line, as the adapter's does."""
     solved = [(one["prompt"] + one["canonical_solution"], len(one["prompt"])) for one in problems()]
     sources = {"humaneval": solved}
     for path in setting.held_out:
@@ -58,7 +61,7 @@ def _fim(sampler: Sampler, setting: Setting) -> dict[str, Any]:
         sources[path.name] = [(text, min(200, len(text) // 4)) for text in texts]
     cut = {name: line_gaps(texts, setting.limit, setting.seed) for name, texts in sources.items()}
     plain = (_PLAIN,) if sampler.llm.engine.gap_template else ()
-    ways = (_BOTH, *plain, _LEFT, _ABOVE)
+    ways = (_BOTH, *plain, _LEFT, _ABOVE, _OPEN)
     setting.watch.begin(len(ways) * sum(map(len, cut.values())))
     right: dict[tuple[str, str], list[bool]] = defaultdict(list)
 
@@ -68,6 +71,8 @@ def _fim(sampler: Sampler, setting: Setting) -> dict[str, Any]:
         if ask.facts["way"] == _ABOVE:
             # Its blanks are the gap's where they are the right ones.
             text = _first_line(text).removeprefix(_blanks(gap))
+        elif ask.facts["way"] == _OPEN:
+            text = _first_line(text).removeprefix(ask.facts["blank"])
         elif not ask.suffix:
             text = _first_line(text)
         right[ask.facts["source"], ask.facts["way"]].append(text == gap.middle)
@@ -78,7 +83,7 @@ def _fim(sampler: Sampler, setting: Setting) -> dict[str, Any]:
     for way in ways:
         with _without_adapter(sampler) if way == _PLAIN else nullcontext():
             for name, found in cut.items():
-                asks = [_ask(gap, name, way) for gap in found]
+                asks = [_ask(sampler, gap, name, way) for gap in found]
                 figures["by_group"][f"{name} line, {way}"] = asked(sampler, asks, grade, Silent())
     figures["differences"] = {
         f"{name}: {_BOTH} over {way}": difference(right[name, _BOTH], right[name, way])
@@ -89,8 +94,11 @@ def _fim(sampler: Sampler, setting: Setting) -> dict[str, Any]:
     return figures
 
 
-def _ask(gap: Gap, source: str, way: str) -> Ask:
+def _ask(sampler: Sampler, gap: Gap, source: str, way: str) -> Ask:
     facts: Mapping[str, Any] = {"gap": gap, "source": source, "way": way}
+    if way == _OPEN:
+        ids, blank = before_word(sampler.llm.tokenizer, gap.before)
+        return Ask(tuple(ids), _TOKENS, "", ("\n",), facts={**facts, "blank": blank})
     if way == _ABOVE:
         return Ask(gap.before.removesuffix(_blanks(gap)), _TOKENS, facts=facts)
     # A line that begins here ends at its break, without which the continuation goes on for nothing.
