@@ -303,6 +303,12 @@ def test_no_project_gives_more_than_its_share() -> None:
         capped({"a": 1000, "b": 100}, 0.15)
 
 
+def test_too_few_projects_are_told_before_any_is_read(recipe: DataRecipe) -> None:
+    with pytest.raises(ConfigError, match=r"3 projects cannot each stay within 0\.3 of the whole"):
+        build(replace(recipe, standard_library=True, max_project_share=0.3))
+    assert not recipe.output.exists()
+
+
 def test_the_cap_holds_in_a_build(recipe: DataRecipe, tmp_path: Path) -> None:
     many = {f"f{i}.py": function(f"big{i}") for i in range(20)}
     packages = [sdist(tmp_path, "big", many)]

@@ -123,6 +123,9 @@ OnStep = Callable[[str, int, int], None]
 
 def build(recipe: DataRecipe, on_step: OnStep = lambda what, done, total: None) -> dict[str, Any]:
     """Build everything, resuming an earlier call; the manifest. Raises ConfigError."""
+    trained = [package.name for package in recipe.packages if not package.held_out]
+    # Too few projects are told before any is fetched.
+    capped(dict.fromkeys([*trained, *[""] * recipe.standard_library], 1), recipe.max_project_share)
     files = catalog.find(recipe.tokenizer)
     tokenizer = catalog.tokenizer_of(files)
     total = len(recipe.packages) + 3

@@ -65,16 +65,19 @@ async def _converse(agent: Agent, turns: list[NDArray[np.int16]]) -> HeadlessCal
     server = uvicorn.Server(uvicorn.Config(app, log_level=logging.WARNING))
     serving = asyncio.create_task(server.serve([listener]))
     waits, heard = [], []
-    async with simulated_caller.call(f"ws://127.0.0.1:{listener.getsockname()[1]}/ws") as caller:
-        if agent.persona.greeting:
-            heard.append((await caller.answer(caller.began_at)).samples)
-        for turn in turns:
-            answer = await caller.answer(await caller.speak(turn))
-            waits.append(answer.wait_s)
-            heard.append(answer.samples)
     board = app.state.switchboard
-    while board.running:
-        await asyncio.sleep(0.05)
-    server.should_exit = True
-    await serving
+    try:
+        async with simulated_caller.call(f"ws://127.0.0.1:{listener.getsockname()[1]}/ws") as caller:
+            if agent.persona.greeting:
+                heard.append((await caller.answer(caller.began_at)).samples)
+            for turn in turns:
+                answer = await caller.answer(await caller.speak(turn))
+                waits.append(answer.wait_s)
+                heard.append(answer.samples)
+        while board.running:
+            await asyncio.sleep(0.05)
+    finally:
+        # Ended by hand: a server that is cancelled prints a stack trace over the error's line.
+        server.should_exit = True
+        await serving
     return HeadlessCall(board.finished[-1], waits, np.concatenate(heard), caller.sample_rate)

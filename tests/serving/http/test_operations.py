@@ -198,6 +198,11 @@ async def test_the_log_names_no_prompt(client: httpx.AsyncClient, caplog: pytest
     assert "my-secret-prompt" not in caplog.text
 
 
+async def test_probes_may_leave_out_the_body(client: httpx.AsyncClient) -> None:
+    for probe in ("/health", "/ready"):
+        assert (await client.head(probe)).status_code == 200
+
+
 async def test_probes_do_not_fill_the_log(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -97,6 +97,9 @@ ROUTES = (
     *console_routes.ROUTES,
     Route("GET", "/health", health, openapi.HEALTH, scopes=OPEN, needs_model=False),
     Route("GET", "/ready", ready, openapi.READY, scopes=OPEN),
+    # Balancers and monitors often ask without wanting a body.
+    Route("HEAD", "/health", health, scopes=OPEN, needs_model=False),
+    Route("HEAD", "/ready", ready, scopes=OPEN),
     Route("GET", "/metrics", metrics, openapi.METRICS, scopes=OPERATE, needs_model=False),
 )
 """Of every service; one with accounts has theirs as well. They are tried one by one, so those that generate
