@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from tests import tiny
-from vermilion.errors import BadParameter, ConfigError
+from vermilion.errors import BadParameter, ConfigError, ModelFileError
 from vermilion.evaluation.environment import command, fingerprint
 from vermilion.evaluation.plan import Plan, evaluate
 from vermilion.evaluation.results import read_rows
@@ -123,6 +123,8 @@ def test_a_fingerprint_covers_all_that_lies_beside_a_denoiser(tmp_path: Path) ->
         (tmp_path / name).write_bytes(b"more")
         seen.append(fingerprint(model, tmp_path))
     assert len(set(seen)) == 5
+    with pytest.raises(ModelFileError, match="nowhere: no such folder"):
+        fingerprint(model, tmp_path / "nowhere")
 
 
 Make = Callable[..., Plan]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vermilion.engine.llm import LLM
+from vermilion.errors import ModelFileError
 from vermilion.gap_template import FIM_FOLDER
 from vermilion.models import catalog
 from vermilion.models.denoiser_file import DRAFTER_FILE
@@ -66,6 +67,8 @@ def fingerprint(name: str, denoiser: Path | None = None) -> str:
     Raises ModelNotFound or ModelFileError.
     """
     files = catalog.find(name)
+    if denoiser is not None and not denoiser.is_dir():
+        raise ModelFileError(f"{denoiser}: no such folder of a denoiser.")
     folder = denoiser or files.adapter or files.base
     paths = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
     # What the drafter sees and how the adapter for gaps ends are numbers in their descriptions.
