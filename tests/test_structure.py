@@ -29,6 +29,7 @@ MAX_FILE_BYTES = 45_000_000
 # Lowest first; a module imports from its own unit or from a lower layer, never from beside or above.
 LAYERS = (
     {"errors"},
+    {"frozen"},
     {"types"},
     {"config", "text"},
     {"chat_template", "gap_template"},
@@ -49,6 +50,7 @@ TORCH_FREE = (
     "__init__.py",
     "cli",
     "types.py",
+    "frozen.py",
     "errors.py",
     "config.py",
     "text.py",

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vermilion.frozen import frozen
+
 MIN_TEMPERATURE = 1e-4
 FinishReason = Literal["stop", "length", "abort", "error"]
 Span = tuple[int, int]
@@ -224,7 +226,7 @@ class TokenInfo:
         return self.raw.decode("utf-8", "replace")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Usage:
     """What a request cost. Passes are all forwards after prefill, denoise, commit and verify alike."""
 
@@ -248,7 +250,7 @@ class Usage:
         return self.completion_tokens / max(1, self.passes)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Text:
     """Settled text. Append it; it never changes."""
 
@@ -352,7 +354,7 @@ class EngineInfo:
     """Positions that the key-value cache holds."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Timing:
     """What a number of forwards took, summed: in the model, in choosing tokens and in making tensors."""
 

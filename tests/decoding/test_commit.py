@@ -65,6 +65,15 @@ def test_the_tree_holds_the_likeliest_paths(levels: list[list[tuple[int, float]]
     assert math.fsum(math.exp(node.logprob) for node in tree) == pytest.approx(math.fsum(map(math.exp, best)))
 
 
+@given(LEVELS, st.integers(1, 9), st.floats(-6.0, 0.0))
+def test_a_tree_of_likely_drafts_is_the_whole_one_without_the_others(
+    levels: list[list[tuple[int, float]]], size: int, least: float
+) -> None:
+    some = [Level(tuple(choices)) for choices in levels]
+    likely = tuple(node for node in draft_tree(some, size) if node.logprob >= least)
+    assert draft_tree(some, size, least=least) == likely
+
+
 @given(
     st.lists(st.dictionaries(st.integers(0, 2), CHOICES, max_size=3), min_size=1, max_size=3),
     st.integers(1, 20),

@@ -49,7 +49,7 @@ def test_the_place_in_the_text_is_found_by_what_was_written_last() -> None:
     existing = [1, 2, 3, 4, 1, 2, 5, 6]
 
     def chain(answer: list[int], size: int = 3) -> list[int]:
-        return [node.token for node in copied(existing, answer, size)]
+        return list(copied(existing, answer, size))
 
     assert chain([1, 2, 3]) == [4, 1, 2]
     assert chain([9, 9, 9, 9, 1, 2]) == [5, 6]

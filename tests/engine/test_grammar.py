@@ -317,9 +317,13 @@ def test_masks_say_what_a_path_leaves_open() -> None:
     assert tokens(place.allowed([ord("a")])) == {ord("b"), ord("c")}
     assert tokens(place.allowed([ab])) == {EOS}
     assert tokens(place.allowed([ord("a"), ord("b")], closing=True)) == {EOS}
-    assert not place.keeps([ord("a"), ord("x")])
-    assert place.keeps([ord("a"), ord("c")])
+    assert place.follows([ord("a"), ord("x"), ord("c")]) == 1
+    assert place.follows([ord("a"), ord("c")]) == 2
     assert tokens(place.allowed()) == {ord("a"), ab}, "looking ahead must not move it"
+    place.settle(ord("a"))
+    assert tokens(place.allowed()) == {ord("b"), ord("c")}
+    assert place.follows([ord("c"), ord("b")]) == 1
+    assert tokens(place.allowed([ord("c")])) == {EOS}
 
 
 def test_the_denoiser_rests_where_its_drafts_are_refused(

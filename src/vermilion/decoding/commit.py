@@ -8,11 +8,13 @@ a sort's internals.
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from vermilion.decoding.passes import Choices, Reading
+from vermilion.frozen import frozen
 
 _MAX_MATCH = 16
 
@@ -25,7 +27,7 @@ def reopen(base_logprobs: Sequence[float], below: float) -> tuple[int, ...]:
     return tuple(i for i, logprob in enumerate(base_logprobs) if logprob < bound)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Node:
     """One drafted token in a tree; `parent` -1 stands right behind the settled text."""
 
@@ -36,7 +38,7 @@ class Node:
     """Joint, of the path that ends here."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Level:
     """What may stand at one depth of a tree of drafts."""
 
@@ -49,39 +51,40 @@ class Level:
         return self.choices if token is None else self.given.get(token, self.choices)
 
 
-def draft_tree(levels: Sequence[Level], size: int, root: int | None = None) -> tuple[Node, ...]:
-    """The `size` likeliest paths through `levels`, parents before children; `root` is the token before.
+def draft_tree(
+    levels: Sequence[Level], size: int, root: int | None = None, least: float = -math.inf
+) -> tuple[Node, ...]:
+    """The `size` likeliest paths through `levels`, parents before children, of those with a joint
+    log-probability of `least` or more; `root` is the token before.
 
     The guesses of one denoise pass depend on no other's token, with a draft head on the one before it, so
     the chance of a path is a product and best-first search finds the set that maximises the expected number
     of accepted drafts (as in Medusa, arXiv 2401.10774).
     """
     nodes: list[Node] = []
-    # (-joint, order of discovery, parent, depth, rank); the order makes ties deterministic.
-    heap: list[tuple[float, int, int, int, int]] = []
-    found = 0
+    # (-joint, order of discovery, parent, rank, choices there); the order makes ties deterministic.
+    heap: list[tuple[float, int, int, int, Choices]] = []
+    order = itertools.count()
 
-    def choices(parent: int, depth: int) -> Choices:
-        return levels[depth].behind(nodes[parent].token if parent >= 0 else root)
+    def offer(parent: int, rank: int, choices: Choices) -> None:
+        if rank < len(choices):
+            joint = (nodes[parent].logprob if parent >= 0 else 0.0) + choices[rank][1]
+            if joint >= least:
+                heapq.heappush(heap, (-joint, next(order), parent, rank, choices))
 
-    def offer(parent: int, depth: int, rank: int) -> None:
-        nonlocal found
-        if depth < len(levels) and rank < len(choices(parent, depth)):
-            before = nodes[parent].logprob if parent >= 0 else 0.0
-            heapq.heappush(heap, (-(before + choices(parent, depth)[rank][1]), found, parent, depth, rank))
-            found += 1
-
-    offer(-1, 0, 0)
+    offer(-1, 0, levels[0].behind(root) if levels else ())
     while heap and len(nodes) < size:
-        cost, _, parent, depth, rank = heapq.heappop(heap)
-        nodes.append(Node(choices(parent, depth)[rank][0], parent, depth, -cost))
-        offer(parent, depth, rank + 1)
-        offer(len(nodes) - 1, depth + 1, 0)
+        cost, _, parent, rank, choices = heapq.heappop(heap)
+        depth = nodes[parent].depth + 1 if parent >= 0 else 0
+        nodes.append(Node(choices[rank][0], parent, depth, -cost))
+        offer(parent, rank + 1, choices)
+        if depth + 1 < len(levels):
+            offer(len(nodes) - 1, 0, levels[depth + 1].behind(choices[rank][0]))
     return tuple(nodes)
 
 
-def copied(existing: Sequence[int], answer: Sequence[int], size: int) -> tuple[Node, ...]:
-    """Up to `size` tokens of `existing` as a chain of drafts, from where the answer has got to in it.
+def copied(existing: Sequence[int], answer: Sequence[int], size: int) -> tuple[int, ...]:
+    """Up to `size` tokens of `existing`, from where the answer has got to in it.
 
     That is behind the longest match of the answer's last tokens; of equal ones the first at or after the
     place that the answer's length suggests, else the last before it (prompt lookup decoding).
@@ -98,7 +101,7 @@ def copied(existing: Sequence[int], answer: Sequence[int], size: int) -> tuple[N
             best, at = length, place
     if not best:
         return ()
-    return chained(existing[at : at + size])
+    return tuple(existing[at : at + size])
 
 
 def chained(tokens: Sequence[int]) -> tuple[Node, ...]:

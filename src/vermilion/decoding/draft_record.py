@@ -121,6 +121,10 @@ class DraftRecord:
         ratio = self._calibration.rate
         return [min(MAX_CHANCE, ratio * math.exp(logprob)) for logprob in logprobs]
 
+    def least_logprob(self, chance: float) -> float:
+        """The joint log-probability from which on drafted paths have this chance."""
+        return math.log(chance / self._calibration.rate) if chance > 0 else -math.inf
+
     def yields(self, count: int) -> list[tuple[float, float]]:
         """Of each of the next `count` positions, were they guessed: tokens that are expected to be accepted
         there, and rows to verify them."""

@@ -12,10 +12,10 @@ import math
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from vermilion.decoding.draft_record import MAX_CHANCE
+from vermilion.frozen import frozen
 
 MARGIN = 1.3
 """By how much a gain has to exceed its price: chances are estimates, and steps with good drafts settle more
@@ -146,7 +146,7 @@ class RowCosts:
             self._draw(self._points)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DraftBudget:
     """What drafts cost in one step."""
 
@@ -196,24 +196,26 @@ class DraftBudget:
         return self.price(1) >= MAX_CHANCE
 
     def plus(self, rows: int) -> DraftBudget:
-        return replace(self, rows=self.rows + rows)
+        return DraftBudget(self.costs, self.rows + rows, self.streams, self.constrained)
 
     def under(self, grammar: object) -> DraftBudget:
         """The same for a request with this grammar, or None."""
-        return self if grammar is None else replace(self, constrained=True)
+        return self if grammar is None else DraftBudget(self.costs, self.rows, self.streams, True)
 
 
 def worthwhile(chances: Sequence[float], budget: DraftBudget) -> int:
     """How many of the drafts to verify, likeliest first: as many as make the expected gain largest."""
-    best, best_gain, expected = 0, 0.0, 0.0
+    best, best_gain, expected, most = 0, 0.0, 0.0, sum(chances)
     # With many streams most requests draft nothing; weighing all counts for each took the host 2 ms a step.
     if not chances or budget.price(1) >= chances[0]:
         return 0
     for count, chance in enumerate(chances, 1):
         expected += chance
-        gain = expected - budget.price(count)
-        if gain > best_gain:
-            best, best_gain = count, gain
+        price = budget.price(count)
+        if expected - price > best_gain:
+            best, best_gain = count, expected - price
+        if most - price <= best_gain:
+            break  # prices never fall
     return best
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from vermilion.decoding.passes import Pass
 from vermilion.decoding.penalties import Adjustments
+from vermilion.frozen import frozen
 from vermilion.types import Sampling
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     """What is asked of one row of logits."""
 
@@ -30,7 +30,7 @@ class Wanted:
     """As of the `Read`."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Job:
     """One request's part of a forward. `pages` hold its logical slots in order; `wanted` goes with
     `rows.reads`, one each."""

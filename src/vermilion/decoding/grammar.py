@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from vermilion.decoding.compiler import SHARED
 from vermilion.decoding.vocabulary import Vocabulary
 from vermilion.errors import BadRequest
+from vermilion.frozen import frozen
 from vermilion.types import Grammar
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class _Words:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Place:
     """What is known of a place in a text beside the matcher's own state."""
 
@@ -88,6 +89,9 @@ class Constraint:
         self._num_bytes = len(words.ends[0])
         self._num_masks, self._masks_s = 0, 0.0
         self._place = self._looked(_Place())
+        self._places: dict[tuple[int, ...], _Place] = {}
+        """Behind paths that were followed from here: each is asked for as a draft, for its mask, and once it
+        is accepted."""
 
     @property
     def complete(self) -> bool:
@@ -103,7 +107,10 @@ class Constraint:
         """Move on by a token of the answer."""
         if token != self._words.eos:
             self._matcher.consume_token(token)
-            self._place = self._behind(self._place, token)
+            self._place = self._places.get((token,)) or self._behind(self._place, token)
+            self._places = {
+                path[1:]: place for path, place in self._places.items() if path[0] == token and len(path) > 1
+            }
 
     def forced(self) -> int | None:
         """The one token that must come next; None where there is a choice, or the answer may end."""
@@ -145,12 +152,12 @@ class Constraint:
         self._num_masks, self._masks_s = 0, 0.0
         return taken
 
-    def keeps(self, path: Sequence[int]) -> bool:
-        """Whether `path` may follow the settled answer, forced tokens honoured."""
+    def follows(self, path: Sequence[int]) -> int:
+        """How many tokens of `path` may follow the settled answer, forced tokens honoured."""
         _, kept = self._followed(path)
         if kept:
             self._matcher.rollback(kept)
-        return kept == len(path)
+        return kept
 
     def _followed(self, path: Sequence[int]) -> tuple[_Place, int]:
         """Move the matcher along `path` as far as it goes; the place there, and how far that is."""
@@ -159,7 +166,10 @@ class Constraint:
             fits = not place.forced or place.forced[0] == token
             if not fits or self._matcher.try_consume_tokens([token]) != 1:
                 return place, kept
-            place = self._behind(place, token)
+            known = tuple(path[: kept + 1])
+            if known not in self._places:
+                self._places[known] = self._behind(place, token)
+            place = self._places[known]
         return place, len(path)
 
     def _behind(self, place: _Place, token: int) -> _Place:

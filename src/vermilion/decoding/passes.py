@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Literal
+
+from vermilion.frozen import frozen
 
 Choices = tuple[tuple[int, float], ...]
 """(token, log-probability) pairs, likeliest first."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Segment:
     """Rows at consecutive positions that see by the same rule."""
 
@@ -66,7 +68,7 @@ ON_IT = -2
 """`Read.after` of a draft whose own row stands on the token before its position."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Read:
     """One row whose logits are wanted, and what for.
 
@@ -116,7 +118,7 @@ class Read:
         return self.history if self.purpose == "next" else self.path
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reading:
     """What the model says of one position. Log-probabilities are natural, at temperature 1, after
     penalties and bias, before top-k, top-p and min-p."""
@@ -134,7 +136,7 @@ class Reading:
     none or it was not asked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pass:
     """Everything one request wants computed in one forward."""
 

@@ -15,6 +15,7 @@ from vermilion.decoding.drafting import DraftBudget
 from vermilion.decoding.grammar import Constraint
 from vermilion.decoding.passes import Pass, Reading, Segment
 from vermilion.decoding.repetition import RepetitionWatch
+from vermilion.frozen import frozen
 from vermilion.models.families import Traits
 from vermilion.types import Decoding, FinishReason, Seeds
 
@@ -48,7 +49,7 @@ class Task:
     """For programs that draw noise themselves."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settled:
     """One final token of the answer."""
 
@@ -57,7 +58,7 @@ class Settled:
     pass_number: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Open:
     """One position of the canvas that is not final: its token (a guess where masked)."""
 

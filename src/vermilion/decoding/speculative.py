@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import compress
 from math import exp
 
 from vermilion.decoding.commit import (
@@ -196,6 +195,8 @@ class Speculative(Program):
             return (), self._guesser
         if budget is None:
             return (self._run, copied) if self._run else (self._tree, self._guesser)
+        if not (self._run or self._tree or self._guessed):
+            return (), self._guesser
         run = self.record.run_chances(copied, len(self._run))
         tree = self.record.tree_chances([node.logprob for node in self._tree])
         if self._guessed:
@@ -337,17 +338,19 @@ class Speculative(Program):
         room = max(0, self.limit - 1 - len(self.tokens))
         if self.task.existing:
             answer = self.tokens[len(self.task.prompt) :]
-            return self._kept(copied(self.task.existing, answer, min(decoding.draft_nodes, room)))
-        if not (decoding.lookup and self.lossless):
+            run = copied(self.task.existing, answer, min(decoding.draft_nodes, room))
+        elif decoding.lookup and self.lossless:
+            run = self._prompt_lookup.follow(self.tokens, min(decoding.lookup, room))
+        else:
             return ()
-        return self._kept(chained(self._prompt_lookup.follow(self.tokens, min(decoding.lookup, room))))
+        constraint = self.task.constraint
+        return chained(run if constraint is None else run[: constraint.follows(run)])
 
     def _drafted(self, guesses: Sequence[Reading]) -> tuple[Node, ...]:
         levels = [self._level(guess) for guess in guesses]
-        tree = draft_tree(levels, self.task.decoding.draft_nodes, self.tokens[-1])
-        # Likeliest first. What will not be verified need not be held against a grammar, either.
-        chances = self.record.tree_chances([node.logprob for node in tree])
-        return self._kept(tuple(compress(tree, (chance >= self._least for chance in chances))))
+        # What will not be verified need not be held against a grammar, either.
+        least = self.record.least_logprob(self._least)
+        return self._kept(draft_tree(levels, self.task.decoding.draft_nodes, self.tokens[-1], least))
 
     def _level(self, guess: Reading) -> Level:
         if self.task.sampled:
@@ -364,7 +367,7 @@ class Speculative(Program):
         new_index = {-1: -1}
         for index, node in enumerate(tree):
             path = [tree[i].token for i in ancestors(tree, index)]
-            if node.parent in new_index and constraint.keeps(path):
+            if node.parent in new_index and constraint.follows(path) == len(path):
                 new_index[index] = len(kept)
                 kept.append(replace(node, parent=new_index[node.parent]))
         return tuple(kept)

@@ -21,6 +21,7 @@ from vermilion.decoding.program import Program
 from vermilion.decoding.speculative import Speculative
 from vermilion.engine.cache import Digest, PageCache
 from vermilion.engine.output import Output
+from vermilion.frozen import frozen
 from vermilion.types import Request
 
 _MAX_OVERTAKEN = 4
@@ -79,7 +80,7 @@ class Limits:
         return max(self.max_rows, _MIN_SHARE)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Work:
     """What one sequence does in a step. `prefill` stores tokens and reads nothing."""
 
@@ -255,9 +256,9 @@ class Scheduler:
     def _prompt_rows(self, live: list[Sequence]) -> int:
         """Most rows of prompts that a step may have beside the answers among `live`, which they make wait."""
         answers = [s for s in live if not self._reads_prompt(s)]
-        own = sum(self._pending(s) + 1 for s in answers)
-        if self.costs is None or not own:
+        if self.costs is None or not answers or len(answers) == len(live):
             return sys.maxsize
+        own = sum(self._pending(s) + 1 for s in answers)
         room = self.costs.within(max(self.limits.max_pause_ms, 2 * self.costs.at(own)))
         room -= own + len(live) - len(answers)  # each that reads has a row for its first token
         return max(room, 2 * _MIN_PROMPT_ROWS)

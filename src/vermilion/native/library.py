@@ -126,30 +126,6 @@ class ModelStruct(ctypes.Structure):
     )
 
 
-class PassStruct(ctypes.Structure):
-    _fields_ = (
-        ("num_segments", c_int32),
-        ("num_requests", c_int32),
-        ("num_moves", c_int32),
-        ("num_reads", c_int32),
-        ("num_taps", c_int32),
-        ("drafting", c_int32),
-        ("segments", c_char_p),
-        ("ids", c_char_p),
-        ("masked", c_char_p),
-        ("also", c_char_p),
-        ("pages", c_char_p),
-        ("first_page", c_char_p),
-        ("moves", c_char_p),
-        ("reads", c_char_p),
-        ("targets", c_char_p),
-        ("changes", c_char_p),
-        ("allowed", c_char_p),
-        ("signals", c_void_p),
-        ("taps", c_char_p),
-    )
-
-
 class AnswersStruct(ctypes.Structure):
     _fields_ = (
         ("answers", c_void_p),
@@ -187,7 +163,7 @@ def load() -> Any:
         "vermilion_instruction_set": (c_char_p, (c_char_p,)),
         "vermilion_open": (c_void_p, (ctypes.POINTER(ModelStruct), c_int32, c_int32, c_int32, c_char_p)),
         "vermilion_close": (None, (c_void_p,)),
-        "vermilion_run": (None, (c_void_p, ctypes.POINTER(PassStruct), ctypes.POINTER(AnswersStruct))),
+        "vermilion_run": (None, (c_void_p, c_char_p, ctypes.POINTER(AnswersStruct))),
         "vermilion_adapt": (None, (c_void_p, c_int32, ctypes.POINTER(LowRankStruct))),
         "vermilion_packed_size": (c_int64, (c_int64, c_int32, c_int32)),
         "vermilion_pack": (c_int32, (c_void_p, c_int32, c_int64, c_int32, c_int32, c_void_p)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class PassAnswers:
         self.signals = np.empty((wanted[0], signal_size), np.float32) if signal_size else None
         self.struct.logits = None if self.logits is None else self.logits.ctypes.data
         self.struct.signals = None if self.signals is None else self.signals.ctypes.data
+        self._num_choices = wanted[4]
         self.struct.tapped, self.struct.num_given = None, 0
 
     def _grow(self) -> None:
@@ -55,19 +56,20 @@ class PassAnswers:
             setattr(self.struct, name, ctypes.addressof(getattr(self, f"_{name}")))
 
     def readings(self, jobs: Sequence[Job]) -> list[list[Reading]]:
-        given = self._given_by_read() if self.struct.num_given else {}
+        given = self._all_given() if self.struct.num_given else None
         made: list[list[Reading]] = []
         first_target = first_top = index = 0
         for job in jobs:
             made.append([])
-            for want in job.wanted:
+            for read, want in zip(job.rows.reads, job.wanted, strict=True):
                 logprob, entropy, token, num_top = _ANSWER.unpack_from(self._answers, index * _ANSWER.size)
                 end_target, end_top = first_target + len(want.targets), first_top + min(num_top, want.top)
                 if math.isfinite(logprob):
                     reading = Reading(
                         token, logprob, entropy,
                         tuple(self._targets[first_target:end_target]) if want.targets else (),
-                        self._choices(first_top, end_top) if want.top else (), given.get(index, {}),
+                        self._choices(first_top, end_top) if want.top else (),
+                        GivenChoices(index, *given) if given and read.purpose == "draft" else {},
                     )  # fmt: skip
                 else:
                     reading = Reading(0, math.nan, target_logprobs=(math.nan,) * len(want.targets))
@@ -75,15 +77,37 @@ class PassAnswers:
                 first_target, first_top, index = end_target, first_top + want.top, index + 1
         return made
 
+    def _all_given(self) -> tuple[bytes, bytes, bytes]:
+        rows = ctypes.string_at(self._given, _GIVEN.size * self.struct.num_given)
+        tokens = ctypes.string_at(self._given_tokens, 4 * self._num_choices)
+        return rows, tokens, ctypes.string_at(self._given_logprobs, 8 * self._num_choices)
+
     def _choices(self, first: int, end: int) -> Choices:
         return tuple(zip(self._top_tokens[first:end], self._top_logprobs[first:end], strict=True))
 
-    def _given_by_read(self) -> dict[int, dict[int, Choices]]:
-        given: dict[int, dict[int, Choices]] = {}
-        for row in range(self.struct.num_given):
-            read, before, first, count = _GIVEN.unpack_from(self._given, row * _GIVEN.size)
-            end = first + count
-            given.setdefault(read, {})[before] = tuple(
-                zip(self._given_tokens[first:end], self._given_logprobs[first:end], strict=True)
-            )
-        return given
+
+class GivenChoices(Mapping[int, Choices]):
+    """`Reading.given` of one draft, made when looked at: a tree of drafts needs few of a pass's hundreds of
+    pairs."""
+
+    def __init__(self, read: int, rows: bytes, tokens: bytes, logprobs: bytes) -> None:
+        """`read` counts the pass's reads; the others are of all its drafts, as the library answers them."""
+        self._read, self._rows, self._tokens, self._logprobs = read, rows, tokens, logprobs
+
+    def _places(self) -> Iterator[tuple[int, int, int]]:
+        rows = _GIVEN.iter_unpack(self._rows)
+        return ((before, first, count) for read, before, first, count in rows if read == self._read)
+
+    def __getitem__(self, before: int) -> Choices:
+        for token, first, count in self._places():
+            if token == before:
+                tokens = struct.unpack_from(f"={count}i", self._tokens, 4 * first)
+                logprobs = struct.unpack_from(f"={count}d", self._logprobs, 8 * first)
+                return tuple(zip(tokens, logprobs, strict=True))
+        raise KeyError(before)
+
+    def __iter__(self) -> Iterator[int]:
+        return (before for before, _, _ in self._places())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -12,7 +12,7 @@ import struct
 import time
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from vermilion.models.families import Architecture
 from vermilion.native import library
 from vermilion.native.checkpoint_packing import PackedAdapter, layer_products
 from vermilion.native.kept_logits import divergence, guide, log_softmax
-from vermilion.native.library import LowRankStruct, PassStruct
+from vermilion.native.library import LowRankStruct
 from vermilion.native.model_table import ModelTable
 from vermilion.native.packed_file import PackedFile
 from vermilion.native.pass_answers import PassAnswers
@@ -33,38 +33,42 @@ from vermilion.native.stored_sizes import filled_up
 from vermilion.types import EngineInfo, Sampling, Timing
 
 # The structures of kernels/interface.h that come in arrays.
-_SEGMENT = struct.Struct("=10i")
+_SEGMENT_SIZE = 10
+"""Numbers of a segment."""
+_PASS = struct.Struct("@6i13P")
 _READ = struct.Struct("=4dQq14i")
 _CHANGE = np.dtype([("token", "i4"), ("repetition", "f4"), ("add", "f4")])
 _NO_DRAFT, _ON_IT = -2, -3
 
 
-@dataclass(slots=True)
 class _Lists:
     """One pass's numbers, request after request, as the library takes them."""
 
-    segments: bytearray = field(default_factory=bytearray)
-    num_segments: int = 0
-    ids: list[int] = field(default_factory=list)
-    masked: bytearray = field(default_factory=bytearray)
-    also: list[int] = field(default_factory=list)
-    pages: list[int] = field(default_factory=list)
-    first_page: list[int] = field(default_factory=list)
-    moves: list[int] = field(default_factory=list)
-    reads: bytearray = field(default_factory=bytearray)
-    num_reads: int = 0
-    targets: list[int] = field(default_factory=list)
-    changes: bytearray = field(default_factory=bytearray)
-    num_changes: int = 0
-    allowed: bytearray = field(default_factory=bytearray)
-    num_top: int = 0
-    num_given: int = 0
-    """Tokens that may stand before the pass's drafts, at the most."""
-    num_choices: int = 0
-    """Of the drafts behind all of these."""
-    guided: bool = False
-    moving: bool = False
-    """Whether logits of some read count against another row's, and whether it is asked how far they moved."""
+    def __init__(self) -> None:
+        self.segments, self.ids, self.also, self.moves, self.targets = (array("i") for _ in range(5))
+        self.pages, self.first_page, self.taps = array("i"), array("i"), array("i")
+        self.masked, self.reads, self.changes, self.allowed = (array("B") for _ in range(4))
+        self.num_reads = self.num_top = 0
+        self.num_given = 0
+        """Tokens that may stand before the pass's drafts, at the most."""
+        self.num_choices = 0
+        """Of the drafts behind all of these."""
+        self.guided = False
+        """Whether logits of some read count against another row's."""
+        self.moving = False
+        """Whether it is asked of some how far its distribution has moved."""
+
+    def packed(self, num_requests: int, drafting: bool, signals: int) -> bytes:
+        """The structure Pass, which points into these arrays; `signals`: an address, or 0."""
+        arrays = (
+            self.segments, self.ids, self.masked, self.also, self.pages, self.first_page, self.moves,
+            self.reads, self.targets, self.changes, self.allowed,
+        )  # fmt: skip
+        return _PASS.pack(
+            len(self.segments) // _SEGMENT_SIZE, num_requests, len(self.moves) // 2, self.num_reads,
+            len(self.taps), drafting, *(one.buffer_info()[0] for one in arrays), signals,
+            self.taps.buffer_info()[0],
+        )  # fmt: skip
 
 
 def num_threads(configured: int) -> int:
@@ -123,8 +127,14 @@ class NativeRunner:
         """Layers whose inputs are kept from each pass; the number of layers for what the last norm takes."""
         self.tapped: Any = None
         """Those of the last pass, [rows, taps, hidden], float32; rows as the jobs list them."""
-        self.timing = Timing()
+        self._forward_s = self._prepare_s = 0.0
+        self._forwards = self._rows = 0
         self._answers = PassAnswers()
+
+    @property
+    def timing(self) -> Timing:
+        """Of all passes so far; tokens are chosen inside the library, in the same call."""
+        return Timing(self._forward_s, 0.0, self._prepare_s, self._forwards, self._rows)
 
     @property
     def weights(self) -> Any:
@@ -207,16 +217,15 @@ class NativeRunner:
             shape = (row, len(self.taps), filled_up(self.architecture.hidden_size))
             self.tapped = np.empty(shape, np.float32)
             outcome.struct.tapped = self.tapped.ctypes.data
-        asked = _pass_of(lists, len(jobs), () if drafting else self.taps)
-        asked.drafting = drafting
+            lists.taps.extend(self.taps)
         signals = None if self._signals is None else self._signals.of_rows(jobs, row)
-        if signals is not None:
-            asked.signals = signals.ctypes.data
+        asked = lists.packed(len(jobs), drafting, 0 if signals is None else signals.ctypes.data)
         prepared = time.perf_counter()
-        self._kernels.vermilion_run(self._session, ctypes.byref(asked), ctypes.byref(outcome.struct))
-        # Tokens are chosen inside the library, in the same call.
-        forwards, rows = (0, 0) if drafting else (1, row)
-        self.timing += Timing(time.perf_counter() - prepared, 0.0, prepared - began, forwards, rows)
+        self._kernels.vermilion_run(self._session, asked, ctypes.byref(outcome.struct))
+        self._forward_s += time.perf_counter() - prepared
+        self._prepare_s += prepared - began
+        if not drafting:
+            self._forwards, self._rows = self._forwards + 1, self._rows + row
         if self.keep_logits:
             self.logits = outcome.logits
         if self._signals is not None:
@@ -248,20 +257,19 @@ class NativeRunner:
 
 def _list_rows(lists: _Lists, job: Job, request: int, adapter: int, page_size: int) -> None:
     lists.first_page.append(len(lists.pages))
-    lists.pages += job.pages
+    lists.pages.extend(job.pages)
     for old, new in job.rows.moves:
         for slot in (old, new):
             lists.moves.append(job.pages[slot // page_size] * page_size + slot % page_size)
     for segment in job.rows.segments:
         count = len(segment.ids)
-        lists.segments += _SEGMENT.pack(
+        lists.segments.extend((
             request, count, segment.start, segment.slot, segment.sees, segment.span, segment.noisy, adapter,
             len(lists.also), len(segment.also),
-        )  # fmt: skip
-        lists.num_segments += 1
-        lists.ids += segment.ids
-        lists.masked += bytes(segment.masked) or bytes(count)
-        lists.also += segment.also
+        ))  # fmt: skip
+        lists.ids.extend(segment.ids)
+        lists.masked.frombytes(bytes(segment.masked) or bytes(count))
+        lists.also.extend(segment.also)
 
 
 def _list_reads(lists: _Lists, job: Job, first_row: int) -> None:
@@ -300,22 +308,23 @@ def _list_read(lists: _Lists, read: Read, want: Wanted, first: tuple[int, int]) 
     allowed = -1
     if want.allowed:
         allowed = len(lists.allowed)
-        lists.allowed += want.allowed
+        lists.allowed.frombytes(want.allowed)
     num_changes = 0 if want.adjustments is None else len(want.adjustments.tokens)
-    lists.reads += _READ.pack(
+    packed = _READ.pack(
         0.0 if s.greedy else s.temperature, s.top_p, s.min_p, want.divisor, s.seed & (2**64 - 1), allowed,
         first[0] + read.row, want.position, s.top_k, want.top, want.entropy,
-        len(lists.targets), len(want.targets), lists.num_changes, num_changes, after, read.top, want.may_mask,
+        len(lists.targets), len(want.targets), len(lists.changes) // _CHANGE.itemsize, num_changes, after,
+        read.top, want.may_mask,
         want.draw, read.purpose == "canvas",
     )  # fmt: skip
+    lists.reads.frombytes(packed)
     lists.num_reads += 1
     lists.guided |= read.against >= 0
     lists.moving |= want.divergence
-    lists.targets += want.targets
+    lists.targets.extend(want.targets)
     lists.num_top += want.top
     if want.adjustments is not None:
-        lists.changes += _changes(want.adjustments)
-    lists.num_changes += num_changes
+        lists.changes.frombytes(_changes(want.adjustments))
 
 
 def _changes(adjustments: Adjustments) -> bytes:
@@ -323,16 +332,3 @@ def _changes(adjustments: Adjustments) -> bytes:
     made["token"], made["repetition"] = adjustments.tokens, adjustments.repetition
     made["add"] = adjustments.add
     return made.tobytes()
-
-
-def _pass_of(lists: _Lists, num_requests: int, taps: Sequence[int]) -> PassStruct:
-    def numbers(values: list[int]) -> bytes:
-        return array("i", values).tobytes() if values else b""
-
-    return PassStruct(
-        lists.num_segments, num_requests, len(lists.moves) // 2, lists.num_reads, len(taps), 0,
-        bytes(lists.segments), numbers(lists.ids), bytes(lists.masked), numbers(lists.also),
-        numbers(lists.pages), numbers(lists.first_page), numbers(lists.moves), bytes(lists.reads),
-        numbers(lists.targets), bytes(lists.changes), bytes(lists.allowed), None,
-        numbers(list(taps)),
-    )  # fmt: skip
