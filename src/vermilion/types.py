@@ -365,19 +365,17 @@ class Timing:
     rows: int = 0
 
     def __add__(self, other: Timing) -> Timing:
-        return self._combined(other, 1)
+        return Timing(
+            self.forward_s + other.forward_s,
+            self.decode_s + other.decode_s,
+            self.prepare_s + other.prepare_s,
+            self.forwards + other.forwards,
+            self.rows + other.rows,
+        )
 
     def __sub__(self, other: Timing) -> Timing:
-        return self._combined(other, -1)
-
-    def _combined(self, other: Timing, sign: int) -> Timing:
-        return Timing(
-            self.forward_s + sign * other.forward_s,
-            self.decode_s + sign * other.decode_s,
-            self.prepare_s + sign * other.prepare_s,
-            self.forwards + sign * other.forwards,
-            self.rows + sign * other.rows,
-        )
+        o = other
+        return self + Timing(-o.forward_s, -o.decode_s, -o.prepare_s, -o.forwards, -o.rows)
 
 
 @dataclass(frozen=True, slots=True)
