@@ -189,12 +189,13 @@ class Request:
     grammar: Grammar | None = None
     existing: tuple[int, ...] = ()
     """Text that the answer is expected to repeat in great part, as an edit does; it serves as a draft."""
+    given: tuple[int, ...] = ()
+    """The answer itself, where only its log-probabilities are wanted."""
     seeds: Seeds | None = None
     adapter: str = ""
     """Which adapter of the model answers; empty for the model as it was loaded."""
     cache_salt: str = ""
-    """Requests share stored prefixes with those of the same salt alone, so that neither `cached_tokens` nor
-    time tells one organisation what another has asked."""
+    """Stored prefixes are shared under one salt alone: no organisation learns what another has asked."""
     forwarded: Mapping[str, Any] | None = None
     """What the caller asked in OpenAI's words, for a backend that passes it on to another server."""
     background: bool = False
@@ -268,8 +269,7 @@ class CanvasToken:
     end: int
     state: Literal["settled", "filled", "masked", "edited"]
     confidence: float
-    """The probability that the decoder compared with its threshold; of an edited token its new one's, of a
-    draft the denoiser's own."""
+    """What the decoder compared with its threshold: an edited token's new one, a draft's by the denoiser."""
     pass_number: int
     """In which it settled; the pass of the canvas for what has not."""
 
@@ -291,8 +291,7 @@ class Canvas:
     """Filled positions over the limit of the answer; 1.0 only when it is whole. Never falls."""
     pass_number: int = 0
     tokens: tuple[CanvasToken, ...] = ()
-    """In the order of the text, where `Request.canvas_tokens` asked for them; a token without a character of
-    its own is left out."""
+    """In the text's order, where `Request.canvas_tokens` asked for them; none without a character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,10 +305,11 @@ class Finish:
     code: str = ""
     """For `error` alone: `invalid_value` where the request is at fault, nothing where the engine is."""
     repetition: bool = False
-    """Whether the answer was ended because it only repeated itself; the reason then is `length`, or `stop`
-    where a grammar could still be brought to its end."""
+    """Whether it was ended for only repeating itself: `length`, or `stop` where a grammar could be ended."""
     stop_string: str = ""
     """Which of `Sampling.stop` ended the answer; empty where none did."""
+    fit: float | None = None
+    """How likely answer and suffix are behind the prompt, in nats, where that was read."""
 
 
 Event = Text | Canvas | Finish

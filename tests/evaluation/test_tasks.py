@@ -139,6 +139,7 @@ def test_lines_are_asked_for_in_each_way_and_compared_gap_by_gap(tmp_path: Path)
         assert ask.prompt in (given, ids) and not indent.strip()
         return {
             "both sides": gap.middle,
+            "both sides, best of 8": gap.middle,
             "left alone": f"{gap.middle}\nand more",
             "left alone, from the line above": f"{blanks}{gap.middle}\nand more",
             "left alone, tokens of an open line": f"{gap.middle}\nand more",
@@ -148,14 +149,30 @@ def test_lines_are_asked_for_in_each_way_and_compared_gap_by_gap(tmp_path: Path)
     assert engine.gap_template is template
     alone = ("left alone", "left alone, from the line above", "left alone, tokens of an open line")
     left = {(way, True) for way in alone}
-    assert set(asked) == {("both sides", True), ("both sides, no adapter", False), *left}
-    assert len(asked) == 50
+    both = {("both sides", True), ("both sides, best of 8", True), ("both sides, no adapter", False)}
+    assert set(asked) == both | left
+    assert len(asked) == 60
     for source in ("humaneval", tmp_path.name):
         for way in alone:
             assert figures["by_group"][f"{source} line, {way}"]["exact"] == 1.0
             assert figures["differences"][f"{source}: both sides over {way}"]["mean"] == 0.0
         over = figures["differences"][f"{source}: both sides over both sides, no adapter"]
         assert over == {"mean": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_the_best_of_several_answers_is_the_one_that_the_base_finds_likeliest() -> None:
+    drawn = Sampler("s", Llm(), Decoding("ar"), temperature=1.5)  # type: ignore[arg-type]
+    ask = Ask("some words", 6, suffix="and more of them")
+    answers = {replace(drawn, temperature=0.0).answer(ask).text}
+    answers |= {replace(drawn, seed=seed).answer(ask).text for seed in range(1, 4)}
+    tokenizer, engine = drawn.llm.tokenizer, drawn.llm.engine
+
+    def fit(text: str) -> float:
+        readings = engine.score(tokenizer.encode("some words"), tokenizer.encode(text + ask.suffix))
+        return sum(reading.target_logprobs[0] for reading in readings)
+
+    assert len(answers) > 2
+    assert replace(drawn, best_of=4).answer(ask).text == max(answers, key=fit)
 
 
 def test_the_interval_of_a_difference_is_the_bootstraps() -> None:

@@ -38,6 +38,8 @@ class Task:
     """Tokens that hold a line break; given for an infill."""
     existing: tuple[int, ...] = ()
     """Text that the answer is expected to repeat in great part."""
+    given: tuple[int, ...] = ()
+    """The answer, where it is only to be read."""
     seeds: Seeds | None = None
     """A canvas that is partly given, in place of an answer from left to right."""
     stop_repetition: bool = False

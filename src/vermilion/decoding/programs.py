@@ -8,6 +8,7 @@ from vermilion.decoding.anchored_blocks import AnchoredBlocks
 from vermilion.decoding.blocks import Blocks
 from vermilion.decoding.decoders import DECODERS
 from vermilion.decoding.filling import GapFilling
+from vermilion.decoding.given import Given
 from vermilion.decoding.grammar import Constraint
 from vermilion.decoding.left_edge import edge_decoding
 from vermilion.decoding.program import Program, Task
@@ -29,6 +30,8 @@ _PROGRAMS: dict[str, type[Program]] = {
 
 def program_of(task: Task, traits: Traits) -> Program:
     """The program of an answer from left to right, by its task's decoder."""
+    if task.given:
+        return Given(task, traits)
     kind = _PROGRAMS[DECODERS[task.decoding.decoder].program]
     if kind is not Speculative:
         traits = traits.for_canvases()

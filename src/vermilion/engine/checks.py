@@ -60,6 +60,8 @@ def check_request(request: Request, model: ModelInfo, traits: Traits, num_slots:
     room = model.context_length - total
     if not 1 <= request.sampling.max_tokens <= room:
         raise BadParameter("max_tokens", request.sampling.max_tokens, f"1 to {room} for this prompt")
+    if request.given and not traits.has_next_token:
+        raise BadRequest(f"{model.id} has no base that could read a given answer.", "given")
     _check_grammar(request)
     _check_canvas(request, model, traits)
     _check_seeds(request, min(model.context_length, num_slots))
@@ -97,6 +99,7 @@ def _check_tokens(request: Request, model: ModelInfo) -> None:
         "prompt": (*request.prompt, *(token for token in seeds.ids if token is not None)),
         "suffix": request.suffix,
         "existing": request.existing,
+        "given": request.given,
         "candidates": tuple(token for some in seeds.candidates for token in some),
     }
     for name, tokens in given.items():

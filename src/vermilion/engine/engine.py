@@ -150,6 +150,7 @@ class Engine:
         task = replace(
             task,
             existing=request.existing,
+            given=request.given,
             seeds=request.seeds,
             sampled=not sampling.greedy,
             seed=sampling.seed,
@@ -207,9 +208,8 @@ class Engine:
         return readings
 
     def score(self, prompt: Listing[int], answer: Listing[int]) -> list[Reading]:
-        """The base's reading of each token of `answer` behind `prompt`: its own choice there, and its
-        log-probability of that token. Raises ValueError where either is empty, both do not fit, or the model
-        has no base."""
+        """The base's reading of each token of `answer` behind `prompt`: its own choice, and that token's
+        log-probability. Raises ValueError where either is empty, both do not fit, or there is no base."""
         if not answer or not prompt or not self.traits.has_next_token:
             raise ValueError(f"cannot score {len(answer)} tokens behind {len(prompt)} with {self.model.id}")
         tokens = (*prompt, *answer)

@@ -7,6 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ _RESAMPLED = 10_000
 _BOTH, _PLAIN = "both sides", "both sides, no adapter"
 _LEFT, _ABOVE = "left alone", "left alone, from the line above"
 _OPEN = "left alone, tokens of an open line"
+_BEST = "both sides, best of 8"
 
 
 def line_gaps(sources: Sequence[tuple[str, int]], count: int, seed: int) -> list[Gap]:
@@ -61,7 +63,7 @@ def _fim(sampler: Sampler, setting: Setting) -> dict[str, Any]:
         sources[path.name] = [(text, min(200, len(text) // 4)) for text in texts]
     cut = {name: line_gaps(texts, setting.limit, setting.seed) for name, texts in sources.items()}
     plain = (_PLAIN,) if sampler.llm.engine.gap_template else ()
-    ways = (_BOTH, *plain, _LEFT, _ABOVE, _OPEN)
+    ways = (_BOTH, _BEST, *plain, _LEFT, _ABOVE, _OPEN)
     setting.watch.begin(len(ways) * sum(map(len, cut.values())))
     right: dict[tuple[str, str], list[bool]] = defaultdict(list)
 
@@ -84,12 +86,14 @@ def _fim(sampler: Sampler, setting: Setting) -> dict[str, Any]:
         with _without_adapter(sampler) if way == _PLAIN else nullcontext():
             for name, found in cut.items():
                 asks = [_ask(sampler, gap, name, way) for gap in found]
-                figures["by_group"][f"{name} line, {way}"] = asked(sampler, asks, grade, Silent())
+                asker = replace(sampler, best_of=8, temperature=0.7) if way == _BEST else sampler
+                figures["by_group"][f"{name} line, {way}"] = asked(asker, asks, grade, Silent())
     figures["differences"] = {
-        f"{name}: {_BOTH} over {way}": difference(right[name, _BOTH], right[name, way])
+        f"{name}: {ours} over {way}": difference(right[name, ours], right[name, way])
         for name, found in cut.items()
-        for way in ways[1:]
-        if found
+        for ours in (_BOTH, _BEST)
+        for way in ways
+        if found and way not in (ours, _BEST)
     }
     return figures
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from vermilion.config import EngineConfig
 from vermilion.decoding import presets
 from vermilion.decoding.decoders import DECODERS
+from vermilion.decoding.given import fit_of
 from vermilion.engine.llm import LLM
 from vermilion.engine.loading import load_model
 from vermilion.errors import BadParameter, EngineFailure
@@ -73,9 +74,14 @@ class Sampler:
     decoding: Decoding
     seed: int = 0
     temperature: float = 0.0
+    best_of: int = 1
+    """Answers that are made to fill a gap, the first of them greedy; the one that fits best is given, and its
+    cost alone."""
 
     def answer(self, ask: Ask) -> Reply:
         """Raises BadRequest and its kinds for what the model cannot take, EngineFailure when it fails."""
+        if self.best_of > 1:
+            return self._best(ask)
         engine = self.llm.engine
         prompt = ids_of(self.llm, ask)
         suffix = tuple(self.llm.tokenizer.encode(ask.suffix)) if ask.suffix else ()
@@ -115,6 +121,20 @@ class Sampler:
         wall_s = time.perf_counter() - began
         tokens = tuple(program.tokens[len(program.task.prompt) :][: finish.usage.completion_tokens])
         return Reply("".join(pieces), prompt, tokens, finish.usage, finish.reason, first_s or wall_s, wall_s)
+
+    def _best(self, ask: Ask) -> Reply:
+        one = replace(self, best_of=1)
+        drawn = [replace(one, temperature=0.0).answer(ask)]
+        for number in range(1, self.best_of):
+            drawn.append(replace(one, seed=self.seed + number).answer(replace(ask, goes_on=True)))
+        suffix = tuple(self.llm.tokenizer.encode(ask.suffix))
+        asked, fits = Request("eval", ids_of(self.llm, ask), suffix=suffix), dict[str, float]()
+        for text in dict.fromkeys(reply.text for reply in drawn):
+            program = self.llm.engine.submit(fit_of(asked, text, self.llm.tokenizer))
+            while self.llm.engine.has_work:
+                self.llm.engine.step()
+            fits[text] = sum(settled.reading.logprob for settled in program.settled)
+        return max(drawn, key=lambda reply: fits[reply.text])
 
 
 def ids_of(llm: LLM, ask: Ask) -> tuple[int, ...]:

@@ -44,6 +44,10 @@ async def test_every_route_fills_by_the_adapter(model: Path, tmp_path: Path) -> 
         (answer,) = oracle.generate([asked], sampling, "ar")
         return answer.text
 
+    def fit(text: str) -> float:
+        before, given = (llm.tokenizer.encode(part) for part in (BEFORE, text + AFTER))
+        return sum(reading.target_logprobs[0] for reading in llm.engine.score(before, given))
+
     oracle = LLM(loaded=loaded, adapters={"same": model / "adapter" / "fim"}).using("same")
     wanted, plain = middle(BEFORE, AFTER), llm.generate([BEFORE], Sampling(max_tokens=9), "ar")[0].text
     assert wanted and wanted != plain
@@ -55,6 +59,13 @@ async def test_every_route_fills_by_the_adapter(model: Path, tmp_path: Path) -> 
             whole = await client.completions.create(prompt=BEFORE, suffix=AFTER, **asked, **more)
             assert whole.choices[0].text == wanted
             assert whole.usage is not None and whole.usage.prompt_tokens == len(BEFORE) + len(AFTER)
+        drawn = asked | {"temperature": 1.0, "seed": 5, "extra_body": {"preset": "ar"}}
+        every = await client.completions.create(prompt=BEFORE, suffix=AFTER, n=4, **drawn)
+        fits = {text: fit(text) for text in (wanted, *(choice.text for choice in every.choices[1:]))}
+        best = await client.completions.create(prompt=BEFORE, suffix=AFTER, n=2, best_of=4, **drawn)
+        assert len(fits) == 4
+        assert [one.text for one in best.choices] == sorted(fits, key=fits.__getitem__, reverse=True)[:2]
+        assert best.usage is not None and best.usage.completion_tokens >= 3 * 9
         chunks = await client.completions.create(prompt=BEFORE, suffix=AFTER, stream=True, **asked)
         assert "".join([chunk.choices[0].text async for chunk in chunks if chunk.choices]) == wanted
         bare = await client.completions.create(

@@ -20,6 +20,7 @@ class Choice:
     usage: Usage = field(default_factory=Usage)
     stop_string: str = ""
     repetition: bool = False
+    fit: float | None = None
     started_s: float = field(default_factory=perf_counter)
     """On the clock of `perf_counter`, as the two below."""
     first_text_s: float = 0.0
@@ -32,7 +33,7 @@ class Choice:
             self.tokens.extend(event.tokens)
         elif isinstance(event, Finish):
             self.reason, self.usage, self.stop_string = event.reason, event.usage, event.stop_string
-            self.repetition = event.repetition
+            self.repetition, self.fit = event.repetition, event.fit
             self.ended_s = perf_counter()
             self.first_text_s = self.first_text_s or self.ended_s
 

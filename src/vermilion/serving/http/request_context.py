@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from vermilion.serving.backend import Ready, Served
+from vermilion.serving.backend import EventSource, Ready, Served
 from vermilion.serving.generation import model_names
 from vermilion.serving.generation.choices import Choice, fold
 from vermilion.serving.generation.events import generate_events
@@ -57,11 +57,15 @@ class RequestContext:
         (choice,) = await while_connected(self.http.receive, fold(answers, 1))
         return choice
 
-    async def whole(self, requests: Sequence[Request], num_prompts: int = 1) -> list[Choice]:
-        """The finished answers, in order. Raises what the engine raises, `ClientGone` if nobody waits."""
+    async def whole(
+        self, requests: Sequence[Request], num_prompts: int = 1, source: EventSource | None = None
+    ) -> list[Choice]:
+        """The finished answers, in order, of the model or of `source`. Raises what the engine raises,
+        `ClientGone` if nobody waits."""
         if BACKGROUND.get():
             requests = [replace(request, background=True) for request in requests]
-        answers = generate_events(self.service, self.served.backend, requests, num_prompts=num_prompts)
+        backend = source or self.served.backend
+        answers = generate_events(self.service, backend, requests, num_prompts=num_prompts)
         return await while_connected(self.http.receive, fold(answers, len(requests)))
 
     def stream(self, requests: Sequence[Request], renderer: StreamRenderer, num_prompts: int = 1) -> Response:

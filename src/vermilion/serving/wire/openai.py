@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 
 from fastapi.responses import Response
 
 from vermilion.errors import BadParameter
 from vermilion.serving.generation import chat
 from vermilion.serving.generation.choices import Choice
+from vermilion.serving.generation.fitting import Fitting
 from vermilion.serving.http import openapi
 from vermilion.serving.http.request_context import RequestContext, json_response
 from vermilion.serving.http.routes import Route
@@ -94,7 +96,12 @@ async def complete(
         stream = CompletionStream(head, body.wants_usage_chunk, len(requests), delta, echoes)
         renderer: StreamRenderer = lmstudio.FiguresStream(stream, context.model) if figures else stream
         return context.stream(requests, renderer, len(echoes))
-    made = await context.whole(requests, len(echoes))
+    if source := _source(context, body):
+        # Greedy is what a gap's likeliest answer mostly is, and the others are drawn beside it.
+        requests[:: body.best_of] = [
+            replace(one, sampling=replace(one.sampling, temperature=0.0)) for one in requests[:: body.best_of]
+        ]
+    made = await context.whole(requests, len(echoes), source)
     choices = made if body.best_of is None else likeliest(made, body.best_of, body.n or 1)
     reply = completion_reply(head, choices, body.logprobs is not None, echoes)
     reply["usage"] = usage_body([choice.usage for choice in made], len(echoes))
@@ -111,16 +118,26 @@ def _check_completion(body: CompletionBody) -> None:
         raise BadParameter("best_of", body.best_of, "at most n in a stream, which cannot wait for the best")
 
 
+def _source(context: RequestContext, body: CompletionBody) -> Fitting | None:
+    """What also reads the answers, where the best of several in a gap is wanted and a base can tell."""
+    several = body.best_of is not None and body.best_of > 1 and (body.suffix or "").strip()
+    reads = not context.served.forwards and "ar" in context.model.decoders
+    return Fitting(context.served) if several and reads else None
+
+
 def likeliest(choices: list[Choice], num_made: int, num_kept: int) -> list[Choice]:
-    """Of every `num_made` choices those with the highest log-probability per token, the likeliest first."""
+    """Of every `num_made` choices those that fit best between prompt and suffix, and where that was not read,
+    with the highest log-probability per token; the best first."""
     kept: list[Choice] = []
     for start in range(0, len(choices), num_made):
-        ranked = sorted(choices[start : start + num_made], key=_log_probability, reverse=True)
+        ranked = sorted(choices[start : start + num_made], key=_rank, reverse=True)
         kept += ranked[:num_kept]
     return kept
 
 
-def _log_probability(choice: Choice) -> float:
+def _rank(choice: Choice) -> float:
+    if choice.fit is not None:
+        return choice.fit
     return sum(token.logprob for token in choice.tokens) / max(1, len(choice.tokens))
 
 

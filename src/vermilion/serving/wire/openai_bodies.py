@@ -342,7 +342,10 @@ class CompletionBody(Generation):
     suffix: str | None = Field(None, description="Text right of the gap: the answer fills in between.")
     echo: bool | None = Field(None, description="Let the text begin with the prompt; not with `logprobs`.")
     best_of: int | None = Field(
-        None, ge=1, le=MOST_CHOICES, description="Make so many answers; `n` of the likeliest are sent."
+        None,
+        ge=1,
+        le=MOST_CHOICES,
+        description="Make so many answers; the `n` likeliest (best fits) are sent.",
     )
     logprobs: NumLogprobs = Field(None, description="So many likeliest tokens beside each token.")
 
