@@ -3,10 +3,10 @@ r"""What guesses for the base: the drafter, the LoRA denoiser, prompt lookup, al
     python bench/drafters.py --drafter runs/smollm2-135m-drafter/model/adapter \
         --trained-on runs/answers-*.jsonl
 
-Every guesser answers the same held-out prompts, `lossless` at temperature 0, each right after `ar`, so that
-whatever else the machine does slows both alike. Rows give tokens per pass of the base, accepted and drafted
-tokens, and the median over prompts of `ar`'s time over this one's. All texts must be `ar`'s; the command
-fails where one is not.
+Every guesser answers the same held-out prompts, `lossless` at temperature 0, each right after `ar` or right
+before it, in turns, so that whatever else the machine does slows both alike. Rows give tokens per pass of
+the base, accepted and drafted tokens, and the median over prompts of `ar`'s time over this one's. All texts
+must be `ar`'s; the command fails where one is not.
 
     python bench/drafters.py --drafter FOLDER --contexts 0 1000 4000 7800 --kinds chat code --prompts 10
 
@@ -138,10 +138,14 @@ def measured(name: str, llms: dict[str, LLM], asked_for: Sequence[Question], lim
     engine, decoding = GUESSERS[name]
     llm, ratios, tokens, passes = llms[engine], [], 0, 0
     before = (llm.engine._drafted.copy(), llm.engine._accepted.copy())
-    for question in asked_for:
+    for number, question in enumerate(asked_for):
         timed(llm, question, AR, 1)  # the prompt is in the prefix cache for both
+        # In turns, as each finds the caches and the cost curve as the other left them.
+        if number % 2:
+            text, taken_s, usage = timed(llm, question, decoding, limit)
         plain, ar_s, _ = timed(llm, question, AR, limit)
-        text, taken_s, usage = timed(llm, question, decoding, limit)
+        if number % 2 == 0:
+            text, taken_s, usage = timed(llm, question, decoding, limit)
         if text != plain:
             raise SystemExit(f"{name}: not the base's own text behind {llm.tokenizer.decode(question.ids)!r}")
         ratios.append(ar_s / taken_s)

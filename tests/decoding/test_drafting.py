@@ -7,7 +7,6 @@ from itertools import accumulate
 import pytest
 
 from vermilion.decoding.drafting import (
-    MARGIN,
     DraftBudget,
     RowCosts,
     gain_of,
@@ -33,15 +32,15 @@ def test_noise_never_makes_more_rows_cheaper() -> None:
 
 
 def test_a_price_is_what_the_step_would_settle_in_that_time() -> None:
-    assert DraftBudget(CURVE, rows=4, streams=4).price(4) == pytest.approx(MARGIN * 4 * 3.4 / 4.6)
-    assert DraftBudget(CURVE, rows=1, streams=1).price(3, noisy=2) == pytest.approx(MARGIN * 0.8 / 4.0)
+    assert DraftBudget(CURVE, rows=4, streams=4).cost(4) == pytest.approx(4 * 3.4 / 4.6)
+    assert DraftBudget(CURVE, rows=1, streams=1).cost(3, noisy=2) == pytest.approx(0.8 / 4.0)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7])
 def test_no_other_number_of_drafts_gains_more(rows: int) -> None:
     budget = DraftBudget(CURVE, rows, streams=1)
     chances = [0.9, 0.6, 0.5, 0.2, 0.1, 0.05]
-    gains = [sum(chances[:n]) - budget.price(n) for n in range(len(chances) + 1)]
+    gains = [sum(chances[:n]) - budget.cost(n) for n in range(len(chances) + 1)]
     count = worthwhile(chances, budget)
     assert gains[count] == max(gains)
     assert gain_of(chances, budget) == pytest.approx(max(gains))
@@ -73,7 +72,7 @@ def test_positions_with_several_drafts_cost_several_rows() -> None:
     asking = [0.05, 0.1, 0.15]
     yields = [(0.7, 1.5), (0.3, 1.0), (0.1, 0.5)]
     rows, expected = accumulate(taken for _, taken in yields), accumulate(one for one, _ in yields)
-    gains = [e - budget.price(r) - cost for e, r, cost in zip(expected, rows, asking, strict=True)]
+    gains = [e - budget.cost(r) - cost for e, r, cost in zip(expected, rows, asking, strict=True)]
     count, gain = worthwhile_guesses(yields, budget, lambda count: asking[count - 1])
     assert gains[count - 1] == max(gains) == pytest.approx(gain)
 
@@ -163,7 +162,7 @@ def test_rows_that_are_dear_are_seldom_tried() -> None:
 def test_a_row_beside_prompts_costs_what_it_costs_elsewhere() -> None:
     """Else every draft would look cheap beside a long prompt, whose first text would wait for it."""
     costs = RowCosts((1, 256), (4.0, 106.0))
-    alone, beside = DraftBudget(costs, 16, 16).price(1), DraftBudget(costs, 200, 16).price(1)
+    alone, beside = DraftBudget(costs, 16, 16).cost(1), DraftBudget(costs, 200, 16).cost(1)
     assert beside == pytest.approx(alone)
 
 

@@ -14,12 +14,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
-from vermilion.decoding.draft_record import MAX_CHANCE
 from vermilion.frozen import frozen
 
-MARGIN = 1.3
-"""By how much a gain has to exceed its price: chances are estimates, and steps with good drafts settle more
-than one token a stream, which the time is taken from."""
+_HOPELESS = 0.75
+"""Cost of a row from which on the little that an almost certain draft would gain is not worth looking for."""
 _PACE_SHARE, _SHAPE_SHARE = 0.2, 0.05
 """Weights of one step's time in what is known of the machine's pace and of the curve."""
 _UNSEEN_STEPS, _MAX_SHAPE_SHARE = 64, 0.5
@@ -170,10 +168,6 @@ class DraftBudget:
             longer += (added - noisy) * self.costs.mask_ms
         return self.streams * longer / self.costs.at(self.streams)
 
-    def price(self, added: float, noisy: int = 0) -> float:
-        """The cost times the margin."""
-        return MARGIN * self.cost(added, noisy)
-
     def affordable(self, count: int, means: float) -> int:
         """As many of `count` rows as cost no more than `means`."""
         while count and self.cost(count) > means:
@@ -182,7 +176,7 @@ class DraftBudget:
 
     def denoiser_cost(self, guesses: int) -> float:
         """The same of the denoiser's rows for so many guesses: a canvas has one more, for its anchor."""
-        return self.price(guesses + 1, noisy=guesses + 1)
+        return self.cost(guesses + 1, noisy=guesses + 1)
 
     def drafter_cost(self, guesses: int) -> float:
         """The same of the time that the drafter takes for so many guesses of one stream; the streams of a
@@ -192,8 +186,8 @@ class DraftBudget:
 
     @property
     def hopeless(self) -> bool:
-        """Whether not even a draft that is almost certain is worth its row."""
-        return self.price(1) >= MAX_CHANCE
+        """Whether rows are so dear that no draft is looked for, as with many streams."""
+        return self.cost(1) >= _HOPELESS
 
     def plus(self, rows: int) -> DraftBudget:
         return DraftBudget(self.costs, self.rows + rows, self.streams, self.constrained)
@@ -207,11 +201,11 @@ def worthwhile(chances: Sequence[float], budget: DraftBudget) -> int:
     """How many of the drafts to verify, likeliest first: as many as make the expected gain largest."""
     best, best_gain, expected, most = 0, 0.0, 0.0, sum(chances)
     # With many streams most requests draft nothing; weighing all counts for each took the host 2 ms a step.
-    if not chances or budget.price(1) >= chances[0]:
+    if not chances or budget.cost(1) >= chances[0]:
         return 0
     for count, chance in enumerate(chances, 1):
         expected += chance
-        price = budget.price(count)
+        price = budget.cost(count)
         if expected - price > best_gain:
             best, best_gain = count, expected - price
         if most - price <= best_gain:
@@ -222,7 +216,7 @@ def worthwhile(chances: Sequence[float], budget: DraftBudget) -> int:
 def gain_of(chances: Sequence[float], budget: DraftBudget) -> float:
     """Expected tokens, less their price, of verifying as many drafts as are worthwhile."""
     count = worthwhile(chances, budget)
-    return sum(chances[:count]) - budget.price(count) if count else 0.0
+    return sum(chances[:count]) - budget.cost(count) if count else 0.0
 
 
 def worthwhile_guesses(
@@ -244,7 +238,7 @@ def worthwhile_guesses(
         cost = asking(count)
         if cost + budget.cost(rows) > means:
             break
-        gain = expected - budget.price(rows) - cost
+        gain = expected - budget.cost(rows) - cost
         if gain > best_gain:
             best, best_gain = count, gain
     return best, best_gain

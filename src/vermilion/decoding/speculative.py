@@ -148,7 +148,7 @@ class Speculative(Program):
         # What a grammar forced has no keys yet.
         stored = self.cached + len(self._moves)
         budget = budget and budget.under(self.task.constraint)
-        self._least = budget.price(1) if budget is not None else 0.0
+        self._least = budget.cost(1) if budget is not None else 0.0
         if not self._wants_drafts or (budget is not None and budget.hopeless):
             return None
         # A draft for the answer's last position saves no pass: the base gives that token anyway.
