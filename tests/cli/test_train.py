@@ -16,7 +16,7 @@ from vermilion.training.run import Progress
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
-OF_OTHER_KINDS = {"data", "fim-data", "smollm2-135m-drafter", "smollm2-135m-fim"}
+OF_OTHER_KINDS = {"data", "fim-data", "smollm2-135m-drafter", "smollm2-135m-fim", "smollm2-135m-fim-lines"}
 
 
 @pytest.mark.parametrize(

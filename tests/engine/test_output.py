@@ -293,8 +293,8 @@ def test_the_suffixs_first_line_needs_a_break_beside_it(suffix: str, lines: set[
 )
 @pytest.mark.parametrize("size", [1, 5])
 def test_a_middle_ends_where_it_would_repeat_the_suffix(tokens: list[int], text: str, size: int) -> None:
-    request = Request("x", (5, 6), Sampling(max_tokens=5), Decoding("ar"), (17, 11, 17, 12))
-    program = Script(Task((5, 6), 5, request.decoding, frozenset({tiny.EOS})), tiny.TRAITS["causal-shift"])
+    request = Request("x", (10, 11), Sampling(max_tokens=5), Decoding("ar"), (17, 11, 17, 12))
+    program = Script(Task((10, 11), 5, request.decoding, frozenset({tiny.EOS})), tiny.TRAITS["causal-shift"])
     output = Output(request, Pieces(), before_suffix=True)  # type: ignore[arg-type]
     events: list[Event] = []
     for start in range(0, len(tokens), size):
