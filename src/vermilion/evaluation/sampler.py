@@ -130,10 +130,9 @@ class Sampler:
         suffix = tuple(self.llm.tokenizer.encode(ask.suffix))
         asked, fits = Request("eval", ids_of(self.llm, ask), suffix=suffix), dict[str, float]()
         for text in dict.fromkeys(reply.text for reply in drawn):
-            program = self.llm.engine.submit(fit_of(asked, text, self.llm.tokenizer))
-            while self.llm.engine.has_work:
-                self.llm.engine.step()
-            fits[text] = sum(settled.reading.logprob for settled in program.settled)
+            fit = fit_of(asked, text, self.llm.tokenizer)
+            readings = self.llm.engine.score(fit.prompt, fit.given)
+            fits[text] = sum(reading.target_logprobs[0] for reading in readings)
         return max(drawn, key=lambda reply: fits[reply.text])
 
 
